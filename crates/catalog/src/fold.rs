@@ -1,0 +1,177 @@
+//! Folding a stream of object changes into a catalog.
+//!
+//! Watches lose their connection, start over, repeat themselves, and show an
+//! endpoint in two slices while it moves from one to the other. The fold keeps
+//! objects whole and by name, so that whatever was delivered in between, the
+//! result is the one that a fresh list would give.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::snapshot::SlicesByService;
+use crate::{Catalog, EndpointSlice, Node, NodeName, ObjectName, Service};
+
+/// One change of the cluster, as a watch or a reloaded file reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A Service was added or changed.
+    Service(Service),
+    /// A Service is gone.
+    ServiceGone(ObjectName),
+    /// A slice was added or changed.
+    Slice(EndpointSlice),
+    /// A slice is gone.
+    SliceGone(ObjectName),
+    /// A node was added or changed.
+    Node(Node),
+    /// A node is gone.
+    NodeGone(NodeName),
+}
+
+/// The growing catalog of one source.
+#[derive(Clone, Debug, Default)]
+pub struct Fold {
+    catalog: Catalog,
+    /// Which Service each slice was last seen to belong to: a slice whose label
+    /// changed has to leave its old Service.
+    slice_owner: BTreeMap<ObjectName, ObjectName>,
+}
+
+impl Fold {
+    /// A fold that goes on from `catalog`.
+    #[must_use]
+    pub fn from_catalog(catalog: Catalog) -> Self {
+        let slice_owner = catalog
+            .slices()
+            .map(|slice| (slice.name.clone(), slice.service_name()))
+            .collect();
+        Self {
+            catalog,
+            slice_owner,
+        }
+    }
+
+    /// The catalog as of now. Cheap: the content is shared.
+    #[must_use]
+    pub fn catalog(&self) -> Catalog {
+        self.catalog.clone()
+    }
+
+    /// Takes one change in. Returns whether the catalog is different from before, so
+    /// that repeated or irrelevant updates wake nobody.
+    pub fn apply(&mut self, change: Change) -> bool {
+        match change {
+            Change::Service(service) => {
+                insert(&mut self.catalog.services, service.name.clone(), service)
+            }
+            Change::ServiceGone(name) => remove(&mut self.catalog.services, &name),
+            Change::Slice(slice) => self.put_slice(slice),
+            Change::SliceGone(name) => self.remove_slice(&name),
+            Change::Node(node) => insert(&mut self.catalog.nodes, node.name.clone(), node),
+            Change::NodeGone(name) => remove(&mut self.catalog.nodes, &name),
+        }
+    }
+
+    /// Makes `services` all there are: what a completed list says.
+    pub fn replace_services(&mut self, services: impl IntoIterator<Item = Service>) -> bool {
+        replace(
+            &mut self.catalog.services,
+            services.into_iter().map(|s| (s.name.clone(), s)),
+        )
+    }
+
+    /// Makes `nodes` all there are: what a completed list says.
+    pub fn replace_nodes(&mut self, nodes: impl IntoIterator<Item = Node>) -> bool {
+        replace(
+            &mut self.catalog.nodes,
+            nodes.into_iter().map(|n| (n.name.clone(), n)),
+        )
+    }
+
+    /// Makes `slices` all there are: what a completed list says.
+    pub fn replace_slices(&mut self, slices: impl IntoIterator<Item = EndpointSlice>) -> bool {
+        let mut gone: BTreeSet<ObjectName> = self.slice_owner.keys().cloned().collect();
+        let mut changed = false;
+        for slice in slices {
+            gone.remove(&slice.name);
+            changed |= self.put_slice(slice);
+        }
+        for name in gone {
+            changed |= self.remove_slice(&name);
+        }
+        changed
+    }
+
+    fn put_slice(&mut self, slice: EndpointSlice) -> bool {
+        let owner = slice.service_name();
+        let moved = self
+            .slice_owner
+            .get(&slice.name)
+            .is_some_and(|old| *old != owner);
+        let left = moved && self.remove_slice(&slice.name);
+        let key: Arc<str> = slice.name.name().into();
+        let known = self
+            .catalog
+            .slices
+            .get(&owner)
+            .and_then(|of_service| of_service.get(&key));
+        if known.is_some_and(|known| **known == slice) {
+            return left;
+        }
+        self.slice_owner.insert(slice.name.clone(), owner.clone());
+        Arc::make_mut(&mut self.catalog.slices)
+            .entry(owner)
+            .or_default()
+            .insert(key, Arc::new(slice));
+        true
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName) -> bool {
+        let Some(owner) = self.slice_owner.remove(name) else {
+            return false;
+        };
+        let slices: &mut SlicesByService = Arc::make_mut(&mut self.catalog.slices);
+        if let Some(of_service) = slices.get_mut(&owner) {
+            of_service.remove(name.name());
+            if of_service.is_empty() {
+                slices.remove(&owner);
+            }
+        }
+        true
+    }
+}
+
+fn insert<K: Ord + Clone, V: PartialEq>(
+    map: &mut Arc<BTreeMap<K, Arc<V>>>,
+    key: K,
+    value: V,
+) -> bool {
+    if map.get(&key).is_some_and(|known| **known == value) {
+        return false;
+    }
+    Arc::make_mut(map).insert(key, Arc::new(value));
+    true
+}
+
+fn remove<K: Ord + Clone, V>(map: &mut Arc<BTreeMap<K, Arc<V>>>, key: &K) -> bool {
+    // Looked up first: make_mut copies the map when somebody reads the old one.
+    map.contains_key(key) && Arc::make_mut(map).remove(key).is_some()
+}
+
+fn replace<K: Ord + Clone, V: PartialEq>(
+    map: &mut Arc<BTreeMap<K, Arc<V>>>,
+    values: impl Iterator<Item = (K, V)>,
+) -> bool {
+    let new: BTreeMap<K, Arc<V>> = values
+        .map(|(key, value)| {
+            // What did not change keeps its allocation, so that readers may compare by pointer.
+            let kept = map.get(&key).filter(|known| ***known == value).cloned();
+            (key, kept.unwrap_or_else(|| Arc::new(value)))
+        })
+        .collect();
+    let changed = **map != new;
+    if changed {
+        *map = Arc::new(new);
+    }
+    changed
+}
