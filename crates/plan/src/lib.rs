@@ -1,0 +1,17 @@
+//! What this node shall do about the catalog.
+//!
+//! [`plan`] is a pure function: catalog and policy in, portals out; no I/O, no
+//! clock, no async. Every decision about a Service is made here and carries its
+//! reason, so that rules, logs, explanations and tests have one answer to share.
+
+mod filter;
+mod plan;
+mod policy;
+mod portal;
+mod topology;
+
+pub use plan::{Plan, plan};
+pub use policy::{FilterMode, Policy};
+pub use portal::{
+    EndpointChoice, Frontend, LeftAlone, Portal, PortalEndpoint, Refusal, ServicePortPlan, Target,
+};

@@ -1,0 +1,26 @@
+//! What the operator decided for this node.
+
+use edgemesh_catalog::NodeName;
+
+/// Which Services the filter label exempts (`modules.edgeProxy.serviceFilterMode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FilterMode {
+    /// Services with the label are left to kube-proxy; all others are intercepted.
+    #[default]
+    IfLabelExists,
+    /// Services without the label are left to kube-proxy; only labelled ones are intercepted.
+    IfLabelDoesNotExist,
+}
+
+/// Everything besides the catalog that a plan depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The node that is planned for.
+    pub node: NodeName,
+    /// Meaning of the filter label.
+    pub filter: FilterMode,
+    /// Whether this host can intercept IPv4.
+    pub ipv4: bool,
+    /// Whether this host can intercept IPv6.
+    pub ipv6: bool,
+}
