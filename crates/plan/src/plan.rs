@@ -129,3 +129,7 @@ fn frontend_left_alone(
             .map(|by| LeftAlone::FrontendTaken(by.clone())),
     }
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
