@@ -1,0 +1,45 @@
+# All chores of the project. `make` alone lists them.
+# CI runs these very targets; nothing is done elsewhere.
+
+CARGO ?= cargo
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+.PHONY: help demo build test e2e bench check bless
+
+help: ## this list
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+build: ## the agent, as it is shipped: target/release/edgemesh-agent
+	@tools/prerequisites cc
+	$(CARGO) build --locked --release -p edgemesh-agent
+
+demo: ## the main job on this machine, in private namespaces, without a cluster
+	@tools/prerequisites cc iptables ip unshare
+	@$(CARGO) build --locked --quiet -p edgemesh-agent
+	@target/debug/edgemesh-agent playground
+
+test: ## all tests that need no cluster, kernel labs included
+	@tools/prerequisites cc iptables ip unshare
+	$(CARGO) test --locked --workspace
+
+e2e: ## against a real etcd, kube-apiserver and kube-proxy (K8S_BIN=DIR ETCD=FILE: your own)
+	@tools/prerequisites cc iptables ip unshare
+	@K8S_BIN="$$(e2e/kubernetes-binaries)" ETCD="$$(e2e/etcd-binary)" \
+		$(CARGO) test --locked -p edgemesh-agent --test e2e -- --test-threads=1 --nocapture
+
+bench: ## time and memory at 100 to 10,000 Services, beside kube-proxy where K8S_BIN names one
+	@tools/prerequisites cc iptables ip unshare
+	@$(CARGO) build --locked --quiet --release -p edgemesh-agent
+	@target/release/edgemesh-agent --version
+	$(CARGO) bench --locked -p edgemesh-agent
+
+check: ## formatting, lints, docs, licences
+	@tools/prerequisites cc
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
+	tools/cargo-deny --locked check bans licenses sources
+
+bless: ## write golden files anew; look at the diff before you commit it
+	BLESS=1 $(CARGO) test --locked --workspace
