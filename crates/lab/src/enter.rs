@@ -1,0 +1,453 @@
+//! The way into a lab: this executable is run again inside private namespaces.
+//!
+//! `unshare` (util-linux) makes the namespaces; the process inside is the first of its
+//! pid namespace, so that its end is the end of everything in the lab. It also ends when
+//! the process outside does, which it notices by its standard input.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::await_until::pause;
+use crate::iptables::Flavour;
+use crate::lab::Lab;
+use crate::process::{Output, Program, pid_of};
+
+/// Tells the process inside that it is inside, and which case of a test to run.
+const CASE: &str = "EDGEMESH_LAB_CASE";
+/// How many seconds a test in a lab may take, over [`TEST_LIMIT`].
+const LIMIT: &str = "EDGEMESH_LAB_SECONDS";
+const TEST_LIMIT: Duration = Duration::from_secs(120);
+/// The exit status of a test that ran and passed. Not 0: that is what a test binary
+/// ends with when it found no test of the given name.
+const PASSED: i32 = 96;
+const FAILED: i32 = 1;
+
+/// Runs `body` in a lab of its own. To be called by a `#[test]`, with a closure that is
+/// written in it: the closure's type tells the name of the test to run inside.
+///
+/// Returns in the outer process only; what follows it in the test runs outside the lab.
+/// The lab may take 120 s, or as many as `EDGEMESH_LAB_SECONDS` says.
+///
+/// # Errors
+///
+/// When no lab can be made here, with what to enable; when the body fails, panics or takes
+/// too long, with everything it wrote.
+pub fn test<F>(body: F) -> Result<()>
+where
+    F: FnOnce(&Lab) -> Result<()>,
+{
+    test_within(TEST_LIMIT, body)
+}
+
+/// As [`test()`], with a time limit of its own (`EDGEMESH_LAB_SECONDS` still wins).
+///
+/// # Errors
+///
+/// As [`test()`].
+pub fn test_within<F>(limit: Duration, body: F) -> Result<()>
+where
+    F: FnOnce(&Lab) -> Result<()>,
+{
+    match std::env::var_os(CASE) {
+        Some(_) => finish_test(body),
+        None => run_again_for_test(&test_name::<F>()?, "lab", limit),
+    }
+}
+
+/// Runs `body` once for each iptables flavour, each time in a lab of its own; else as
+/// [`test()`].
+///
+/// # Errors
+///
+/// As [`test()`], naming the flavour.
+pub fn test_each_flavour<F>(body: F) -> Result<()>
+where
+    F: FnOnce(&Lab, Flavour) -> Result<()>,
+{
+    if let Some(case) = std::env::var_os(CASE) {
+        let flavour = Flavour::ALL
+            .into_iter()
+            .find(|flavour| case == flavour.name())
+            .ok_or_else(|| anyhow!("{CASE} names no iptables flavour: {case:?}"))?;
+        finish_test(|lab| body(lab, flavour));
+    }
+    let name = test_name::<F>()?;
+    for flavour in Flavour::ALL {
+        run_again_for_test(&name, flavour.name(), TEST_LIMIT)
+            .with_context(|| format!("with iptables-{}", flavour.name()))?;
+    }
+    Ok(())
+}
+
+/// Where [`enter`] returned.
+#[derive(Debug)]
+pub enum Entered {
+    /// Inside a new lab.
+    Inside(Inside),
+    /// Outside, after the process inside has ended, with the exit code it ended with.
+    Over(i32),
+}
+
+/// A command's view of the lab it runs in.
+#[derive(Debug)]
+pub struct Inside {
+    /// The lab.
+    pub lab: Lab,
+    /// The process id of the lab's first process as the world outside knows it: a
+    /// target for `nsenter`.
+    pub pid_outside: i32,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Inside {
+    /// Whether the user asked for the end (SIGINT, SIGTERM or SIGHUP).
+    #[must_use]
+    pub fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Blocks until the user asks for the end.
+    pub fn await_interrupt(&self) {
+        while !self.interrupted() {
+            pause();
+        }
+    }
+}
+
+/// Runs the current command again, with the same arguments, inside a new lab: the process
+/// inside gets [`Entered::Inside`]; the one outside passes signals on, waits for it and
+/// gets [`Entered::Over`]. To be called before any other thread is started.
+///
+/// Standard output and error are the terminal's; standard input is not available inside.
+///
+/// # Errors
+///
+/// When no lab can be made here, with what to enable.
+pub fn enter() -> Result<Entered> {
+    if std::env::var_os(CASE).is_none() {
+        return run_again_for_command().map(Entered::Over);
+    }
+    let interrupted = Arc::new(AtomicBool::new(false));
+    // The first process of a pid namespace ignores every signal it has no handler for.
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))
+            .context("cannot handle signals")?;
+    }
+    let pid_outside = hold_on_to_outside()?;
+    Ok(Entered::Inside(Inside {
+        lab: furnish()?,
+        pid_outside,
+        interrupted,
+    }))
+}
+
+fn test_name<F>() -> Result<String> {
+    let closure = std::any::type_name::<F>();
+    closure
+        .strip_suffix("::{{closure}}")
+        .and_then(|path| path.split_once("::"))
+        .map(|(_crate, name)| name.to_owned())
+        .ok_or_else(|| {
+            anyhow!("a lab test takes a closure written in the test itself, not `{closure}`")
+        })
+}
+
+/// Runs the body and ends this process: the rest of the test is for the outer one.
+#[expect(
+    clippy::print_stderr,
+    reason = "the process outside reads there why the test failed"
+)]
+fn finish_test(body: impl FnOnce(&Lab) -> Result<()>) -> ! {
+    let outcome = hold_on_to_outside()
+        .and_then(|_| furnish())
+        .and_then(|lab| body(&lab));
+    match outcome {
+        Ok(()) => std::process::exit(PASSED),
+        Err(error) => {
+            eprintln!("{error:?}");
+            std::process::exit(FAILED)
+        }
+    }
+}
+
+/// Reads the first process's outside id, then ends this process, and the lab with it,
+/// as soon as the process outside is gone.
+fn hold_on_to_outside() -> Result<i32> {
+    let mut line = String::new();
+    let mut outside = BufReader::new(std::io::stdin());
+    outside
+        .read_line(&mut line)
+        .context("cannot read from the process outside the lab")?;
+    let pid = line
+        .trim()
+        .parse()
+        .with_context(|| format!("the process outside the lab sent no process id but {line:?}"))?;
+    thread::Builder::new()
+        .name("outside".to_owned())
+        .spawn(move || {
+            let _ = std::io::copy(&mut outside, &mut std::io::sink());
+            std::process::exit(1);
+        })
+        .context("cannot start a thread")?;
+    Ok(pid)
+}
+
+/// What every lab has: its own `/run` (names of network namespaces, lock of iptables,
+/// logs) and a loopback device.
+fn furnish() -> Result<Lab> {
+    mount(
+        Some("tmpfs"),
+        "/run",
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=0755"),
+    )
+    .context("cannot mount a tmpfs on /run inside the lab")?;
+    Program::new("ip").args(["link", "set", "lo", "up"]).run()?;
+    Lab::new()
+}
+
+fn run_again_for_test(name: &str, case: &str, default_limit: Duration) -> Result<()> {
+    let limit = limit_from_environment()?.unwrap_or(default_limit);
+    let mut written = tempfile::tempfile().context("cannot make a file for the test's output")?;
+    let output = written
+        .try_clone()
+        .context("cannot share the file for the test's output")?;
+    let arguments = ["--exact", name, "--nocapture", "--test-threads=1"];
+    let mut first = start_inside(&arguments, case, Output::File(output))?;
+    let ended = wait_within(&mut first.unshare, limit)?;
+    let report = read_from_start(&mut written)?;
+    let Some(status) = ended else {
+        bail!(
+            "{name} was still running in its lab after {limit:?} ({LIMIT} sets the limit); \
+             it wrote:\n{report}"
+        );
+    };
+    match status.code() {
+        Some(PASSED) => {
+            forward(&report);
+            Ok(())
+        }
+        Some(0) => bail!(
+            "the test binary knows no test {name}: the closure given to the lab must be written \
+             in the test itself; it wrote:\n{report}"
+        ),
+        Some(_) | None => bail!("{name} failed in its lab ({status}); it wrote:\n{report}"),
+    }
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the test harness captures what the print macros write, and only that"
+)]
+fn forward(report: &str) {
+    print!("{report}");
+}
+
+fn limit_from_environment() -> Result<Option<Duration>> {
+    let Some(value) = std::env::var_os(LIMIT) else {
+        return Ok(None);
+    };
+    let seconds = value
+        .to_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| anyhow!("{LIMIT} must be a whole number of seconds, not {value:?}"))?;
+    Ok(Some(Duration::from_secs(seconds)))
+}
+
+fn read_from_start(file: &mut File) -> Result<String> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))
+        .and_then(|_| file.read_to_end(&mut bytes))
+        .context("cannot read the test's output")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Waits for the end; kills the lab when there is none in time.
+fn wait_within(unshare: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        let status = unshare.try_wait().context("cannot wait for the lab")?;
+        if status.is_some() {
+            return Ok(status);
+        }
+        pause();
+    }
+    unshare.kill().context("cannot kill the lab")?;
+    unshare.wait().context("cannot wait for the lab")?;
+    Ok(None)
+}
+
+fn run_again_for_command() -> Result<i32> {
+    let asked_to_end: Vec<(Signal, Arc<AtomicBool>)> =
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+            .into_iter()
+            .map(|signal| (signal, Arc::new(AtomicBool::new(false))))
+            .collect();
+    for (signal, flag) in &asked_to_end {
+        signal_hook::flag::register(*signal as i32, Arc::clone(flag))
+            .context("cannot handle signals")?;
+    }
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let mut first = start_inside(&arguments, "command", Output::Shared)?;
+    loop {
+        if let Some(status) = first
+            .unshare
+            .try_wait()
+            .context("cannot wait for the lab")?
+        {
+            return Ok(exit_code(status));
+        }
+        for (signal, flag) in &asked_to_end {
+            if flag.swap(false, Ordering::Relaxed) {
+                // It may have ended in this moment; the next look tells.
+                let _ = kill(first.pid, *signal);
+            }
+        }
+        pause();
+    }
+}
+
+/// As a shell would: 128 and the signal's number for a process ended by a signal.
+fn exit_code(status: ExitStatus) -> i32 {
+    let by_signal = || status.signal().map(|number| 128 + number);
+    status.code().or_else(by_signal).unwrap_or(1)
+}
+
+/// The first process of a lab as seen from outside. Dropping it ends the lab.
+struct First {
+    unshare: Child,
+    pid: Pid,
+}
+
+fn start_inside<A: AsRef<std::ffi::OsStr>>(
+    arguments: &[A],
+    case: &str,
+    output: Output,
+) -> Result<First> {
+    let executable = std::env::current_exe().context("cannot find this executable")?;
+    let mut unshare = Program::new("unshare")
+        .args(way_in()?.options())
+        .arg("--")
+        .arg(executable)
+        .args(arguments)
+        .env(CASE, case)
+        .spawn_foreground(Stdio::piped(), output)?;
+    let pid = await_first_process(&mut unshare)?;
+    if let Some(lifeline) = unshare.stdin.as_mut() {
+        writeln!(lifeline, "{pid}").context("the lab's first process is gone already")?;
+    }
+    Ok(First { unshare, pid })
+}
+
+fn await_first_process(unshare: &mut Child) -> Result<Pid> {
+    let own = pid_of(unshare)?;
+    let path = format!("/proc/{own}/task/{own}/children");
+    loop {
+        let children = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {path} to find the lab's first process"))?;
+        if let Some(pid) = children.split_whitespace().next() {
+            let number = pid
+                .parse()
+                .with_context(|| format!("no process id: {pid}"))?;
+            return Ok(Pid::from_raw(number));
+        }
+        if let Some(status) = unshare.try_wait().context("cannot wait for unshare")? {
+            bail!("unshare ended ({status}) before the lab's first process was there");
+        }
+        pause();
+    }
+}
+
+/// How private namespaces can be had here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WayIn {
+    UserNamespace,
+    Root,
+}
+
+impl WayIn {
+    fn options(self) -> Vec<&'static str> {
+        let mut options = match self {
+            Self::UserNamespace => vec!["--user", "--map-root-user"],
+            Self::Root => Vec::new(),
+        };
+        options.extend(["--net", "--mount", "--pid", "--fork"]);
+        options.extend(["--kill-child", "--mount-proc"]);
+        options
+    }
+
+    fn attempt(self) -> Result<()> {
+        Program::new("unshare")
+            .args(self.options())
+            .arg("true")
+            .run()
+            .map(|_| ())
+    }
+}
+
+/// Finds out once per process.
+fn way_in() -> Result<WayIn> {
+    static FOUND: OnceLock<std::result::Result<WayIn, String>> = OnceLock::new();
+    FOUND
+        .get_or_init(|| find_way_in().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(|text| anyhow!(text))
+}
+
+fn find_way_in() -> Result<WayIn> {
+    let Err(refusal) = WayIn::UserNamespace.attempt() else {
+        return Ok(WayIn::UserNamespace);
+    };
+    if Uid::effective().is_root() {
+        return match WayIn::Root.attempt() {
+            Ok(()) => Ok(WayIn::Root),
+            Err(error) => Err(error.context(
+                "root may not make namespaces here (a container without CAP_SYS_ADMIN?); \
+                 a lab needs util-linux's unshare and that right",
+            )),
+        };
+    }
+    Err(refusal.context(format!(
+        "this user may not make user namespaces, which a lab without root needs: {}; \
+         or run it as root",
+        what_to_enable()
+    )))
+}
+
+/// The switches that forbid user namespaces, as far as this kernel has them.
+fn what_to_enable() -> String {
+    let switches = [
+        ("user/max_user_namespaces", "0", "10000"),
+        ("kernel/unprivileged_userns_clone", "0", "1"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+    ];
+    let found: Vec<String> = switches
+        .into_iter()
+        .filter(|(path, off, _)| {
+            std::fs::read_to_string(format!("/proc/sys/{path}"))
+                .is_ok_and(|value| value.trim() == *off)
+        })
+        .map(|(path, _, on)| format!("`sysctl -w {}={on}`", path.replace('/', ".")))
+        .collect();
+    if found.is_empty() {
+        "no sysctl forbids them, so a seccomp or AppArmor profile of the surrounding container \
+         may"
+        .to_owned()
+    } else {
+        format!("allow them by {}", found.join(" and "))
+    }
+}

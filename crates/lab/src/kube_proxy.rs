@@ -1,0 +1,178 @@
+//! A stand-in for kube-proxy in iptables mode: the same chains, names, jumps and order of
+//! steps, for the Services it is told of. Source: kube-proxy `pkg/proxy/iptables/proxier.go`.
+
+mod chain_names;
+mod render;
+
+use anyhow::Result;
+
+pub use chain_names::{endpoint_chain, service_chain};
+pub use render::render;
+
+use crate::client::Place;
+use crate::iptables::{Family, Flavour, Table};
+use crate::namespace::Namespace;
+use crate::node::Node;
+use crate::service::ClusterService;
+
+/// The jumps kube-proxy puts first into built-in chains, in the order it does so.
+const JUMPS: [(Table, &str, &str, &[&str]); 6] = [
+    (
+        Table::Filter,
+        "FORWARD",
+        "KUBE-SERVICES",
+        &[
+            "-m",
+            "conntrack",
+            "--ctstate",
+            "NEW",
+            "-m",
+            "comment",
+            "--comment",
+            "kubernetes service portals",
+        ],
+    ),
+    (
+        Table::Filter,
+        "OUTPUT",
+        "KUBE-SERVICES",
+        &[
+            "-m",
+            "conntrack",
+            "--ctstate",
+            "NEW",
+            "-m",
+            "comment",
+            "--comment",
+            "kubernetes service portals",
+        ],
+    ),
+    (
+        Table::Filter,
+        "FORWARD",
+        "KUBE-FORWARD",
+        &["-m", "comment", "--comment", "kubernetes forwarding rules"],
+    ),
+    (
+        Table::Nat,
+        "OUTPUT",
+        "KUBE-SERVICES",
+        &["-m", "comment", "--comment", "kubernetes service portals"],
+    ),
+    (
+        Table::Nat,
+        "PREROUTING",
+        "KUBE-SERVICES",
+        &["-m", "comment", "--comment", "kubernetes service portals"],
+    ),
+    (
+        Table::Nat,
+        "POSTROUTING",
+        "KUBE-POSTROUTING",
+        &["-m", "comment", "--comment", "kubernetes postrouting rules"],
+    ),
+];
+
+/// Chains that are there before kube-proxy's rules: its canaries, and what kubelet leaves
+/// for others to find the flavour by (kubelet `pkg/kubelet/kubelet_network_linux.go`).
+const SIGNS: &str = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n\
+                     :KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n\
+                     *filter\n:KUBE-PROXY-CANARY - [0:0]\n:KUBE-SERVICES - [0:0]\n\
+                     :KUBE-FORWARD - [0:0]\nCOMMIT\n\
+                     *nat\n:KUBE-PROXY-CANARY - [0:0]\n:KUBE-SERVICES - [0:0]\n\
+                     :KUBE-POSTROUTING - [0:0]\nCOMMIT\n";
+
+/// The pod range of the whole cluster, which kube-proxy is told as `--cluster-cidr`:
+/// traffic from elsewhere is masqueraded.
+fn cluster_range(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "10.244.0.0/16",
+        Family::V6 => "fd00:244::/32",
+    }
+}
+
+/// The stand-in on one node. It runs only when told: each call is one synchronisation.
+#[derive(Debug)]
+pub struct KubeProxy {
+    place: Namespace,
+    flavour: Flavour,
+    families: Vec<Family>,
+    services: Vec<ClusterService>,
+}
+
+impl Place for KubeProxy {
+    fn namespace(&self) -> &Namespace {
+        &self.place
+    }
+}
+
+impl KubeProxy {
+    /// Starts it on a node: programs both families (IPv4 alone on a node without IPv6).
+    ///
+    /// # Errors
+    ///
+    /// Those of iptables, with the command line.
+    pub fn start(node: &Node, flavour: Flavour, services: &[ClusterService]) -> Result<Self> {
+        let families = match node.ipv6() {
+            Some(_) => Family::ALL.to_vec(),
+            None => vec![Family::V4],
+        };
+        let mut proxy = Self {
+            place: node.namespace().clone(),
+            flavour,
+            families,
+            services: Vec::new(),
+        };
+        proxy.sync(services)?;
+        Ok(proxy)
+    }
+
+    /// Programs these Services instead of the ones before.
+    ///
+    /// # Errors
+    ///
+    /// Those of iptables, with the command line.
+    pub fn sync(&mut self, services: &[ClusterService]) -> Result<()> {
+        self.services = services.to_vec();
+        self.restart()
+    }
+
+    /// What a restarted kube-proxy does, or a running one that found its chains flushed:
+    /// jumps that are missing are put first, and all chains are written anew. Jumps that
+    /// stand stay where they are.
+    ///
+    /// # Errors
+    ///
+    /// Those of iptables, with the command line.
+    pub fn restart(&self) -> Result<()> {
+        for family in &self.families {
+            self.flavour.restore(self, *family, SIGNS)?;
+            for (table, chain, target, matches) in JUMPS {
+                self.ensure_jump(*family, table, chain, target, matches)?;
+            }
+            let text = render(&self.services, *family, cluster_range(*family));
+            self.flavour.restore(self, *family, &text)?;
+        }
+        Ok(())
+    }
+
+    fn ensure_jump(
+        &self,
+        family: Family,
+        table: Table,
+        chain: &str,
+        target: &str,
+        matches: &[&str],
+    ) -> Result<()> {
+        let command = |action: &'static str| {
+            self.program(self.flavour.tool(family, ""))
+                .args(["--wait", "5", "-t", table.name(), action, chain])
+                .args(matches)
+                .args(["-j", target])
+        };
+        if command("-C").output()?.status.success() {
+            return Ok(());
+        }
+        command("-I").run().map(|_| ())
+    }
+}

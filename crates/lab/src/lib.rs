@@ -1,0 +1,74 @@
+//! Network namespaces as fixtures: nodes, pods, servers and stand-in kube-proxy
+//! rules, for kernel tests and the playground.
+//!
+//! A lab is a process tree in private user, network, mount and pid namespaces.
+//! It needs no root where the kernel allows unprivileged user namespaces, can run
+//! many times at once, and leaves nothing behind: when its first process ends, the
+//! kernel takes the whole lab down.
+//!
+//! ```no_run
+//! use edgemesh_lab::{ClusterService, KubeProxy, Place, Serve, test_each_flavour};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! // In a `#[test]`: runs once per iptables flavour, each time in a lab of its own.
+//! test_each_flavour(|lab, flavour| {
+//!     let node = lab.node("edge-1").create()?;
+//!     let server = node.pod("web-1").create()?;
+//!     let client = node.pod("client").create()?;
+//!     let _web = server.serve(8080, Serve::Identity)?;
+//!
+//!     let web = ClusterService::new("default/web")
+//!         .cluster_ip("10.96.10.1")
+//!         .tcp("http", 80, 8080)
+//!         .endpoint(&server);
+//!     let _kube_proxy = KubeProxy::start(&node, flavour, &[web])?;
+//!
+//!     let answer = client.ask("10.96.10.1:80", "hello")?;
+//!     assert_eq!(answer.server, "web-1");
+//!     Ok(())
+//! })
+//! # }
+//! ```
+//!
+//! # How it fits together
+//!
+//! * [`test()`], [`test_each_flavour`] and [`enter`] start a lab by running the current
+//!   executable again inside it.
+//! * [`Lab::node`] and [`Node::pod`] build namespaces; both are a [`Place`], from which
+//!   programs are started, closures run and requests sent.
+//! * [`Pod::serve`] starts servers in this process whose sockets live in the pod.
+//! * [`KubeProxy`] programs what kube-proxy would; [`manifests`] writes the same services
+//!   as Kubernetes objects for an agent to read.
+//! * [`RuleList`] reads rules and their counters back; [`await_until`] and [`await_ok`]
+//!   wait for conditions.
+
+mod await_until;
+mod client;
+mod enter;
+mod iptables;
+mod kube_proxy;
+mod lab;
+pub mod manifests;
+mod namespace;
+mod network;
+mod node;
+mod pod;
+mod process;
+mod rule_list;
+mod serve;
+mod service;
+
+pub use await_until::{await_ok, await_until};
+pub use client::{Answer, Place, connect_from, request};
+pub use enter::{Entered, Inside, enter, test, test_each_flavour, test_within};
+pub use iptables::{Family, Flavour, Table};
+pub use kube_proxy::{KubeProxy, endpoint_chain, render, service_chain};
+pub use lab::Lab;
+pub use namespace::Namespace;
+pub use network::Network;
+pub use node::{Node, NodeBuilder, PodNetwork};
+pub use pod::{Pod, PodBuilder};
+pub use process::{Background, Finished, Program};
+pub use rule_list::{Chain, Rule, RuleList};
+pub use serve::{Serve, Server};
+pub use service::{ClusterService, Endpoint, Protocol, ServicePort};
