@@ -92,7 +92,7 @@ where
     Ok(())
 }
 
-/// Where [`enter`] returned.
+/// Where [`enter()`] returned.
 #[derive(Debug)]
 pub enum Entered {
     /// Inside a new lab.

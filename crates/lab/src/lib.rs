@@ -32,14 +32,14 @@
 //!
 //! # How it fits together
 //!
-//! * [`test()`], [`test_each_flavour`] and [`enter`] start a lab by running the current
+//! * [`test()`], [`test_each_flavour`] and [`enter()`] start a lab by running the current
 //!   executable again inside it.
 //! * [`Lab::node`] and [`Node::pod`] build namespaces; both are a [`Place`], from which
 //!   programs are started, closures run and requests sent.
 //! * [`Pod::serve`] starts servers in this process whose sockets live in the pod.
 //! * [`KubeProxy`] programs what kube-proxy would; [`manifests`] writes the same services
 //!   as Kubernetes objects for an agent to read.
-//! * [`RuleList`] reads rules and their counters back; [`await_until`] and [`await_ok`]
+//! * [`RuleList`] reads rules and their counters back; [`await_until()`] and [`await_ok`]
 //!   wait for conditions.
 
 mod await_until;
