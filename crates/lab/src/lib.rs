@@ -39,9 +39,12 @@
 //! * [`Pod::serve`] starts servers in this process whose sockets live in the pod.
 //! * [`KubeProxy`] programs what kube-proxy would; [`manifests`] writes the same services
 //!   as Kubernetes objects for an agent to read.
+//! * [`Agent`] is a real agent process on a node.
+//! * [`SideBySide`] is the usual stage: both on one node, and who answers tells who handled.
 //! * [`RuleList`] reads rules and their counters back; [`await_until()`] and [`await_ok`]
 //!   wait for conditions.
 
+mod agent;
 mod await_until;
 mod client;
 mod enter;
@@ -57,7 +60,9 @@ mod process;
 mod rule_list;
 mod serve;
 mod service;
+mod side_by_side;
 
+pub use agent::Agent;
 pub use await_until::{await_ok, await_until};
 pub use client::{Answer, Place, connect_from, request};
 pub use enter::{Entered, Inside, enter, test, test_each_flavour, test_within};
@@ -72,3 +77,4 @@ pub use process::{Background, Finished, Program};
 pub use rule_list::{Chain, Rule, RuleList};
 pub use serve::{Serve, Server};
 pub use service::{ClusterService, Endpoint, Protocol, ServicePort};
+pub use side_by_side::{Handler, SideBySide};
