@@ -289,7 +289,7 @@ impl Composer<'_> {
         }
         let by_key = |at: &usize| (&self.slots[*at].key, *at);
         entries.sort_unstable_by(|a, b| by_key(a).cmp(&by_key(b)));
-        self.check_duplicates(&entries)?;
+        self.check_duplicates(frame, &entries)?;
         if frame.has_merge {
             self.merge(frame, &entries)?;
         }
@@ -297,7 +297,7 @@ impl Composer<'_> {
     }
 
     /// `entries` are sorted by key, then by place.
-    fn check_duplicates(&mut self, entries: &[usize]) -> Result<(), Problem> {
+    fn check_duplicates(&mut self, frame: &Frame, entries: &[usize]) -> Result<(), Problem> {
         let mut refused: Option<Problem> = None;
         let Some(&(mut first)) = entries.first() else {
             return Ok(());
@@ -312,8 +312,9 @@ impl Composer<'_> {
             let same = Node::new(&self.slots, first).says_the_same(&Node::new(&self.slots, again));
             if self.duplicates == DuplicateKeys::AllowEqual && same && &*key != "<<" {
                 self.slots[again].hidden = true;
+                let path = self.path_in(frame, &key);
                 self.repeats.push(Repeat {
-                    key: key.into(),
+                    path,
                     first: first_mark,
                     again: mark,
                 });
@@ -327,6 +328,19 @@ impl Composer<'_> {
             }
         }
         refused.map_or(Ok(()), Err)
+    }
+
+    /// `key` with the keys above it, as `spec.ports[].port`.
+    fn path_in(&self, frame: &Frame, key: &str) -> String {
+        let mut path = String::new();
+        let above = self.frames.iter().map(|above| above.at).chain([frame.at]);
+        for name in above.skip(1).map(|at| self.slots[at].key.as_deref()) {
+            match name {
+                Some(name) => path = join(&path, name),
+                None => path.push_str("[]"),
+            }
+        }
+        join(&path, key)
     }
 
     /// Adds what the merge keys of a mapping bring in and its own keys and
@@ -418,6 +432,14 @@ impl Composer<'_> {
                 format!("aliases expand to more than {} MiB", ALIAS_BUDGET >> 20),
             )),
         }
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
     }
 }
 

@@ -72,8 +72,8 @@ impl Iterator for Documents<'_> {
 /// A key that was given twice with the same value; see [`DuplicateKeys`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repeat {
-    /// The key itself, without the keys above it.
-    pub key: String,
+    /// The key with those above it, as `spec.selector`; a list's item is `[]`.
+    pub path: String,
     /// Where it was given first.
     pub first: Mark,
     /// Where it was given again.
