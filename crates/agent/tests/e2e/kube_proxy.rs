@@ -1,0 +1,57 @@
+//! The real kube-proxy, in iptables mode.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use edgemesh_lab::{Flavour, Node, Place, Program};
+
+use crate::flavoured_path::flavoured_path;
+use crate::programs::Programs;
+
+/// How kube-proxy is started.
+#[derive(Debug)]
+pub(crate) struct KubeProxySetup {
+    program: PathBuf,
+    path: OsString,
+    kubeconfig: PathBuf,
+    endpoint_slices: bool,
+}
+
+impl KubeProxySetup {
+    /// A kube-proxy that finds iptables of one flavour only.
+    pub(crate) fn new(
+        programs: &Programs,
+        folder: &Path,
+        flavour: Flavour,
+        kubeconfig: PathBuf,
+    ) -> Result<Self> {
+        Ok(Self {
+            program: programs.kube_proxy.clone(),
+            path: flavoured_path(&folder.join("path"), flavour)?,
+            kubeconfig,
+            // Before discovery.k8s.io/v1 it reads v1beta1, which nobody writes here.
+            endpoint_slices: programs.minor >= 21,
+        })
+    }
+
+    /// kube-proxy on `node`.
+    pub(crate) fn run(&self, node: &Node) -> Program {
+        let gates =
+            (!self.endpoint_slices).then_some("--feature-gates=EndpointSliceProxying=false");
+        node.program(&self.program)
+            .env("PATH", &self.path)
+            .arg(format!("--kubeconfig={}", self.kubeconfig.display()))
+            .arg(format!("--hostname-override={}", node.name()))
+            .args(["--proxy-mode=iptables", "--cluster-cidr=10.244.0.0/16"])
+            .args(["--iptables-sync-period=5s", "--iptables-min-sync-period=0s"])
+            // Limits of the whole kernel, which nobody may set from a user namespace.
+            .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])
+            .arg("--conntrack-tcp-timeout-established=0")
+            .arg("--conntrack-tcp-timeout-close-wait=0")
+            .arg("--oom-score-adj=0")
+            .args(["--healthz-bind-address=127.0.0.1:10256", "--v=2"])
+            .arg("--metrics-bind-address=127.0.0.1:10249")
+            .args(gates)
+    }
+}

@@ -1,0 +1,83 @@
+//! An edge site that lost its uplink, and with it the default route, still reaches its
+//! ClusterIPs from the host, where the kernel would refuse before any rule is asked.
+
+use std::io::ErrorKind;
+
+use anyhow::Result;
+use edgemesh_lab::{
+    ClusterService, Handler, Lab, Place, Serve, SideBySide, Flavour, test_each_flavour,
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
+const ADDRESSES: [&str; 2] = ["10.96.10.1", "fd00:96::1"];
+const WEB: [&str; 2] = ["10.96.10.1:80", "[fd00:96::1]:80"];
+const DNS: [&str; 2] = ["10.96.10.1:53", "[fd00:96::1]:53"];
+
+fn stage(lab: &Lab, flavour: Flavour) -> Result<SideBySide> {
+    let node = lab.node("edge-1").without_default_route().create()?;
+    let mut stage = SideBySide::on(lab, node, flavour, AGENT)?;
+    stage.serve(8080, Serve::Identity)?;
+    stage.serve(5353, Serve::UdpIdentity)?;
+    stage.publish(&[ClusterService::new("default/web")
+        .cluster_ip("10.96.10.1")
+        .cluster_ip("fd00:96::1")
+        .tcp("http", 80, 8080)
+        .udp("dns", 53, 5353)])?;
+    stage.start_kube_proxy()?;
+    Ok(stage)
+}
+
+#[test]
+fn without_a_default_route_the_host_reaches_cluster_ips_while_the_agent_runs() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour)?;
+        let unreachable = |stage: &SideBySide, to: &str| {
+            stage.node.connect(to).map(|_| ()).map_err(|error| error.kind())
+        };
+        for to in WEB {
+            assert_eq!(unreachable(&stage, to), Err(ErrorKind::NetworkUnreachable));
+        }
+        stage.agent.start()?;
+        for (web, dns) in WEB.into_iter().zip(DNS) {
+            assert_eq!(stage.handler(&stage.node, web)?, Handler::Agent);
+            assert_eq!(stage.udp_handler(&stage.node, dns)?, Handler::Agent);
+            assert_eq!(stage.handler(&stage.client, web)?, Handler::Agent);
+        }
+        assert_eq!(stage.agent.stop()?.code(), Some(0));
+        for to in WEB {
+            assert_eq!(unreachable(&stage, to), Err(ErrorKind::NetworkUnreachable));
+        }
+        stage.check_nothing_left()
+    })
+}
+
+#[test]
+fn the_last_resort_sleeps_while_there_is_another_route_and_wakes_without_delay() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour)?;
+        stage.node.add_default_routes()?;
+        stage.agent.start()?;
+        for address in ADDRESSES {
+            let way = stage.ip(&format!("route get {address}"))?;
+            assert!(way.contains("dev eth0"), "{way}");
+        }
+        stage.node.remove_default_routes()?;
+        for to in WEB {
+            assert_eq!(stage.handler(&stage.node, to)?, Handler::Agent);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn addresses_that_are_no_portals_stay_unreachable() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour)?;
+        stage.agent.start()?;
+        for to in ["10.96.99.99:80", "203.0.113.1:80", "[fd00:96::99]:80"] {
+            let error = stage.node.connect(to).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NetworkUnreachable, "{to}");
+        }
+        Ok(())
+    })
+}
