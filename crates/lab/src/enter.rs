@@ -106,24 +106,27 @@ pub enum Entered {
 pub struct Inside {
     /// The lab.
     pub lab: Lab,
-    /// The process id of the lab's first process as the world outside knows it: a
-    /// target for `nsenter`.
-    pub pid_outside: i32,
+    outside: Outside,
     interrupted: Arc<AtomicBool>,
 }
 
 impl Inside {
+    /// The words before a command that take another terminal of the same user into the lab,
+    /// ready for `ip netns exec NAME …`.
+    #[must_use]
+    pub fn nsenter(&self) -> String {
+        let pid = self.outside.pid;
+        let user = match self.outside.way_in {
+            WayIn::UserNamespace => "--user --preserve-credentials ",
+            WayIn::Root => "",
+        };
+        format!("nsenter --target {pid} {user}--mount --pid")
+    }
+
     /// Whether the user asked for the end (SIGINT, SIGTERM or SIGHUP).
     #[must_use]
     pub fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
-    }
-
-    /// Blocks until the user asks for the end.
-    pub fn await_interrupt(&self) {
-        while !self.interrupted() {
-            pause();
-        }
     }
 }
 
@@ -146,10 +149,9 @@ pub fn enter() -> Result<Entered> {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))
             .context("cannot handle signals")?;
     }
-    let pid_outside = hold_on_to_outside()?;
     Ok(Entered::Inside(Inside {
+        outside: hold_on_to_outside()?,
         lab: furnish()?,
-        pid_outside,
         interrupted,
     }))
 }
@@ -183,26 +185,46 @@ fn finish_test(body: impl FnOnce(&Lab) -> Result<()>) -> ! {
     }
 }
 
-/// Reads the first process's outside id, then ends this process, and the lab with it,
-/// as soon as the process outside is gone.
-fn hold_on_to_outside() -> Result<i32> {
+/// What the process outside tells the one inside, in one line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Outside {
+    /// The process id of the lab's first process as the world outside knows it.
+    pid: i32,
+    way_in: WayIn,
+}
+
+impl Outside {
+    fn to_line(self) -> String {
+        format!("{} {}", self.pid, self.way_in.name())
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (pid, way_in) = line.trim().split_once(' ')?;
+        Some(Self {
+            pid: pid.parse().ok()?,
+            way_in: WayIn::ALL.into_iter().find(|way| way.name() == way_in)?,
+        })
+    }
+}
+
+/// Reads what the process outside has to tell, then ends this process, and the lab with
+/// it, as soon as the process outside is gone.
+fn hold_on_to_outside() -> Result<Outside> {
     let mut line = String::new();
     let mut outside = BufReader::new(std::io::stdin());
     outside
         .read_line(&mut line)
         .context("cannot read from the process outside the lab")?;
-    let pid = line
-        .trim()
-        .parse()
-        .with_context(|| format!("the process outside the lab sent no process id but {line:?}"))?;
+    let told = Outside::parse(&line)
+        .with_context(|| format!("{line:?} is not what a process outside the lab writes"))?;
     thread::Builder::new()
         .name("outside".to_owned())
         .spawn(move || {
             let _ = std::io::copy(&mut outside, &mut std::io::sink());
-            std::process::exit(1);
+            std::process::exit(FAILED);
         })
         .context("cannot start a thread")?;
-    Ok(pid)
+    Ok(told)
 }
 
 /// What every lab has: its own `/run` (names of network namespaces, lock of iptables,
@@ -339,8 +361,9 @@ fn start_inside<A: AsRef<std::ffi::OsStr>>(
     output: Output,
 ) -> Result<First> {
     let executable = std::env::current_exe().context("cannot find this executable")?;
+    let way_in = way_in()?;
     let mut unshare = Program::new("unshare")
-        .args(way_in()?.options())
+        .args(way_in.options())
         .arg("--")
         .arg(executable)
         .args(arguments)
@@ -348,7 +371,9 @@ fn start_inside<A: AsRef<std::ffi::OsStr>>(
         .spawn_foreground(Stdio::piped(), output)?;
     let pid = await_first_process(&mut unshare)?;
     if let Some(lifeline) = unshare.stdin.as_mut() {
-        writeln!(lifeline, "{pid}").context("the lab's first process is gone already")?;
+        let pid = pid.as_raw();
+        writeln!(lifeline, "{}", Outside { pid, way_in }.to_line())
+            .context("the lab's first process is gone already")?;
     }
     Ok(First { unshare, pid })
 }
@@ -380,6 +405,15 @@ enum WayIn {
 }
 
 impl WayIn {
+    const ALL: [Self; 2] = [Self::UserNamespace, Self::Root];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::UserNamespace => "user-namespace",
+            Self::Root => "root",
+        }
+    }
+
     fn options(self) -> Vec<&'static str> {
         let mut options = match self {
             Self::UserNamespace => vec!["--user", "--map-root-user"],

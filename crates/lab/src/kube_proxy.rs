@@ -96,7 +96,7 @@ fn cluster_range(family: Family) -> &'static str {
 pub struct KubeProxy {
     place: Namespace,
     flavour: Flavour,
-    families: Vec<Family>,
+    families: &'static [Family],
     services: Vec<ClusterService>,
 }
 
@@ -113,14 +113,10 @@ impl KubeProxy {
     ///
     /// Those of iptables, with the command line.
     pub fn start(node: &Node, flavour: Flavour, services: &[ClusterService]) -> Result<Self> {
-        let families = match node.ipv6() {
-            Some(_) => Family::ALL.to_vec(),
-            None => vec![Family::V4],
-        };
         let mut proxy = Self {
             place: node.namespace().clone(),
             flavour,
-            families,
+            families: node.families(),
             services: Vec::new(),
         };
         proxy.sync(services)?;
@@ -145,7 +141,7 @@ impl KubeProxy {
     ///
     /// Those of iptables, with the command line.
     pub fn restart(&self) -> Result<()> {
-        for family in &self.families {
+        for family in self.families {
             self.flavour.restore(self, *family, SIGNS)?;
             for (table, chain, target, matches) in JUMPS {
                 self.ensure_jump(*family, table, chain, target, matches)?;

@@ -57,6 +57,7 @@ mod network;
 mod node;
 mod pod;
 mod process;
+pub mod promises;
 mod rule_list;
 mod serve;
 mod service;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::Result;
 
 use crate::client::Place;
+use crate::iptables::Family;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
 use crate::network::{Member, Network, next_number, nth_v4, nth_v6};
@@ -161,6 +162,16 @@ impl Node {
     #[must_use]
     pub fn pod_range_v6(&self) -> String {
         format!("{}/64", self.pods_v6())
+    }
+
+    /// The families it has addresses of.
+    #[must_use]
+    pub fn families(&self) -> &'static [Family] {
+        if self.ipv6 {
+            &Family::ALL
+        } else {
+            &[Family::V4]
+        }
     }
 
     /// The gateway of its pods where they hang on a bridge: addresses of the node.

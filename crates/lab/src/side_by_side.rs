@@ -12,6 +12,7 @@ use crate::kube_proxy::KubeProxy;
 use crate::lab::Lab;
 use crate::node::Node;
 use crate::pod::Pod;
+use crate::promises;
 use crate::rule_list::RuleList;
 use crate::serve::{Serve, Server};
 use crate::service::ClusterService;
@@ -148,6 +149,42 @@ impl SideBySide {
     /// Those of iptables-save.
     pub fn nat(&self, family: Family) -> Result<RuleList> {
         RuleList::read(&self.node, self.flavour, family, Table::Nat)
+    }
+
+    /// See [`promises::check_precedence`].
+    ///
+    /// # Errors
+    ///
+    /// When something is otherwise: says what.
+    pub fn check_precedence(&self, portals: &[&str]) -> Result<()> {
+        promises::check_precedence(&self.node, self.flavour, portals)
+    }
+
+    /// See [`promises::foreign_rules`].
+    ///
+    /// # Errors
+    ///
+    /// Those of iptables-save.
+    pub fn foreign_rules(&self) -> Result<String> {
+        promises::foreign_rules(&self.node, self.flavour)
+    }
+
+    /// See [`promises::check_nothing_left`].
+    ///
+    /// # Errors
+    ///
+    /// When something is: says what.
+    pub fn check_nothing_left(&self) -> Result<()> {
+        promises::check_nothing_left(&self.node)
+    }
+
+    /// Runs an `ip` command given as words, e.g. `route get 10.96.10.1`, on the node.
+    ///
+    /// # Errors
+    ///
+    /// Those of ip.
+    pub fn ip(&self, words: &str) -> Result<String> {
+        self.node.program("ip").args(words.split_whitespace()).run()
     }
 
     /// Runs an iptables command given as words, e.g. `-t nat -F`, in the flavour of this

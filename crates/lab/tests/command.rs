@@ -32,7 +32,7 @@ fn command() -> Result<()> {
     };
     let node = inside.lab.node("edge-1").create()?;
     println!("{}", node.program("echo").arg("up").run()?.trim());
-    inside.await_interrupt();
+    await_until(LONG, "the interrupt", || inside.interrupted())?;
     println!("interrupted");
     std::process::exit(7);
 }
