@@ -1,0 +1,61 @@
+//! Names that occur in many objects, kept once.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The names seen so far.
+///
+/// Namespaces, node names and port names repeat in thousands of objects; sharing
+/// their text saves megabytes on a small node.
+#[derive(Debug, Default)]
+pub(crate) struct KnownNames {
+    names: BTreeSet<Arc<str>>,
+    /// How many there were after the last clearing out.
+    kept: usize,
+}
+
+impl KnownNames {
+    const FEWEST_TO_CLEAR: usize = 1024;
+
+    /// The shared copy of `name`.
+    pub(crate) fn get(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(name) {
+            return known.clone();
+        }
+        if self.names.len() >= 2 * self.kept.max(Self::FEWEST_TO_CLEAR) {
+            self.forget_unused();
+        }
+        let new: Arc<str> = name.into();
+        self.names.insert(new.clone());
+        new
+    }
+
+    fn forget_unused(&mut self) {
+        self.names.retain(|name| Arc::strong_count(name) > 1);
+        self.kept = self.names.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_names_share_their_text() {
+        let mut names = KnownNames::default();
+        let first = names.get("default");
+        let second = names.get("default");
+        assert!(Arc::ptr_eq(&first, &second));
+    }
+
+    #[test]
+    fn names_that_nobody_uses_are_forgotten() {
+        let mut names = KnownNames::default();
+        let used = names.get("used");
+        for number in 0..100_000 {
+            names.get(&format!("passing-{number}"));
+        }
+        assert!(names.names.len() <= 2 * KnownNames::FEWEST_TO_CLEAR);
+        assert!(Arc::ptr_eq(&used, &names.get("used")));
+    }
+}
