@@ -1,0 +1,330 @@
+//! One family's rules in the kernel: brings them there, keeps them there, takes them out.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::RulesError;
+use crate::iptables::difference::{Difference, Means, against, between};
+use crate::iptables::installed::Tools;
+use crate::iptables::parse::Table;
+use crate::iptables::probe::{Probed, probe};
+use crate::iptables::transaction::Transaction;
+use crate::removal::{Removed, remove_all};
+use crate::unchanged::Watch;
+use crate::{Family, Flavour, FlavourChoice, FlavourSetting, KUBE_SERVICES, Repair, Ruleset};
+
+/// Rules per step, once the kernel refused a message for its length. In a user namespace
+/// iptables-nft can't enlarge its socket's buffer, and some 270 rules fit into the
+/// default one (`net.core.wmem_default`, 208 KiB).
+const RULES_PER_STEP: usize = 200;
+
+/// Owner of one family's rules. It expects to be the only one on the node.
+///
+/// It remembers what it brought into the kernel, so that an added Service costs one small
+/// restore whatever the number of others; [`verify`](Self::verify) finds out whether that
+/// is still there.
+#[derive(Debug)]
+pub struct Backend {
+    setting: FlavourSetting,
+    tools: Tools,
+    choice: FlavourChoice,
+    watch: Watch,
+    known: Option<Arc<Ruleset>>,
+    kube_services_seen: bool,
+    rules_per_step: Option<usize>,
+    /// A flavour that was left and still has to be emptied.
+    left: Option<Tools>,
+}
+
+/// How the kernel was brought to hold what is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing had to be done.
+    None,
+    /// By the difference to what was known to be there.
+    Incremental,
+    /// By the difference to what was read back.
+    ReadBack,
+}
+
+/// What [`Backend::apply`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// How.
+    pub change: Change,
+    /// Lines of the transaction: rules added and deleted, chains made, jumps moved.
+    pub lines: usize,
+    /// How long it took.
+    pub took: Duration,
+    /// What was found otherwise than it should be; known only if it was read back.
+    pub repairs: Vec<Repair>,
+}
+
+/// What [`Backend::verify`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// What was put right; empty when all was as it should be.
+    pub repairs: Vec<Repair>,
+    /// Whether the rules had to be read back for that.
+    pub read_back: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What [`Backend::reconsider`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Switched {
+    /// The flavour that the rules are in now, and why.
+    pub choice: FlavourChoice,
+}
+
+impl Backend {
+    /// Chooses the flavour and makes ready; changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the programs for it are not installed.
+    pub async fn open(family: Family, setting: FlavourSetting) -> Result<Self, RulesError> {
+        let Probed { tools, choice } = probe(family, setting).await?;
+        Ok(Self {
+            setting,
+            watch: Watch::of(&tools),
+            tools,
+            choice,
+            known: None,
+            kube_services_seen: false,
+            rules_per_step: None,
+            left: None,
+        })
+    }
+
+    /// The family.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.tools.family
+    }
+
+    /// The flavour in use, and why.
+    #[must_use]
+    pub fn choice(&self) -> &FlavourChoice {
+        &self.choice
+    }
+
+    /// Brings the kernel to hold `wanted`, in one atomic step.
+    ///
+    /// The first call reads back what is there and takes it over, also what another
+    /// process of the agent left.
+    ///
+    /// # Errors
+    ///
+    /// When a program fails, twice; the kernel keeps what it had, and the next call reads
+    /// back what that is.
+    pub async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
+        let started = Instant::now();
+        self.expect_own_family(wanted)?;
+        if let Some(known) = self.known.take() {
+            let transaction = between(&known, wanted);
+            match self.commit(&transaction).await {
+                Ok(()) => {
+                    self.known = Some(Arc::clone(wanted));
+                    return Ok(Applied {
+                        change: match transaction.lines() {
+                            0 => Change::None,
+                            _ => Change::Incremental,
+                        },
+                        lines: transaction.lines(),
+                        took: started.elapsed(),
+                        repairs: Vec::new(),
+                    });
+                }
+                Err(error) => tracing::warn!(
+                    %error,
+                    "can't change the rules as they were known to be; reading them back"
+                ),
+            }
+        }
+        let difference = self.set_right(wanted).await?;
+        Ok(Applied {
+            change: match difference.transaction.lines() {
+                0 => Change::None,
+                _ => Change::ReadBack,
+            },
+            lines: difference.transaction.lines(),
+            took: started.elapsed(),
+            repairs: difference.repairs,
+        })
+    }
+
+    /// Finds out whether the kernel still holds `wanted`, and puts right what it doesn't.
+    ///
+    /// With iptables-nft this costs next to nothing as long as nobody changes our rules;
+    /// with iptables-legacy all rules of the nat table are read each time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::apply`].
+    pub async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
+        let started = Instant::now();
+        self.expect_own_family(wanted)?;
+        let known = self.known.take();
+        if known.as_ref() == Some(wanted) && self.watch.is_unchanged().await {
+            self.known = known;
+            return Ok(Verified {
+                repairs: Vec::new(),
+                read_back: false,
+                took: started.elapsed(),
+            });
+        }
+        let difference = self.set_right(wanted).await?;
+        Ok(Verified {
+            repairs: difference.repairs,
+            read_back: true,
+            took: started.elapsed(),
+        })
+    }
+
+    /// Moves to the other flavour if kube-proxy turns out to use that one: it may have been
+    /// started after us. To be called every now and then; costs little.
+    ///
+    /// The rules are brought into the new flavour first, then taken out of the old.
+    ///
+    /// # Errors
+    ///
+    /// When a program fails. If that was about the new flavour, the rules are still in the
+    /// old one; if it was about the old, they are in both, and the next call goes on there.
+    pub async fn reconsider(
+        &mut self,
+        wanted: &Arc<Ruleset>,
+    ) -> Result<Option<Switched>, RulesError> {
+        self.expect_own_family(wanted)?;
+        self.empty_left_flavour().await?;
+        if self.setting != FlavourSetting::Auto || self.sees_kube_services() {
+            return Ok(None);
+        }
+        let Probed { tools, choice } = probe(self.family(), self.setting).await?;
+        if tools == self.tools {
+            self.choice = choice;
+            return Ok(None);
+        }
+        let mut moved = Self {
+            setting: self.setting,
+            watch: Watch::of(&tools),
+            tools,
+            choice,
+            known: None,
+            kube_services_seen: false,
+            rules_per_step: None,
+            left: None,
+        };
+        moved.apply(wanted).await?;
+        std::mem::swap(self, &mut moved);
+        self.left = Some(moved.tools);
+        self.empty_left_flavour().await?;
+        Ok(Some(Switched {
+            choice: self.choice.clone(),
+        }))
+    }
+
+    /// Takes out all that is ours, in this flavour. Fine when nothing is there.
+    ///
+    /// # Errors
+    ///
+    /// When a program fails.
+    pub async fn remove(&mut self) -> Result<Removed, RulesError> {
+        self.known = None;
+        self.empty_left_flavour().await?;
+        remove_all(&self.tools).await
+    }
+
+    async fn empty_left_flavour(&mut self) -> Result<(), RulesError> {
+        if let Some(tools) = &self.left {
+            remove_all(tools).await?;
+            self.left = None;
+        }
+        Ok(())
+    }
+
+    fn sees_kube_services(&mut self) -> bool {
+        match self.tools.flavour {
+            Flavour::Nft => self.watch.has_chain("nat", KUBE_SERVICES),
+            Flavour::Legacy => self.kube_services_seen,
+        }
+    }
+
+    fn expect_own_family(&self, wanted: &Ruleset) -> Result<(), RulesError> {
+        let (given, own) = (wanted.family(), self.family());
+        if given == own {
+            Ok(())
+        } else {
+            Err(RulesError::OtherFamily { given, own })
+        }
+    }
+
+    /// Reads back what is there and changes what differs. What can't be changed rule by
+    /// rule, because somebody else changes it too or because a rule's own text is not
+    /// understood, is read again and made anew.
+    async fn set_right(&mut self, wanted: &Arc<Ruleset>) -> Result<Difference, RulesError> {
+        match self.set_right_by(wanted, Means::SmallestChange).await {
+            Ok(difference) => Ok(difference),
+            Err(error) => {
+                tracing::warn!(%error, "reading the rules back and trying once more");
+                self.set_right_by(wanted, Means::Rewrite).await
+            }
+        }
+    }
+
+    async fn set_right_by(
+        &mut self,
+        wanted: &Arc<Ruleset>,
+        means: Means,
+    ) -> Result<Difference, RulesError> {
+        self.known = None;
+        self.watch.begin();
+        let text = self.tools.save("nat").await?;
+        let (difference, kube_services) = difference_to(text, Arc::clone(wanted), means).await;
+        self.kube_services_seen = kube_services;
+        self.commit(&difference.transaction).await?;
+        self.known = Some(Arc::clone(wanted));
+        Ok(difference)
+    }
+
+    /// Hands the transaction to the kernel; an empty one is not worth a call.
+    async fn commit(&mut self, transaction: &Transaction) -> Result<(), RulesError> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        loop {
+            let (text, steps) = match self.rules_per_step {
+                Some(most) if transaction.lines() > most => transaction.sections(most),
+                Some(_) | None => (transaction.text(), 1),
+            };
+            match self.tools.restore(&text).await {
+                Ok(()) => {
+                    self.watch.note_own_changes(steps);
+                    return Ok(());
+                }
+                Err(error) if error.is_too_long() && self.rules_per_step != Some(1) => {
+                    let most = self.rules_per_step.map_or(RULES_PER_STEP, |most| most / 2);
+                    self.rules_per_step = Some(most.max(1));
+                    self.watch.forget();
+                }
+                Err(error) => {
+                    self.watch.forget();
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+}
+
+/// Tens of thousands of lines take a while, in which other tasks shall go on.
+async fn difference_to(text: String, wanted: Arc<Ruleset>, means: Means) -> (Difference, bool) {
+    let work = tokio::task::spawn_blocking(move || {
+        let table = Table::parse(&text);
+        (against(&table, &wanted, means), table.kube_services)
+    });
+    match work.await {
+        Ok(outcome) => outcome,
+        Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+    }
+}

@@ -1,0 +1,101 @@
+//! Looks for the traces of kube-proxy and kubelet, without leaving any.
+
+use crate::Family;
+use crate::iptables::flavour::{
+    Flavour, FlavourChoice, FlavourSetting, Hint, NoFlavour, Traces, choose,
+};
+use crate::iptables::installed::{Tools, installed};
+use crate::nf_tables::NfTables;
+
+/// The tools to use for `family`, why these, and whether there is another choice at all.
+pub(crate) struct Probed {
+    pub(crate) tools: Tools,
+    pub(crate) choice: FlavourChoice,
+}
+
+/// Chooses the tools for `family`.
+pub(crate) async fn probe(family: Family, setting: FlavourSetting) -> Result<Probed, NoFlavour> {
+    let tools = installed(family).await;
+    let flavours: Vec<Flavour> = tools.iter().map(|tools| tools.flavour).collect();
+    let undecided = setting == FlavourSetting::Auto && flavours.len() > 1;
+    let own = if undecided {
+        traces(family, &tools).await
+    } else {
+        Traces::default()
+    };
+    let other = if undecided && own == Traces::default() {
+        traces(family.other(), &installed(family.other()).await).await
+    } else {
+        Traces::default()
+    };
+    let choice = choose(family, setting, &flavours, &own, &other)?;
+    tools
+        .into_iter()
+        .find(|tools| tools.flavour == choice.flavour)
+        .map(|tools| Probed { tools, choice })
+        .ok_or(NoFlavour::NotInstalled(family))
+}
+
+async fn traces(family: Family, tools: &[Tools]) -> Traces {
+    let legacy = tools.iter().find(|tools| tools.flavour == Flavour::Legacy);
+    Traces {
+        nft: nft_traces(family),
+        legacy: match legacy {
+            Some(tools) => legacy_traces(tools).await,
+            None => Vec::new(),
+        },
+    }
+}
+
+/// Asks the kernel itself: iptables-nft would list tens of thousands of rules for it.
+fn nft_traces(family: Family) -> Vec<Hint> {
+    let Ok(mut nf_tables) = NfTables::open() else {
+        return Vec::new();
+    };
+    Hint::ALL
+        .into_iter()
+        .filter(|hint| {
+            nf_tables
+                .has_chain(family, hint.table(), hint.chain())
+                .unwrap_or(false)
+        })
+        .collect()
+}
+
+async fn legacy_traces(tools: &Tools) -> Vec<Hint> {
+    let mut found = Vec::new();
+    for table in ["nat", "mangle"] {
+        if !tools.may_have_table(table) {
+            continue;
+        }
+        match tools.save(table).await {
+            Ok(text) => found.extend(hints_in(table, &text)),
+            Err(error) => tracing::debug!(%error, "can't look for kube-proxy's chains"),
+        }
+    }
+    found
+}
+
+fn hints_in(table: &str, text: &str) -> Vec<Hint> {
+    let chains: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix(':')?.split(' ').next())
+        .collect();
+    Hint::ALL
+        .into_iter()
+        .filter(|hint| hint.table() == table && chains.contains(&hint.chain()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_are_chains_and_nothing_that_looks_like_them() {
+        let text = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n\
+                    -A PREROUTING -m comment --comment \":KUBE-PROXY-CANARY \" -j X\nCOMMIT\n";
+        assert_eq!(hints_in("nat", text), [Hint::KubeServices]);
+        assert_eq!(hints_in("mangle", text), []);
+    }
+}

@@ -1,0 +1,253 @@
+//! A netlink socket for small questions, and for hearing of changes.
+//!
+//! Messages are put together and taken apart by hand: there are a handful, and a dump of
+//! tens of thousands of rules is read without keeping any of it. The layout is that of
+//! `include/uapi/linux/netlink.h`.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+const REQUEST: u16 = 0x1;
+const DUMP: u16 = 0x300;
+const DUMP_INTERRUPTED: u16 = 0x10;
+const KIND_ERROR: u16 = 2;
+const KIND_DONE: u16 = 3;
+const HEADER: usize = 16;
+/// Flags of an attribute's type: nested, network byte order.
+const ATTRIBUTE_FLAGS: u16 = 0xc000;
+/// The kernel fills at most this much of a reader's buffer per message.
+const BUFFER: usize = 64 * 1024;
+
+/// A netlink socket that asks one question at a time.
+#[derive(Debug)]
+pub(crate) struct NetlinkSocket {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// One message of an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    flags: u16,
+    sequence: u32,
+    pub(crate) payload: &'a [u8],
+}
+
+/// Whether a dump shows one state, or several mixed because something changed meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Consistency {
+    OneState,
+    Mixed,
+}
+
+impl NetlinkSocket {
+    /// A socket for questions; `groups` is the mask of what to be told of unasked.
+    pub(crate) fn open(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            protocol,
+        )?;
+        // The kernel answers at once; a limit keeps a surprise from becoming a hang.
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(Self {
+            fd,
+            sequence: 0,
+            buffer: vec![0; BUFFER],
+        })
+    }
+
+    /// Asks for one object and hands over the answer.
+    pub(crate) fn ask(
+        &mut self,
+        kind: u16,
+        payload: &[u8],
+        mut answer: impl FnMut(Message<'_>),
+    ) -> io::Result<()> {
+        self.send(kind, REQUEST, payload)?;
+        let mut answered = false;
+        while !answered {
+            self.receive(|message| {
+                answered = true;
+                answer(message);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Asks for all objects of a kind and hands over each.
+    pub(crate) fn dump(
+        &mut self,
+        kind: u16,
+        payload: &[u8],
+        mut each: impl FnMut(Message<'_>),
+    ) -> io::Result<Consistency> {
+        self.send(kind, REQUEST | DUMP, payload)?;
+        let mut done = false;
+        let mut consistency = Consistency::OneState;
+        while !done {
+            self.receive(|message| {
+                if message.flags & DUMP_INTERRUPTED != 0 {
+                    consistency = Consistency::Mixed;
+                }
+                if message.kind == KIND_DONE {
+                    done = true;
+                    return message.outcome();
+                }
+                each(message);
+                Ok(())
+            })?;
+        }
+        Ok(consistency)
+    }
+
+    /// Hands over all that was told unasked since the last call, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// `ENOBUFS` when more was told than the kernel could keep for us.
+    pub(crate) fn drain(&mut self, mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
+        loop {
+            match recv(
+                self.fd.as_raw_fd(),
+                &mut self.buffer,
+                MsgFlags::MSG_DONTWAIT,
+            ) {
+                Ok(length) => {
+                    messages(self.buffer.get(..length).unwrap_or_default()).for_each(&mut each)
+                }
+                Err(nix::Error::EAGAIN) => return Ok(()),
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn send(&mut self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(HEADER + payload.len())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let mut message = Vec::with_capacity(HEADER + payload.len());
+        message.extend(length.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend([0; 4]);
+        message.extend(payload);
+        send(self.fd.as_raw_fd(), &message, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    fn receive(&mut self, mut each: impl FnMut(Message<'_>) -> io::Result<()>) -> io::Result<()> {
+        let length = loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Err(nix::Error::EINTR) => {}
+                other => break other?,
+            }
+        };
+        for message in messages(self.buffer.get(..length).unwrap_or_default()) {
+            // What is left of an answer that was given up belongs to an older question.
+            if message.sequence != self.sequence {
+                continue;
+            }
+            if message.kind == KIND_ERROR {
+                message.outcome()?;
+            }
+            each(message)?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Message<'a> {
+    /// The attributes behind a fixed part of `skip` bytes.
+    pub(crate) fn attributes(
+        &self,
+        skip: usize,
+    ) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
+        attributes(self.payload.get(skip..).unwrap_or_default())
+    }
+
+    /// What a message that ends an answer says: a negative error number, or nothing bad.
+    fn outcome(&self) -> io::Result<()> {
+        match self
+            .payload
+            .first_chunk()
+            .map(|code| i32::from_ne_bytes(*code))
+        {
+            Some(code) if code < 0 => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Adds an attribute to a message's payload.
+pub(crate) fn push_attribute(payload: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    payload.extend(length.to_ne_bytes());
+    payload.extend(kind.to_ne_bytes());
+    payload.extend(value);
+    payload.resize(payload.len().next_multiple_of(4), 0);
+}
+
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let header: &[u8; HEADER] = bytes.first_chunk()?;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
+        let message = Message {
+            kind: u16::from_ne_bytes([k0, k1]),
+            flags: u16::from_ne_bytes([f0, f1]),
+            sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            payload: bytes.get(HEADER..length)?,
+        };
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [l0, l1, k0, k1] = *bytes.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([k0, k1]) & !ATTRIBUTE_FLAGS, value))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_as_they_were_written() {
+        let mut payload = Vec::new();
+        push_attribute(&mut payload, 1, b"nat\0");
+        push_attribute(&mut payload, 3, b"x");
+        push_attribute(&mut payload, 0x8002, &[]);
+        let read: Vec<_> = attributes(&payload).collect();
+        assert_eq!(read, [(1, &b"nat\0"[..]), (3, b"x"), (2, b"")]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_arrives_is_survived(bytes: Vec<u8>) {
+            for message in messages(&bytes) {
+                message.attributes(4).count();
+                let _ = message.outcome();
+            }
+        }
+    }
+}

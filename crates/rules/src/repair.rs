@@ -1,0 +1,76 @@
+//! What was found otherwise than it should be, for logs and metrics.
+
+use std::fmt;
+
+use edgemesh_plan::Frontend;
+
+use crate::{Misplacement, OwnChain};
+
+/// One thing that was put right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// A chain of ours was gone; it was made again, with all its rules.
+    ChainMissing(OwnChain),
+    /// A chain of ours was made anew because its first rules were not the ones that must
+    /// stand there, or because too much differed.
+    ChainRewritten(OwnChain),
+    /// Rules of portals were gone.
+    RulesMissing {
+        /// The chain that they belong into.
+        chain: OwnChain,
+        /// One of the portals.
+        first: Frontend,
+        /// How many there were in all.
+        count: usize,
+    },
+    /// Rules were there that don't belong into the chain: somebody else's, duplicates, or
+    /// of portals that are no more.
+    RulesSurplus {
+        /// The chain that they were in.
+        chain: OwnChain,
+        /// The text of one of them, as read.
+        first: String,
+        /// How many there were in all.
+        count: usize,
+    },
+    /// The jump to a chain of ours was not where it must be.
+    Jump {
+        /// The chain that it leads to.
+        chain: OwnChain,
+        /// What was wrong with it.
+        because: Misplacement,
+    },
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Repair::ChainMissing(chain) => write!(f, "chain {chain} was missing"),
+            Repair::ChainRewritten(chain) => {
+                write!(
+                    f,
+                    "chain {chain} did not begin with its own rules, or differed too much"
+                )
+            }
+            Repair::RulesMissing {
+                chain,
+                first,
+                count,
+            } => write!(
+                f,
+                "{count} rules of {chain} were missing, among them {first}"
+            ),
+            Repair::RulesSurplus {
+                chain,
+                first,
+                count,
+            } => write!(
+                f,
+                "{count} rules too many were in {chain}, among them \"{first}\""
+            ),
+            Repair::Jump { chain, because } => {
+                write!(f, "the jump from {} to {chain} was {because}", chain.hook())
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What shall be in the kernel: the rules of one family, as plain data.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use edgemesh_catalog::{Protocol, ServicePortName};
+use edgemesh_plan::Frontend;
+
+use crate::Family;
+
+/// The rules of one family. Both chains hold the same ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    intercept: IpAddr,
+    refusal_port: u16,
+    mark: Mark,
+    portals: BTreeMap<Frontend, PortalRule>,
+}
+
+/// Where the traffic of one portal is sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortalRule {
+    /// Names the service port in the rule.
+    pub comment: RuleComment,
+    /// Port on the intercept address: a listener of the agent, or the refusal port.
+    pub to_port: u16,
+}
+
+/// A portal that no rule of this family can serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misplaced {
+    /// The portal's address is of the other family.
+    #[error("{frontend} does not belong into the {family} rules")]
+    Family {
+        /// The portal.
+        frontend: Frontend,
+        /// The family of the rules.
+        family: Family,
+    },
+    /// Only TCP and UDP are intercepted.
+    #[error("{0} can't be intercepted: only TCP and UDP can")]
+    Protocol(Frontend),
+}
+
+impl Ruleset {
+    /// No portal yet.
+    ///
+    /// `intercept` is the agent's own address, which also sets the family;
+    /// `refusal_port` is a port of it where nothing answers, so that the kernel refuses
+    /// what is sent there; `mark` is the one that the agent's own sockets carry.
+    #[must_use]
+    pub fn new(intercept: IpAddr, refusal_port: u16, mark: Mark) -> Self {
+        Self {
+            intercept,
+            refusal_port,
+            mark,
+            portals: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a portal, or changes where it leads.
+    ///
+    /// # Errors
+    ///
+    /// When no rule of this family can serve it.
+    pub fn insert(&mut self, frontend: Frontend, rule: PortalRule) -> Result<(), Misplaced> {
+        let family = self.family();
+        if Family::of(frontend.ip) != family {
+            return Err(Misplaced::Family { frontend, family });
+        }
+        match frontend.protocol {
+            Protocol::Tcp | Protocol::Udp => {
+                self.portals.insert(frontend, rule);
+                Ok(())
+            }
+            Protocol::Sctp => Err(Misplaced::Protocol(frontend)),
+        }
+    }
+
+    /// Takes a portal out.
+    pub fn remove(&mut self, frontend: &Frontend) -> Option<PortalRule> {
+        self.portals.remove(frontend)
+    }
+
+    /// The family of all its rules.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        Family::of(self.intercept)
+    }
+
+    /// The agent's own address, to which portals lead.
+    #[must_use]
+    pub fn intercept(&self) -> IpAddr {
+        self.intercept
+    }
+
+    /// Where the kernel refuses whatever is sent there.
+    #[must_use]
+    pub fn refused_at(&self) -> SocketAddr {
+        SocketAddr::new(self.intercept, self.refusal_port)
+    }
+
+    /// The mark of the agent's own traffic.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.mark
+    }
+
+    /// The portals.
+    #[must_use]
+    pub fn portals(&self) -> &BTreeMap<Frontend, PortalRule> {
+        &self.portals
+    }
+
+    /// Where `rule` sends traffic to.
+    #[must_use]
+    pub fn destination(&self, rule: &PortalRule) -> SocketAddr {
+        SocketAddr::new(self.intercept, rule.to_port)
+    }
+
+    /// Whether the rules that stand before the portals are the same in both.
+    pub(crate) fn same_fixed_rules(&self, other: &Self) -> bool {
+        self.mark == other.mark && self.refused_at() == other.refused_at()
+    }
+}
+
+/// One bit of the packet mark, by which the agent's own traffic passes its own rules.
+///
+/// kube-proxy uses 0x4000 and 0x8000 (its `--iptables-masquerade-bit` and kubelet's drop
+/// bit), Calico 0xffff0000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mark {
+    bit: u8,
+}
+
+impl Mark {
+    /// The agent's default: 0x2000.
+    pub const AGENT: Mark = Mark { bit: 13 };
+
+    /// Bit number `bit` of the mark; none when the mark has no such bit (it has 32).
+    #[must_use]
+    pub fn new(bit: u8) -> Option<Self> {
+        (bit < 32).then_some(Self { bit })
+    }
+
+    /// The mark's value (`SO_MARK` of the agent's sockets), at the same time its mask.
+    #[must_use]
+    pub fn value(self) -> u32 {
+        1 << self.bit
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.value())
+    }
+}
+
+/// The text by which a rule names its service port: `namespace/name:port`.
+///
+/// Names come from the cluster. Whatever isn't part of a Kubernetes name is replaced by
+/// `_`, so that no name can end the quotes that it stands in, or the line; the text is
+/// cut at 255 bytes, netfilter's limit (`struct xt_comment_info`, 256 with its end).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleComment(Arc<str>);
+
+impl RuleComment {
+    const MOST_BYTES: usize = 255;
+
+    /// The comment for `text`.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        if text.is_empty() {
+            return Self("_".into());
+        }
+        if text.len() <= Self::MOST_BYTES && text.chars().all(is_plain) {
+            return Self(text.into());
+        }
+        let plain: String = text
+            .chars()
+            .map(|c| if is_plain(c) { c } else { '_' })
+            .take(Self::MOST_BYTES)
+            .collect();
+        Self(plain.into())
+    }
+
+    /// The text as it stands in the rule.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&ServicePortName> for RuleComment {
+    fn from(name: &ServicePortName) -> Self {
+        Self::new(&name.to_string())
+    }
+}
+
+impl fmt::Display for RuleComment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/' | ':')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frontend(ip: &str, protocol: Protocol) -> Frontend {
+        Frontend {
+            ip: ip.parse().unwrap(),
+            protocol,
+            port: 80,
+        }
+    }
+
+    fn web() -> PortalRule {
+        PortalRule {
+            comment: RuleComment::new("default/web:http"),
+            to_port: 20007,
+        }
+    }
+
+    #[test]
+    fn a_service_ports_name_is_kept_as_it_is() {
+        let name = "kube-system/kube-dns.v1:dns-tcp";
+        assert_eq!(RuleComment::new(name).as_str(), name);
+    }
+
+    #[test]
+    fn a_hostile_name_cannot_leave_its_quotes_or_its_line() {
+        let hostile = "x\" -j ACCEPT\n-A INPUT -j DROP\\\0ü";
+        assert_eq!(
+            RuleComment::new(hostile).as_str(),
+            "x__-j_ACCEPT_-A_INPUT_-j_DROP___"
+        );
+    }
+
+    #[test]
+    fn a_comment_never_exceeds_netfilters_limit() {
+        assert_eq!(RuleComment::new(&"ü".repeat(400)).as_str().len(), 255);
+        assert_eq!(RuleComment::new("").as_str(), "_");
+    }
+
+    #[test]
+    fn a_portal_of_the_other_family_or_of_sctp_is_not_taken() {
+        let mut rules = Ruleset::new("169.254.96.16".parse().unwrap(), 20008, Mark::AGENT);
+        let v6 = frontend("fd00::1", Protocol::Tcp);
+        assert_eq!(
+            rules.insert(v6, web()).unwrap_err().to_string(),
+            "[fd00::1]:80/tcp does not belong into the IPv4 rules"
+        );
+        let sctp = frontend("10.96.0.1", Protocol::Sctp);
+        assert_eq!(
+            rules.insert(sctp, web()).unwrap_err().to_string(),
+            "10.96.0.1:80/sctp can't be intercepted: only TCP and UDP can"
+        );
+        assert!(rules.portals().is_empty());
+    }
+
+    #[test]
+    fn the_agents_mark_is_a_single_bit() {
+        assert_eq!(Mark::AGENT.to_string(), "0x2000");
+        assert_eq!(Mark::new(31).map(Mark::value), Some(0x8000_0000));
+        assert_eq!(Mark::new(32), None);
+    }
+}
