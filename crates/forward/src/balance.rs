@@ -1,0 +1,252 @@
+//! Which endpoint of a portal is tried next. Pure: time and chance are arguments.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edgemesh_plan::PortalEndpoint;
+
+use crate::Strategy;
+use crate::affinity::Affinity;
+use crate::chance::{below, shuffle};
+
+/// The endpoints of one portal with what is known about them.
+#[derive(Debug)]
+pub(crate) struct Balancer {
+    strategy: Strategy,
+    /// Sorted by address, as the plan has them.
+    endpoints: Arc<[PortalEndpoint]>,
+    /// Places in `endpoints`; the front is next in turn. Whoever is used goes to the back, so
+    /// that turns stay fair when the list changes, which a counter modulo its length does not.
+    turns: VecDeque<usize>,
+    /// Only those that failed and have not answered since: usually empty.
+    unwell: BTreeMap<SocketAddr, Unwell>,
+    affinity: Option<Affinity>,
+}
+
+#[derive(Debug)]
+struct Unwell {
+    /// In a row; decides how long it is left out.
+    failures: u32,
+    absence: Absence,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Absence {
+    LeftOutUntil(Instant),
+    /// One connection is trying it; the others keep away until that has an answer.
+    OnTrial,
+}
+
+/// An endpoint to be tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pick {
+    /// Which one.
+    pub(crate) endpoint: PortalEndpoint,
+    /// Whether this attempt decides if an endpoint that was left out comes back.
+    pub(crate) trial: bool,
+    /// Whether session affinity chose it: worth more patience than any other.
+    pub(crate) remembered: bool,
+}
+
+impl Balancer {
+    const FIRST_ABSENCE: Duration = Duration::from_secs(1);
+    const LONGEST_ABSENCE: Duration = Duration::from_secs(60);
+
+    /// `random` decides who is first, so that nodes do not all begin with the same endpoint.
+    pub(crate) fn new(
+        strategy: Strategy,
+        endpoints: Arc<[PortalEndpoint]>,
+        affinity: Option<Duration>,
+        random: u64,
+    ) -> Self {
+        let mut order: Vec<usize> = (0..endpoints.len()).collect();
+        shuffle(&mut order, random);
+        let mut balancer = Self {
+            strategy,
+            endpoints,
+            turns: order.into(),
+            unwell: BTreeMap::new(),
+            affinity: None,
+        };
+        balancer.set_affinity(affinity);
+        balancer
+    }
+
+    /// Those that may be tried, sorted by address.
+    pub(crate) fn endpoints(&self) -> &Arc<[PortalEndpoint]> {
+        &self.endpoints
+    }
+
+    /// Whether `address` is among them.
+    pub(crate) fn has(&self, address: SocketAddr) -> bool {
+        position(&self.endpoints, address).is_some()
+    }
+
+    /// How long a client keeps its endpoint.
+    pub(crate) fn affinity(&self) -> Option<Duration> {
+        self.affinity.as_ref().map(Affinity::timeout)
+    }
+
+    /// Changes how long a client keeps its endpoint; none forgets all clients.
+    pub(crate) fn set_affinity(&mut self, timeout: Option<Duration>) {
+        match (timeout, &mut self.affinity) {
+            (None, _) => self.affinity = None,
+            (Some(timeout), Some(affinity)) => affinity.set_timeout(timeout),
+            (Some(timeout), none) => {
+                *none = Some(Affinity::new(timeout, Affinity::MOST_CLIENTS));
+            }
+        }
+    }
+
+    /// Replaces the list. Those that stay keep their turn and their state; new ones come
+    /// last, in an order that `random` decides.
+    pub(crate) fn set_endpoints(&mut self, endpoints: Arc<[PortalEndpoint]>, random: u64) {
+        let staying = self
+            .turns
+            .iter()
+            .filter_map(|&place| self.endpoints.get(place))
+            .filter_map(|old| position(&endpoints, old.address));
+        let mut new: Vec<usize> = (0..endpoints.len())
+            .filter(|&place| !self.has(endpoints[place].address))
+            .collect();
+        shuffle(&mut new, random);
+        self.turns = staying.chain(new).collect();
+        self.unwell
+            .retain(|&address, _| position(&endpoints, address).is_some());
+        self.endpoints = endpoints;
+    }
+
+    /// The next endpoint for a connection of `client` that has `tried` some already; none
+    /// when it tried all.
+    ///
+    /// First the one the client is used to, then whoever is in turn and well or due for
+    /// another trial, and when there is none even those that are left out: a connection is
+    /// never refused on hearsay.
+    pub(crate) fn pick(
+        &mut self,
+        client: IpAddr,
+        tried: &[SocketAddr],
+        now: Instant,
+        random: u64,
+    ) -> Option<Pick> {
+        let remembered = self.remembered(client, tried, now);
+        let place = remembered
+            .or_else(|| self.choose(random, |b, at| b.is_open(at, tried) && b.is_usable(at, now)))
+            .or_else(|| self.choose(random, |b, at| b.is_open(at, tried)))?;
+        let endpoint = self.endpoints.get(place)?.clone();
+        let trial = self.begin_trial(endpoint.address, now);
+        if let (Some(affinity), true) = (&mut self.affinity, tried.is_empty()) {
+            // Before its outcome is known, so that connections opened at once stay together.
+            affinity.remember(client, endpoint.address, now);
+        }
+        Some(Pick {
+            endpoint,
+            trial,
+            remembered: remembered.is_some(),
+        })
+    }
+
+    /// `address` answered: it is well. Holds whoever asked.
+    pub(crate) fn succeeded(&mut self, address: SocketAddr) {
+        self.unwell.remove(&address);
+    }
+
+    /// The client's connection stands: later ones are to follow it.
+    pub(crate) fn settled(&mut self, client: IpAddr, address: SocketAddr, now: Instant) {
+        if let Some(affinity) = &mut self.affinity {
+            affinity.remember(client, address, now);
+        }
+    }
+
+    /// An attempt failed. The endpoint is left out for 1 s, after the next failed trial for
+    /// 2 s, 4 s and so on up to 60 s. What many connections find out at once counts once.
+    pub(crate) fn failed(&mut self, address: SocketAddr, trial: bool, now: Instant) {
+        if !self.has(address) {
+            return;
+        }
+        let failures = match self.unwell.get(&address) {
+            None => 1,
+            Some(known) if trial => known.failures.saturating_add(1),
+            Some(_) => return,
+        };
+        let absence = Absence::LeftOutUntil(now + absence_after(failures));
+        self.unwell.insert(address, Unwell { failures, absence });
+    }
+
+    /// An attempt ended without telling anything about the endpoint; a trial is due again.
+    pub(crate) fn abandoned(&mut self, pick: &Pick, now: Instant) {
+        if let (true, Some(known)) = (pick.trial, self.unwell.get_mut(&pick.endpoint.address)) {
+            known.absence = Absence::LeftOutUntil(now);
+        }
+    }
+
+    fn remembered(&self, client: IpAddr, tried: &[SocketAddr], now: Instant) -> Option<usize> {
+        let address = self.affinity.as_ref()?.endpoint_of(client, now)?;
+        let place = position(&self.endpoints, address)?;
+        (self.is_open(place, tried) && self.is_usable(place, now)).then_some(place)
+    }
+
+    fn choose(&mut self, random: u64, admits: impl Fn(&Self, usize) -> bool) -> Option<usize> {
+        match self.strategy {
+            Strategy::RoundRobin => {
+                let turn = self.turns.iter().position(|&place| admits(self, place))?;
+                let place = self.turns.remove(turn)?;
+                self.turns.push_back(place);
+                Some(place)
+            }
+            Strategy::Random => {
+                let admitted = || (0..self.endpoints.len()).filter(|&at| admits(self, at));
+                let how_many = admitted().count();
+                admitted().nth(below(how_many.max(1), random))
+            }
+        }
+    }
+
+    fn is_open(&self, place: usize, tried: &[SocketAddr]) -> bool {
+        self.endpoints
+            .get(place)
+            .is_some_and(|endpoint| !tried.contains(&endpoint.address))
+    }
+
+    fn is_usable(&self, place: usize, now: Instant) -> bool {
+        let known = self
+            .endpoints
+            .get(place)
+            .and_then(|endpoint| self.unwell.get(&endpoint.address));
+        match known.map(|known| known.absence) {
+            None => true,
+            Some(Absence::LeftOutUntil(until)) => now >= until,
+            Some(Absence::OnTrial) => false,
+        }
+    }
+
+    fn begin_trial(&mut self, address: SocketAddr, now: Instant) -> bool {
+        match self.unwell.get_mut(&address) {
+            Some(known) => match known.absence {
+                Absence::LeftOutUntil(until) if now >= until => {
+                    known.absence = Absence::OnTrial;
+                    true
+                }
+                Absence::LeftOutUntil(_) | Absence::OnTrial => false,
+            },
+            None => false,
+        }
+    }
+}
+
+fn position(endpoints: &[PortalEndpoint], address: SocketAddr) -> Option<usize> {
+    endpoints
+        .binary_search_by_key(&address, |endpoint| endpoint.address)
+        .ok()
+}
+
+fn absence_after(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    (Balancer::FIRST_ABSENCE * (1 << doublings)).min(Balancer::LONGEST_ABSENCE)
+}
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

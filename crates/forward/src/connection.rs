@@ -1,0 +1,268 @@
+//! One TCP connection, from its arrival to its closing record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgemesh_plan::PortalEndpoint;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{Span, debug, debug_span, field, info};
+
+use crate::addrs::{ClientAddr, EndpointAddr, ListenAddr};
+use crate::chance::Chance;
+use crate::dial::{DialFailure, DialLimits, Dialled, Dialler, Stragglers};
+use crate::log_limit::LogLimit;
+use crate::metrics::{Counters, Refused};
+use crate::original_dst::ResolveOriginalDst;
+use crate::portal::ActivePortal;
+use crate::portal_table::PortalTable;
+use crate::relay::{Broken, Moved, ResetOnDrop, broken, relay};
+use crate::socket::{OutwardSockets, tune};
+
+/// What all connections share.
+pub(crate) struct Connections {
+    pub(crate) table: watch::Receiver<Arc<PortalTable>>,
+    pub(crate) original_dst: ResolveOriginalDst,
+    pub(crate) outward: OutwardSockets,
+    pub(crate) limits: DialLimits,
+    /// Places for connections being served.
+    pub(crate) places: Arc<Semaphore>,
+    /// How long a connection waits for a place.
+    pub(crate) admission_wait: Duration,
+    /// Bounds the attempts that nobody waits for any more.
+    pub(crate) stragglers: Arc<Semaphore>,
+    pub(crate) chance: Chance,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) failures: LogLimit,
+    /// Ends every connection with a reset.
+    pub(crate) cut: CancellationToken,
+}
+
+/// What became of a connection.
+enum Closed {
+    Refused(Refused),
+    NotDialled(DialFailure),
+    ClientVanished,
+    Ended,
+    Broken(Broken),
+    Cut,
+}
+
+/// What a connection's closing record is written from.
+struct Record {
+    client: ClientAddr,
+    portal: Option<Arc<ActivePortal>>,
+    endpoint: Option<PortalEndpoint>,
+    moved: Moved,
+    since: Instant,
+}
+
+impl Connections {
+    /// Serves one accepted connection to its end.
+    pub(crate) async fn serve(
+        &self,
+        id: u64,
+        stream: TcpStream,
+        client: ClientAddr,
+        listener: ListenAddr,
+    ) {
+        let span = debug_span!("connection", id, %client, portal = field::Empty);
+        tracing::Instrument::instrument(self.serve_in_span(stream, client, listener), span).await;
+    }
+
+    async fn serve_in_span(&self, stream: TcpStream, client: ClientAddr, listener: ListenAddr) {
+        self.counters.accepted();
+        let mut record = Record {
+            client,
+            portal: None,
+            endpoint: None,
+            moved: Moved::default(),
+            since: Instant::now(),
+        };
+        let mut stragglers = None;
+        let closed = tokio::select! {
+            biased;
+            () = self.cut.cancelled() => Closed::Cut,
+            closed = self.run(ResetOnDrop::new(stream), listener, &mut record, &mut stragglers) => closed,
+        };
+        self.close(closed, &record);
+        drop(record);
+        if let Some(stragglers) = stragglers {
+            self.await_stragglers(stragglers).await;
+        }
+    }
+
+    async fn run(
+        &self,
+        client: ResetOnDrop,
+        listener: ListenAddr,
+        record: &mut Record,
+        stragglers: &mut Option<Stragglers<TcpStream>>,
+    ) -> Closed {
+        let portal = match self.find_portal(client.stream(), listener) {
+            Ok(portal) => portal,
+            Err(reason) => return Closed::Refused(reason),
+        };
+        Span::current().record("portal", field::display(&portal.name));
+        record.portal = Some(Arc::clone(&portal));
+        let Some(_place) = self.place().await else {
+            return Closed::Refused(Refused::Limit);
+        };
+        let _active = self.counters.connection_active();
+        // A stream that cannot be tuned is broken already; the relay will find out.
+        let _ = tune(client.stream());
+        // Boxed, for its state would otherwise stay with the connection all its life.
+        let dialled = Box::pin(self.dial(&portal, client.stream(), record.client)).await;
+        let Dialled {
+            stream,
+            endpoint,
+            stragglers: slower,
+        } = match dialled {
+            Some(Ok(dialled)) => dialled,
+            Some(Err(failure)) => return Closed::NotDialled(failure),
+            None => return Closed::ClientVanished,
+        };
+        drop(portal);
+        self.counters.connection_relayed();
+        record.endpoint = Some(endpoint);
+        *stragglers = (!slower.is_empty()).then_some(slower);
+        match relay(
+            client,
+            ResetOnDrop::new(stream),
+            &record.moved,
+            &self.counters,
+        )
+        .await
+        {
+            Ok(()) => Closed::Ended,
+            Err(broken) => Closed::Broken(broken),
+        }
+    }
+
+    fn find_portal(
+        &self,
+        stream: &TcpStream,
+        listener: ListenAddr,
+    ) -> Result<Arc<ActivePortal>, Refused> {
+        let destination =
+            (self.original_dst)(stream).map_err(|_| Refused::NoOriginalDestination)?;
+        if destination.0 == listener.0 {
+            return Err(Refused::NotThroughPortal);
+        }
+        let table = self.table.borrow();
+        let portal = table.tcp(destination).ok_or(Refused::NoPortal)?;
+        Ok(Arc::clone(portal))
+    }
+
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let places = || Arc::clone(&self.places);
+        if let Ok(place) = places().try_acquire_owned() {
+            return Some(place);
+        }
+        let _waiting = self.counters.connection_waiting();
+        // The semaphore is never closed: an error is as good as no place.
+        timeout(self.admission_wait, places().acquire_owned())
+            .await
+            .ok()?
+            .ok()
+    }
+
+    /// None when the client went away meanwhile. A client that ended its stream may be
+    /// waiting for the answer and is still there.
+    async fn dial(
+        &self,
+        portal: &Arc<ActivePortal>,
+        client: &TcpStream,
+        from: ClientAddr,
+    ) -> Option<Result<Dialled<TcpStream>, DialFailure>> {
+        let outward = self.outward;
+        let dialler = Dialler {
+            limits: self.limits,
+            chance: &self.chance,
+            counters: &self.counters,
+        };
+        let connect =
+            move |endpoint: &PortalEndpoint| outward.connect_tcp(EndpointAddr(endpoint.address));
+        tokio::select! {
+            biased;
+            _ = broken(client) => None,
+            dialled = dialler.dial(portal, from, connect) => Some(dialled),
+        }
+    }
+
+    async fn await_stragglers(&self, stragglers: Stragglers<TcpStream>) {
+        let Ok(_place) = self.stragglers.try_acquire() else {
+            return;
+        };
+        tokio::select! {
+            biased;
+            () = self.cut.cancelled() => {}
+            () = stragglers.finish() => {}
+        }
+    }
+
+    fn close(&self, closed: Closed, record: &Record) {
+        let counters = &self.counters;
+        match closed {
+            Closed::Ended => record.write("ended"),
+            Closed::Cut => {
+                counters.connection_cut();
+                record.write("cut at shutdown");
+            }
+            Closed::ClientVanished => {
+                counters.client_gone();
+                record.write("client vanished while an endpoint was dialled");
+            }
+            Closed::Broken(Broken { side, error }) => {
+                counters.connection_reset();
+                record.write(format_args!("broken by {side:?}: {error}"));
+            }
+            Closed::Refused(reason) => {
+                counters.connection_refused(reason);
+                self.write_failure(record, format_args!("refused: {}", reason.as_str()));
+            }
+            Closed::NotDialled(failure) => {
+                counters.connection_refused(Refused::DialFailed);
+                self.write_failure(record, format_args!("refused: {failure}"));
+            }
+        }
+    }
+
+    fn write_failure(&self, record: &Record, result: std::fmt::Arguments<'_>) {
+        match self.failures.admit(Instant::now().into_std()) {
+            Some(withheld) => info!(
+                portal = record.portal_name(),
+                client = %record.client,
+                duration = ?record.since.elapsed(),
+                %result,
+                withheld,
+                "connection closed"
+            ),
+            None => record.write(result),
+        }
+    }
+}
+
+impl Record {
+    fn write(&self, result: impl std::fmt::Display) {
+        debug!(
+            portal = self.portal_name(),
+            client = %self.client,
+            endpoint = self.endpoint.as_ref().map(|e| field::display(e.address)),
+            node = self.endpoint.as_ref().and_then(|e| e.node.as_ref()).map(field::display),
+            up = self.moved.up(),
+            down = self.moved.down(),
+            duration = ?self.since.elapsed(),
+            %result,
+            "connection closed"
+        );
+    }
+
+    fn portal_name(&self) -> Option<field::DisplayValue<&edgemesh_catalog::ServicePortName>> {
+        self.portal
+            .as_ref()
+            .map(|portal| field::display(&portal.name))
+    }
+}

@@ -1,0 +1,268 @@
+//! Gets a client to one of its portal's endpoints.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgemesh_plan::PortalEndpoint;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::addrs::{ClientAddr, EndpointAddr};
+use crate::chance::Chance;
+use crate::metrics::{Counters, DialFault};
+use crate::portal::{ActivePortal, Attempt};
+
+/// An endpoint that has not answered for this long is not waited for alone any more: the next
+/// one is tried beside it (RFC 8305 section 8, "Connection Attempt Delay").
+const HEAD_START: Duration = Duration::from_millis(250);
+/// Attempts of one connection under way at a time; bounds its file descriptors.
+const MOST_AT_ONCE: usize = 4;
+/// Faults of this host's own after which a connection is given up.
+const LOCAL_FAULTS_TO_GIVE_UP: usize = 3;
+
+/// How long dialling may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DialLimits {
+    /// One attempt.
+    pub(crate) attempt: Duration,
+    /// All attempts together.
+    pub(crate) deadline: Duration,
+}
+
+/// A stream to an endpoint, and the attempts that were slower.
+pub(crate) struct Dialled<S> {
+    pub(crate) stream: S,
+    pub(crate) endpoint: PortalEndpoint,
+    pub(crate) stragglers: Stragglers<S>,
+}
+
+/// Attempts that were overtaken. Their outcome still tells whether their endpoint lives:
+/// without waiting for it, a dead endpoint would cost every connection its head start.
+pub(crate) struct Stragglers<S>(FuturesUnordered<Running<S>>);
+
+impl<S> Stragglers<S> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Waits until each has its outcome; none takes longer than an attempt may.
+    pub(crate) async fn finish(mut self) {
+        while self.0.next().await.is_some() {}
+    }
+}
+
+/// No endpoint could be reached.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct DialFailure {
+    /// What was tried, in the order of the outcomes.
+    pub(crate) tried: Vec<(SocketAddr, DialFault)>,
+    /// Those still without an answer when time was up.
+    pub(crate) unanswered: Vec<SocketAddr>,
+}
+
+impl fmt::Display for DialFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no endpoint could be reached:")?;
+        for (endpoint, fault) in &self.tried {
+            write!(f, " {endpoint} {}", fault.as_str())?;
+        }
+        for endpoint in &self.unanswered {
+            write!(f, " {endpoint} unanswered")?;
+        }
+        Ok(())
+    }
+}
+
+type Running<S> = Pin<Box<dyn Future<Output = Outcome<S>> + Send>>;
+
+struct Outcome<S> {
+    endpoint: PortalEndpoint,
+    result: Result<S, DialFault>,
+}
+
+/// What dialling works with, the same for all connections.
+pub(crate) struct Dialler<'a> {
+    pub(crate) limits: DialLimits,
+    pub(crate) chance: &'a Chance,
+    pub(crate) counters: &'a Arc<Counters>,
+}
+
+impl Dialler<'_> {
+    /// Tries the portal's endpoints in the balancer's order until one answers: the next at
+    /// once when one fails, and beside it when it takes long.
+    pub(crate) async fn dial<S, F>(
+        &self,
+        portal: &Arc<ActivePortal>,
+        client: ClientAddr,
+        connect: impl Fn(&PortalEndpoint) -> F,
+    ) -> Result<Dialled<S>, DialFailure>
+    where
+        S: Send + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+    {
+        let deadline = Instant::now() + self.limits.deadline;
+        let mut race = Race::new();
+        let mut start_next_at = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= start_next_at && race.has_room() {
+                match portal.attempt(client, &race.started, now.into_std(), self.chance.draw()) {
+                    Some(attempt) => {
+                        start_next_at = now + self.head_start(&attempt);
+                        race.start(self.run(attempt, &connect));
+                    }
+                    None => race.exhausted = true,
+                }
+            }
+            if race.running.is_empty() {
+                return Err(race.lost());
+            }
+            tokio::select! {
+                biased;
+                Some(outcome) = race.running.next() => match outcome.result {
+                    Ok(stream) => {
+                        let address = EndpointAddr(outcome.endpoint.address);
+                        portal.settled(client, address, Instant::now().into_std());
+                        return Ok(Dialled {
+                            stream,
+                            endpoint: outcome.endpoint,
+                            stragglers: Stragglers(race.running),
+                        });
+                    }
+                    Err(fault) => {
+                        race.fail(outcome.endpoint.address, fault);
+                        start_next_at = Instant::now();
+                    }
+                },
+                () = sleep_until(start_next_at), if race.has_room() => {}
+                () = sleep_until(deadline) => return Err(race.lost()),
+            }
+        }
+    }
+
+    /// A client bound to its endpoint by affinity is not moved for being slow, as one lost
+    /// packet makes it.
+    fn head_start(&self, attempt: &Attempt) -> Duration {
+        if attempt.is_remembered() {
+            self.limits.attempt
+        } else {
+            HEAD_START
+        }
+    }
+
+    fn run<S, F>(
+        &self,
+        attempt: Attempt,
+        connect: impl Fn(&PortalEndpoint) -> F,
+    ) -> (SocketAddr, Running<S>)
+    where
+        S: Send + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+    {
+        let connecting = timeout(self.limits.attempt, connect(attempt.endpoint()));
+        let counters = Arc::clone(self.counters);
+        let address = attempt.endpoint().address;
+        let running = Box::pin(async move {
+            let endpoint = attempt.endpoint().clone();
+            let result = match connecting.await {
+                Ok(Ok(stream)) => Ok(stream),
+                Ok(Err(error)) => Err(fault_of(&error)),
+                Err(_) => Err(DialFault::TimedOut),
+            };
+            match result {
+                Ok(_) => attempt.succeeded(),
+                Err(fault) => {
+                    counters.dial_failed(fault);
+                    if !fault.is_local() {
+                        attempt.failed(Instant::now().into_std());
+                    }
+                }
+            }
+            Outcome { endpoint, result }
+        });
+        (address, running)
+    }
+}
+
+/// The attempts of one connection.
+struct Race<S> {
+    running: FuturesUnordered<Running<S>>,
+    started: Vec<SocketAddr>,
+    failed: Vec<(SocketAddr, DialFault)>,
+    /// Nothing is left to be started.
+    exhausted: bool,
+}
+
+impl<S> Race<S> {
+    fn new() -> Self {
+        Self {
+            running: FuturesUnordered::new(),
+            started: Vec::new(),
+            failed: Vec::new(),
+            exhausted: false,
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        !self.exhausted && self.running.len() < MOST_AT_ONCE
+    }
+
+    fn start(&mut self, (address, running): (SocketAddr, Running<S>)) {
+        self.started.push(address);
+        self.running.push(running);
+    }
+
+    fn fail(&mut self, endpoint: SocketAddr, fault: DialFault) {
+        self.failed.push((endpoint, fault));
+        let local = self.failed.iter().filter(|(_, fault)| fault.is_local());
+        // All others would meet the same shortage.
+        self.exhausted |= local.count() >= LOCAL_FAULTS_TO_GIVE_UP;
+    }
+
+    fn lost(self) -> DialFailure {
+        let answered = |address: &SocketAddr| self.failed.iter().any(|(a, _)| a == address);
+        let unanswered = self
+            .started
+            .iter()
+            .copied()
+            .filter(|a| !answered(a))
+            .collect();
+        DialFailure {
+            unanswered,
+            tried: self.failed,
+        }
+    }
+}
+
+/// Whose fault a failed connect is.
+pub(crate) fn fault_of(error: &io::Error) -> DialFault {
+    use io::ErrorKind;
+    match error.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => DialFault::Refused,
+        ErrorKind::TimedOut => DialFault::TimedOut,
+        // Permission is denied by a packet filter on the way out.
+        ErrorKind::HostUnreachable
+        | ErrorKind::NetworkUnreachable
+        | ErrorKind::NetworkDown
+        | ErrorKind::PermissionDenied => DialFault::Unreachable,
+        // No address: all ports towards this endpoint are in use.
+        ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse | ErrorKind::OutOfMemory => {
+            DialFault::Local
+        }
+        // No descriptor left in the process (EMFILE) or on the host (ENFILE), no buffer
+        // (ENOBUFS): std has no kinds for them.
+        _ => match error.raw_os_error() {
+            Some(23 | 24 | 105) => DialFault::Local,
+            Some(_) | None => DialFault::Other,
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "dial_tests.rs"]
+mod tests;

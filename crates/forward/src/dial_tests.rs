@@ -1,0 +1,271 @@
+use std::future::pending;
+use std::sync::Mutex;
+
+use edgemesh_catalog::{ObjectName, Protocol, ServicePortName};
+use edgemesh_plan::Frontend;
+use tokio::time::sleep;
+
+use super::*;
+use crate::Strategy;
+
+/// How a made-up endpoint behaves.
+#[derive(Clone, Copy, Debug)]
+enum Behaves {
+    Answers,
+    AnswersAfter(u64),
+    Refuses,
+    BlackHole,
+    NoDescriptor,
+}
+use Behaves::{Answers, AnswersAfter, BlackHole, NoDescriptor, Refuses};
+
+const LIMITS: DialLimits = DialLimits {
+    attempt: Duration::from_secs(2),
+    deadline: Duration::from_secs(5),
+};
+
+struct Lab {
+    portal: Arc<ActivePortal>,
+    behaviour: Arc<Mutex<Vec<Behaves>>>,
+    started: Arc<Mutex<Vec<usize>>>,
+    counters: Arc<Counters>,
+    chance: Chance,
+}
+
+fn address(n: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, u8::try_from(n).unwrap()], 80))
+}
+
+impl Lab {
+    /// A portal with one endpoint per behaviour.
+    fn new(behaviour: &[Behaves]) -> Self {
+        Self::with_affinity(behaviour, None)
+    }
+
+    fn with_affinity(behaviour: &[Behaves], affinity: Option<Duration>) -> Self {
+        let endpoints: Arc<[PortalEndpoint]> = (0..behaviour.len())
+            .map(|n| PortalEndpoint {
+                address: address(n),
+                node: None,
+            })
+            .collect();
+        let portal = ActivePortal::new(
+            ServicePortName {
+                service: ObjectName::new("default", "web"),
+                port: "http".into(),
+                protocol: Protocol::Tcp,
+            },
+            Frontend {
+                ip: [10, 96, 0, 1].into(),
+                protocol: Protocol::Tcp,
+                port: 80,
+            },
+            Strategy::RoundRobin,
+            endpoints,
+            affinity,
+            0,
+        );
+        Self {
+            portal: Arc::new(portal),
+            behaviour: Arc::new(Mutex::new(behaviour.to_vec())),
+            started: Arc::default(),
+            counters: Arc::default(),
+            chance: Chance::new(0),
+        }
+    }
+
+    /// Dials once; the "stream" is the number of the endpoint.
+    async fn dial(&self) -> (Result<Dialled<usize>, DialFailure>, Duration) {
+        let dialler = Dialler {
+            limits: LIMITS,
+            chance: &self.chance,
+            counters: &self.counters,
+        };
+        let since = Instant::now();
+        let client = ClientAddr(SocketAddr::from(([10, 9, 0, 1], 40000)));
+        let dialled = dialler
+            .dial(&self.portal, client, |endpoint| self.connect(endpoint))
+            .await;
+        (dialled, since.elapsed())
+    }
+
+    fn connect(
+        &self,
+        endpoint: &PortalEndpoint,
+    ) -> impl Future<Output = io::Result<usize>> + Send + use<> {
+        let n = (0..).find(|n| address(*n) == endpoint.address).unwrap();
+        self.started.lock().unwrap().push(n);
+        let behaves = self.behaviour.lock().unwrap()[n];
+        async move {
+            match behaves {
+                Answers => Ok(n),
+                AnswersAfter(ms) => {
+                    sleep(Duration::from_millis(ms)).await;
+                    Ok(n)
+                }
+                Refuses => Err(io::ErrorKind::ConnectionRefused.into()),
+                BlackHole => pending().await,
+                NoDescriptor => Err(io::Error::from_raw_os_error(24)),
+            }
+        }
+    }
+
+    fn started(&self) -> Vec<usize> {
+        std::mem::take(&mut self.started.lock().unwrap())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_refuses_is_passed_over_at_once() {
+    let lab = Lab::new(&[Refuses, Refuses, Answers]);
+    let (dialled, took) = lab.dial().await;
+    assert_eq!(dialled.ok().unwrap().stream, 2);
+    assert_eq!(took, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_black_hole_costs_its_head_start_a_few_times_and_then_nothing() {
+    let lab = Lab::new(&[BlackHole, Answers]);
+    let mut delayed = 0;
+    for _ in 0..20 {
+        let (dialled, took) = lab.dial().await;
+        let dialled = dialled.ok().unwrap();
+        assert_eq!(dialled.stream, 1);
+        assert!(took <= HEAD_START, "{took:?}");
+        delayed += u32::from(took > Duration::ZERO);
+        dialled.stragglers.finish().await;
+    }
+    assert!(delayed <= 6, "{delayed} of 20 connections were delayed");
+    assert!(lab.counters.dials_failed(DialFault::TimedOut) >= 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overtaken_endpoint_that_answers_late_stays_in() {
+    let lab = Lab::new(&[AnswersAfter(400), AnswersAfter(1)]);
+    for _ in 0..8 {
+        let dialled = lab.dial().await.0.ok().unwrap();
+        dialled.stragglers.finish().await;
+    }
+    let started = lab.started();
+    assert!(
+        started.iter().filter(|n| **n == 0).count() >= 4,
+        "{started:?}"
+    );
+    assert_eq!(lab.counters.dials_failed(DialFault::TimedOut), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_refusing_is_known_at_once_and_each_was_tried_once() {
+    let lab = Lab::new(&[Refuses; 5]);
+    let (dialled, took) = lab.dial().await;
+    let failure = dialled.err().unwrap();
+    assert_eq!(failure.tried.len(), 5);
+    assert_eq!(took, Duration::ZERO);
+    let mut started = lab.started();
+    started.sort_unstable();
+    assert_eq!(started, [0, 1, 2, 3, 4]);
+    assert!(
+        failure.to_string().contains("10.0.0.4:80 refused"),
+        "{failure}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn black_holes_everywhere_end_with_the_deadline() {
+    let lab = Lab::new(&[BlackHole; 20]);
+    let (dialled, took) = lab.dial().await;
+    let failure = dialled.err().unwrap();
+    assert_eq!(took, LIMITS.deadline);
+    assert!(!failure.unanswered.is_empty());
+    assert!(failure.to_string().contains("unanswered"), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_black_hole_alone_ends_with_its_attempt() {
+    let lab = Lab::new(&[BlackHole]);
+    let (dialled, took) = lab.dial().await;
+    assert_eq!(
+        dialled.err().unwrap().tried,
+        [(address(0), DialFault::TimedOut)]
+    );
+    assert_eq!(took, LIMITS.attempt);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_under_way_at_once_are_bounded() {
+    let lab = Lab::new(&[BlackHole; 20]);
+    let (_, _) = tokio::join!(lab.dial(), async {
+        sleep(Duration::from_millis(1900)).await;
+        assert_eq!(lab.started().len(), MOST_AT_ONCE);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_endpoints_are_tried_again_when_they_are_due_and_come_back() {
+    let lab = Lab::new(&[Refuses, Answers]);
+    for _ in 0..4 {
+        let _ = lab.dial().await;
+    }
+    lab.started();
+    lab.behaviour.lock().unwrap()[0] = Answers;
+    let _ = lab.dial().await;
+    assert_eq!(lab.started(), [1], "left out");
+    sleep(Duration::from_secs(1)).await;
+    for _ in 0..4 {
+        let _ = lab.dial().await;
+    }
+    assert_eq!(lab.started().iter().filter(|n| **n == 0).count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_affinity_waits_for_its_slow_endpoint() {
+    let lab = Lab::with_affinity(&[Answers, Answers], Some(Duration::from_secs(3600)));
+    let first = lab.dial().await.0.ok().unwrap().stream;
+    lab.behaviour.lock().unwrap()[first] = AnswersAfter(1200);
+    let (again, took) = lab.dial().await;
+    assert_eq!(again.ok().unwrap().stream, first);
+    assert_eq!(took, Duration::from_millis(1200));
+
+    lab.behaviour.lock().unwrap()[first] = Refuses;
+    let other = lab.dial().await.0.ok().unwrap().stream;
+    assert_ne!(other, first);
+    lab.behaviour.lock().unwrap()[first] = Answers;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(
+        lab.dial().await.0.ok().unwrap().stream,
+        other,
+        "it stays where it went"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shortage_of_our_own_is_not_blamed_on_the_endpoints() {
+    let lab = Lab::new(&[NoDescriptor; 10]);
+    let (dialled, _) = lab.dial().await;
+    assert_eq!(dialled.err().unwrap().tried.len(), LOCAL_FAULTS_TO_GIVE_UP);
+    *lab.behaviour.lock().unwrap() = vec![Answers; 10];
+    lab.started();
+    for _ in 0..10 {
+        let _ = lab.dial().await;
+    }
+    let mut started = lab.started();
+    started.sort_unstable();
+    assert_eq!(started, (0..10).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_is_given_up_leaves_the_trial_to_the_next() {
+    let lab = Lab::new(&[Refuses]);
+    let _ = lab.dial().await;
+    sleep(Duration::from_secs(1)).await;
+    lab.behaviour.lock().unwrap()[0] = BlackHole;
+    let given_up = timeout(Duration::from_millis(100), lab.dial()).await;
+    assert!(given_up.is_err());
+    lab.behaviour.lock().unwrap()[0] = Answers;
+    assert!(lab.dial().await.0.is_ok());
+    let attempt = lab
+        .portal
+        .attempt(ClientAddr(address(9)), &[], Instant::now().into_std(), 0)
+        .unwrap();
+    attempt.succeeded();
+}

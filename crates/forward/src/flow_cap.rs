@@ -1,0 +1,72 @@
+//! Keeps the number of UDP flows below a limit: the least recently used one goes out.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::udp_flow::Flow;
+
+/// All flows of all portals.
+#[derive(Debug)]
+pub(crate) struct FlowCap {
+    most: usize,
+    flows: Mutex<Flows>,
+}
+
+#[derive(Debug, Default)]
+struct Flows {
+    /// By when each was last used as far as we know here, which is too early for most:
+    /// keeping it exact would cost every datagram a global lock.
+    by_use: BTreeMap<Place, Arc<Flow>>,
+    serial: u64,
+}
+
+/// Where a flow stands: its last use, and a number that makes it unique.
+pub(crate) type Place = (u64, u64);
+
+impl FlowCap {
+    /// Flows looked at in vain before one has to go: with all of them busy the search for an
+    /// idle one must not take forever.
+    const MOST_SPARED: u32 = 64;
+
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            most: most.max(1),
+            flows: Mutex::default(),
+        }
+    }
+
+    /// Takes `flow` in; puts others out as long as there are too many.
+    pub(crate) fn admit(&self, flow: &Arc<Flow>) {
+        let mut flows = self.flows();
+        let mut spared = 0;
+        while flows.by_use.len() >= self.most {
+            let Some(((known_use, serial), oldest)) = flows.by_use.pop_first() else {
+                break;
+            };
+            let last_use = oldest.last_use();
+            if last_use > known_use && spared < Self::MOST_SPARED {
+                spared += 1;
+                let place = (last_use, serial);
+                oldest.set_place(place);
+                flows.by_use.insert(place, oldest);
+            } else {
+                oldest.evict();
+            }
+        }
+        flows.serial += 1;
+        let place = (flow.last_use(), flows.serial);
+        flow.set_place(place);
+        flows.by_use.insert(place, Arc::clone(flow));
+    }
+
+    /// Forgets a flow that has ended.
+    pub(crate) fn forget(&self, flow: &Flow) {
+        // Its place only changes under this lock.
+        let mut flows = self.flows();
+        flows.by_use.remove(&flow.place());
+    }
+
+    fn flows(&self) -> MutexGuard<'_, Flows> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,146 @@
+//! A portal as the forwarder serves it: what it leads to, and the attempts to get there.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use edgemesh_catalog::ServicePortName;
+use edgemesh_plan::{Frontend, PortalEndpoint};
+use tokio::sync::watch;
+
+use crate::Strategy;
+use crate::addrs::{ClientAddr, EndpointAddr};
+use crate::balance::{Balancer, Pick};
+
+/// One portal. It lives as long as any plan keeps it, and what it knows of its endpoints
+/// and clients with it.
+#[derive(Debug)]
+pub(crate) struct ActivePortal {
+    pub(crate) name: ServicePortName,
+    pub(crate) frontend: Frontend,
+    balancer: Mutex<Balancer>,
+    /// Counts how often the endpoints changed.
+    changes: watch::Sender<u64>,
+}
+
+impl ActivePortal {
+    pub(crate) fn new(
+        name: ServicePortName,
+        frontend: Frontend,
+        strategy: Strategy,
+        endpoints: Arc<[PortalEndpoint]>,
+        affinity: Option<Duration>,
+        random: u64,
+    ) -> Self {
+        Self {
+            name,
+            frontend,
+            balancer: Mutex::new(Balancer::new(strategy, endpoints, affinity, random)),
+            changes: watch::Sender::new(0),
+        }
+    }
+
+    /// Makes it lead to `endpoints`.
+    pub(crate) fn update(
+        &self,
+        endpoints: &Arc<[PortalEndpoint]>,
+        affinity: Option<Duration>,
+        random: u64,
+    ) {
+        let mut balancer = self.balancer();
+        if balancer.affinity() != affinity {
+            balancer.set_affinity(affinity);
+        }
+        if balancer.endpoints() != endpoints {
+            balancer.set_endpoints(Arc::clone(endpoints), random);
+            drop(balancer);
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    /// Changes whenever the endpoints do.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn has_endpoint(&self, endpoint: EndpointAddr) -> bool {
+        self.balancer().has(endpoint.0)
+    }
+
+    /// Picks the next endpoint for `client`; none when it `tried` all.
+    pub(crate) fn attempt(
+        self: &Arc<Self>,
+        client: ClientAddr,
+        tried: &[SocketAddr],
+        now: Instant,
+        random: u64,
+    ) -> Option<Attempt> {
+        let pick = self.balancer().pick(client.0.ip(), tried, now, random)?;
+        Some(Attempt {
+            portal: Arc::clone(self),
+            pick,
+            reported: false,
+        })
+    }
+
+    /// `client` is served by `endpoint`: its later connections are to follow.
+    pub(crate) fn settled(&self, client: ClientAddr, endpoint: EndpointAddr, now: Instant) {
+        self.balancer().settled(client.0.ip(), endpoint.0, now);
+    }
+
+    /// `endpoint` failed a client that it served before.
+    pub(crate) fn endpoint_failed(&self, endpoint: EndpointAddr, now: Instant) {
+        self.balancer().failed(endpoint.0, false, now);
+    }
+
+    fn balancer(&self) -> MutexGuard<'_, Balancer> {
+        // A panic elsewhere leaves a balancer that is whole enough to choose from.
+        self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An endpoint being tried. Dropped without an outcome it says nothing about the endpoint.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    portal: Arc<ActivePortal>,
+    pick: Pick,
+    reported: bool,
+}
+
+impl Attempt {
+    pub(crate) fn endpoint(&self) -> &PortalEndpoint {
+        &self.pick.endpoint
+    }
+
+    pub(crate) fn address(&self) -> EndpointAddr {
+        EndpointAddr(self.pick.endpoint.address)
+    }
+
+    /// Whether session affinity chose the endpoint.
+    pub(crate) fn is_remembered(&self) -> bool {
+        self.pick.remembered
+    }
+
+    /// The endpoint answered.
+    pub(crate) fn succeeded(mut self) {
+        self.reported = true;
+        self.portal.balancer().succeeded(self.address().0);
+    }
+
+    /// The endpoint did not answer, or refused.
+    pub(crate) fn failed(mut self, now: Instant) {
+        self.reported = true;
+        self.portal
+            .balancer()
+            .failed(self.pick.endpoint.address, self.pick.trial, now);
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.reported && self.pick.trial {
+            let now = tokio::time::Instant::now().into_std();
+            self.portal.balancer().abandoned(&self.pick, now);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! All portals that are served, as one immutable table.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use edgemesh_catalog::Protocol;
+use edgemesh_plan::{Frontend, Plan, Target};
+
+use crate::Strategy;
+use crate::addrs::OriginalDst;
+use crate::chance::Chance;
+use crate::portal::ActivePortal;
+
+/// Portals by their frontend. A table never changes; a new one shares the portals that stay,
+/// so that what they know of their endpoints stays too.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PortalTable {
+    portals: BTreeMap<Frontend, Arc<ActivePortal>>,
+}
+
+impl PortalTable {
+    /// The portal that a TCP connection came for.
+    pub(crate) fn tcp(&self, destination: OriginalDst) -> Option<&Arc<ActivePortal>> {
+        self.portals.get(&Frontend {
+            ip: destination.0.ip(),
+            protocol: Protocol::Tcp,
+            port: destination.0.port(),
+        })
+    }
+
+    pub(crate) fn get(&self, frontend: &Frontend) -> Option<&Arc<ActivePortal>> {
+        self.portals.get(frontend)
+    }
+
+    /// The table with all portals of `plan` in it, and still those that `plan` has no more.
+    pub(crate) fn with(&self, plan: &Plan, strategy: Strategy, chance: &Chance) -> Self {
+        let mut portals = self.portals.clone();
+        for (port, portal) in plan.intercepted() {
+            let Target::Forward { endpoints, .. } = &portal.target else {
+                continue;
+            };
+            match portals.get(&portal.frontend) {
+                Some(known) if known.name == port.name => {
+                    known.update(endpoints, port.affinity, chance.draw());
+                }
+                // Another Service has taken the address over: nothing carries over.
+                Some(_) | None => {
+                    let active = ActivePortal::new(
+                        port.name.clone(),
+                        portal.frontend,
+                        strategy,
+                        Arc::clone(endpoints),
+                        port.affinity,
+                        chance.draw(),
+                    );
+                    portals.insert(portal.frontend, Arc::new(active));
+                }
+            }
+        }
+        Self { portals }
+    }
+
+    /// The table without the portals that lead nowhere in `plan`.
+    pub(crate) fn without_those_gone_from(&self, plan: &Plan) -> Self {
+        let portals = plan
+            .intercepted()
+            .filter(|(_, portal)| is_forwarded(&portal.target))
+            .filter_map(|(_, portal)| {
+                let known = self.portals.get(&portal.frontend)?;
+                Some((portal.frontend, Arc::clone(known)))
+            })
+            .collect();
+        Self { portals }
+    }
+}
+
+/// Whether the forwarder serves a portal with that target.
+pub(crate) fn is_forwarded(target: &Target) -> bool {
+    match target {
+        Target::Forward { .. } => true,
+        Target::Refuse(_) | Target::LeaveAlone(_) => false,
+    }
+}

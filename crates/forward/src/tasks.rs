@@ -1,0 +1,149 @@
+//! The forwarder's long-running tasks, none of which can end unnoticed.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+
+use edgemesh_plan::Frontend;
+use futures_util::FutureExt;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::addrs::ListenAddr;
+
+/// What a task serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TaskName {
+    Listener(ListenAddr),
+    UdpPortal(Frontend),
+}
+
+impl fmt::Display for TaskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listener(address) => write!(f, "the listener on {address}"),
+            Self::UdpPortal(frontend) => write!(f, "the portal {frontend}"),
+        }
+    }
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TaskEnd {
+    pub(crate) task: TaskName,
+    pub(crate) panicked: bool,
+    /// Whether it was told to.
+    pub(crate) expected: bool,
+}
+
+/// Owner of the tasks; dropping it aborts them.
+#[derive(Debug, Default)]
+pub(crate) struct Tasks {
+    running: JoinSet<TaskEnd>,
+    listeners: usize,
+}
+
+impl Tasks {
+    /// Starts a task that runs until `stop`. Should it end by itself, `stop` is cancelled,
+    /// so that whoever holds it knows.
+    pub(crate) fn own(
+        &mut self,
+        task: TaskName,
+        stop: CancellationToken,
+        running: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.listeners += is_listener(task);
+        self.running.spawn(async move {
+            // The task's state is dropped with it; nobody sees it half changed.
+            let ended = AssertUnwindSafe(running).catch_unwind().await;
+            let end = TaskEnd {
+                task,
+                panicked: ended.is_err(),
+                expected: ended.is_ok() && stop.is_cancelled(),
+            };
+            stop.cancel();
+            if end.panicked {
+                error!(%task, "a task of the forwarder panicked");
+            }
+            end
+        });
+    }
+
+    /// The next task to end; waits forever when none runs.
+    pub(crate) async fn next(&mut self) -> TaskEnd {
+        loop {
+            match self.running.join_next().await {
+                Some(Ok(end)) => return self.note(end),
+                // Aborted, which only a dying runtime does.
+                Some(Err(_)) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Waits until no listener runs any more.
+    pub(crate) async fn listeners_done(&mut self) {
+        while self.listeners > 0 {
+            self.next().await;
+        }
+    }
+
+    /// Waits until nothing runs any more.
+    pub(crate) async fn all_done(&mut self) {
+        while !self.running.is_empty() {
+            self.next().await;
+        }
+    }
+
+    /// Aborts what still runs.
+    pub(crate) async fn shutdown(&mut self) {
+        self.running.shutdown().await;
+    }
+
+    fn note(&mut self, end: TaskEnd) -> TaskEnd {
+        self.listeners = self.listeners.saturating_sub(is_listener(end.task));
+        end
+    }
+}
+
+fn is_listener(task: TaskName) -> usize {
+    match task {
+        TaskName::Listener(_) => 1,
+        TaskName::UdpPortal(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> TaskName {
+        TaskName::Listener(ListenAddr(([127, 0, 0, 1], 1).into()))
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_seen_by_its_owner_and_by_who_could_stop_it() {
+        let mut tasks = Tasks::default();
+        let stop = CancellationToken::new();
+        tasks.own(name(), stop.clone(), async { panic!("a test's panic") });
+        let end = tasks.next().await;
+        assert!(end.panicked && !end.expected);
+        assert!(stop.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_was_told_to_end_is_no_news() {
+        let mut tasks = Tasks::default();
+        let stop = CancellationToken::new();
+        let until_told = stop.clone();
+        tasks.own(
+            name(),
+            stop.clone(),
+            async move { until_told.cancelled().await },
+        );
+        stop.cancel();
+        let end = tasks.next().await;
+        assert!(!end.panicked && end.expected);
+    }
+}

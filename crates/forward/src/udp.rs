@@ -1,0 +1,219 @@
+//! A UDP portal: its socket, and the flows of all who send to it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, debug_span, error};
+
+use crate::addrs::ClientAddr;
+use crate::buffers::with_datagram_buffer;
+use crate::chance::Chance;
+use crate::dial::fault_of;
+use crate::flow_cap::FlowCap;
+use crate::metrics::{Counters, Dropped, FlowEnded};
+use crate::portal::{ActivePortal, Attempt};
+use crate::socket::OutwardSockets;
+use crate::udp_flow::{Answers, Clock, Flow, Sent};
+
+/// Datagrams taken from a portal's socket before its other business gets its turn.
+const DATAGRAMS_AT_ONCE: usize = 64;
+/// Endpoints that are tried for one datagram.
+const ENDPOINTS_PER_DATAGRAM: usize = 4;
+
+/// What all UDP portals share.
+#[derive(Debug)]
+pub(crate) struct Flows {
+    pub(crate) outward: OutwardSockets,
+    pub(crate) idle: Duration,
+    pub(crate) cap: Arc<FlowCap>,
+    pub(crate) clock: Clock,
+    pub(crate) chance: Chance,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// One UDP portal with its flows, owned by one task.
+pub(crate) struct UdpPortal {
+    socket: Arc<UdpSocket>,
+    shared: Arc<Flows>,
+    portal: Arc<ActivePortal>,
+    changes: watch::Receiver<u64>,
+    flows: BTreeMap<ClientAddr, Arc<Flow>>,
+    tasks: JoinSet<Arc<Flow>>,
+}
+
+impl UdpPortal {
+    pub(crate) fn new(socket: UdpSocket, portal: Arc<ActivePortal>, shared: Arc<Flows>) -> Self {
+        Self {
+            socket: Arc::new(socket),
+            shared,
+            changes: portal.changes(),
+            portal,
+            flows: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Serves until `stop`; ends with all its flows.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let span = debug_span!("udp portal", portal = %self.portal.name);
+        async {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break,
+                    Ok(()) = self.changes.changed() => self.end_flows_of_gone_endpoints(),
+                    Some(ended) = self.tasks.join_next() => self.forget(ended),
+                    ready = self.socket.readable() => self.receive(ready),
+                }
+                tokio::task::coop::consume_budget().await;
+            }
+            self.flows
+                .values()
+                .for_each(|flow| flow.end(FlowEnded::PortalClosed));
+            while let Some(ended) = self.tasks.join_next().await {
+                self.forget(ended);
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    fn end_flows_of_gone_endpoints(&mut self) {
+        let portal = &self.portal;
+        self.flows.retain(|_, flow| {
+            let stays = portal.has_endpoint(flow.endpoint);
+            if !stays {
+                flow.end(FlowEnded::EndpointGone);
+            }
+            stays
+        });
+    }
+
+    fn forget(&mut self, ended: Result<Arc<Flow>, JoinError>) {
+        match ended {
+            Ok(ended) => {
+                // The client may have a new flow already.
+                if let Some(known) = self.flows.get(&ended.client)
+                    && Arc::ptr_eq(known, &ended)
+                {
+                    self.flows.remove(&ended.client);
+                }
+                debug!(client = %ended.client, endpoint = %ended.endpoint, "flow ended");
+            }
+            Err(panic) => {
+                self.shared.counters.task_panicked();
+                error!(%panic, "a flow's task panicked; the flow was closed");
+                self.flows.retain(|_, flow| !flow.is_ending());
+            }
+        }
+    }
+
+    fn receive(&mut self, ready: io::Result<()>) {
+        if ready.is_err() {
+            return;
+        }
+        for _ in 0..DATAGRAMS_AT_ONCE {
+            let received = with_datagram_buffer(|buffer| {
+                let (n, client) = self.socket.try_recv_from(buffer)?;
+                self.forward(ClientAddr(client), &buffer[..n]);
+                Ok::<_, io::Error>(())
+            });
+            // Other errors than an empty socket are those of single datagrams; readiness
+            // brings us back.
+            if received.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn forward(&mut self, client: ClientAddr, datagram: &[u8]) {
+        let mut tried = Vec::new();
+        if let Some(flow) = self.flows.get(&client)
+            && !flow.is_ending()
+        {
+            match flow.send(datagram, &self.shared.counters) {
+                Sent::Yes => return,
+                Sent::Dropped(reason) => return self.shared.counters.datagram_dropped(reason),
+                Sent::EndpointFailed => {
+                    tried.push(flow.endpoint.0);
+                    self.portal
+                        .endpoint_failed(flow.endpoint, Instant::now().into_std());
+                    flow.end(FlowEnded::EndpointFailed);
+                }
+            }
+        }
+        self.forward_in_new_flow(client, datagram, tried);
+    }
+
+    fn forward_in_new_flow(
+        &mut self,
+        client: ClientAddr,
+        datagram: &[u8],
+        mut tried: Vec<SocketAddr>,
+    ) {
+        while tried.len() < ENDPOINTS_PER_DATAGRAM {
+            let now = Instant::now().into_std();
+            let random = self.shared.chance.draw();
+            let Some(attempt) = self.portal.attempt(client, &tried, now, random) else {
+                break;
+            };
+            tried.push(attempt.address().0);
+            let Some((flow, attempt)) = self.open(client, attempt) else {
+                continue;
+            };
+            match flow.send(datagram, &self.shared.counters) {
+                Sent::EndpointFailed => attempt.failed(now),
+                Sent::Yes => return self.keep(flow, attempt),
+                Sent::Dropped(reason) => {
+                    self.shared.counters.datagram_dropped(reason);
+                    return self.keep(flow, attempt);
+                }
+            }
+        }
+        self.shared.counters.datagram_dropped(Dropped::NoEndpoint);
+    }
+
+    fn open(&self, client: ClientAddr, attempt: Attempt) -> Option<(Arc<Flow>, Attempt)> {
+        let endpoint = attempt.address();
+        match self.shared.outward.connect_udp(endpoint) {
+            Ok(upstream) => {
+                let flow = Flow::new(client, endpoint, upstream, self.shared.clock);
+                Some((Arc::new(flow), attempt))
+            }
+            Err(error) => {
+                let fault = fault_of(&error);
+                self.shared.counters.dial_failed(fault);
+                if !fault.is_local() {
+                    attempt.failed(Instant::now().into_std());
+                }
+                None
+            }
+        }
+    }
+
+    fn keep(&mut self, flow: Arc<Flow>, attempt: Attempt) {
+        self.portal
+            .settled(flow.client, flow.endpoint, Instant::now().into_std());
+        self.shared.cap.admit(&flow);
+        self.shared.counters.flow_opened();
+        let answers = Answers {
+            flow: Arc::clone(&flow),
+            socket: Arc::clone(&self.socket),
+            portal: Arc::clone(&self.portal),
+            attempt: Some(attempt),
+            idle: self.shared.idle,
+            cap: Arc::clone(&self.shared.cap),
+            counters: Arc::clone(&self.shared.counters),
+        };
+        self.tasks.spawn(answers.run());
+        self.flows.insert(flow.client, flow);
+    }
+}

@@ -1,0 +1,281 @@
+//! One UDP flow: a client's datagrams through one portal to one endpoint, and the answers.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::addrs::{ClientAddr, EndpointAddr};
+use crate::buffers::with_datagram_buffer;
+use crate::flow_cap::{FlowCap, Place};
+use crate::metrics::{Counters, Dropped, FlowEnded, Way};
+use crate::portal::{ActivePortal, Attempt};
+
+/// An endpoint on trial that has not refused for this long counts as well: many UDP services
+/// never answer at all.
+const SILENCE_IS_CONSENT: Duration = Duration::from_secs(1);
+/// Answers passed on before others get their turn.
+const ANSWERS_AT_ONCE: usize = 64;
+
+/// What a portal's socket and the task for the answers share of a flow.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    pub(crate) client: ClientAddr,
+    pub(crate) endpoint: EndpointAddr,
+    upstream: UdpSocket,
+    clock: Clock,
+    /// Milliseconds of `clock`.
+    last_use: AtomicU64,
+    place: Mutex<Place>,
+    end: Mutex<Option<FlowEnded>>,
+    ending: CancellationToken,
+}
+
+/// Time since some moment before the first flow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    fn now(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn at(self, millis: u64) -> Instant {
+        self.0 + Duration::from_millis(millis)
+    }
+}
+
+/// What became of a datagram on its way to the endpoint.
+pub(crate) enum Sent {
+    Yes,
+    /// Lost, as datagrams may be.
+    Dropped(Dropped),
+    /// The endpoint is not to be reached; the datagram has not been sent.
+    EndpointFailed,
+}
+
+impl Flow {
+    pub(crate) fn new(
+        client: ClientAddr,
+        endpoint: EndpointAddr,
+        upstream: UdpSocket,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            client,
+            endpoint,
+            upstream,
+            clock,
+            last_use: AtomicU64::new(clock.now()),
+            place: Mutex::default(),
+            end: Mutex::default(),
+            ending: CancellationToken::new(),
+        }
+    }
+
+    /// Sends a datagram of the client on.
+    pub(crate) fn send(&self, datagram: &[u8], counters: &Counters) -> Sent {
+        self.touch();
+        let sent = self.upstream.try_send(datagram).or_else(|error| {
+            if is_of_an_earlier_datagram(&error) {
+                self.upstream.try_send(datagram)
+            } else {
+                Err(error)
+            }
+        });
+        match sent {
+            Ok(_) => {
+                counters.datagram(Way::Up, datagram.len());
+                Sent::Yes
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Dropped(Dropped::Full),
+            Err(error) if is_about_endpoint(&error) => Sent::EndpointFailed,
+            Err(_) => Sent::Dropped(Dropped::SendFailed),
+        }
+    }
+
+    /// Makes the flow end; the first reason counts.
+    pub(crate) fn end(&self, reason: FlowEnded) {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        end.get_or_insert(reason);
+        self.ending.cancel();
+    }
+
+    pub(crate) fn evict(&self) {
+        self.end(FlowEnded::Evicted);
+    }
+
+    /// Whether it takes no datagrams any more.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.is_cancelled()
+    }
+
+    /// Milliseconds since the flows' common beginning.
+    pub(crate) fn last_use(&self) -> u64 {
+        self.last_use.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_place(&self, place: Place) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
+    fn touch(&self) {
+        self.last_use.store(self.clock.now(), Ordering::Relaxed);
+    }
+
+    fn why_it_ended(&self) -> FlowEnded {
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        end.unwrap_or(FlowEnded::PortalClosed)
+    }
+}
+
+/// The task of one flow: passes the answers on and notices its end.
+pub(crate) struct Answers {
+    pub(crate) flow: Arc<Flow>,
+    /// The portal's socket: answers leave from where they were asked.
+    pub(crate) socket: Arc<UdpSocket>,
+    pub(crate) portal: Arc<ActivePortal>,
+    /// What is still to be reported about the endpoint.
+    pub(crate) attempt: Option<Attempt>,
+    pub(crate) idle: Duration,
+    pub(crate) cap: Arc<FlowCap>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl Answers {
+    /// Runs until the flow ends, and tells whose flow it was.
+    pub(crate) async fn run(mut self) -> Arc<Flow> {
+        let flow = Arc::clone(&self.flow);
+        let wake = sleep_until(self.next_wake());
+        tokio::pin!(wake);
+        loop {
+            tokio::select! {
+                biased;
+                () = flow.ending.cancelled() => break,
+                ready = flow.upstream.readable() => match ready {
+                    Ok(()) => self.pass_on(),
+                    Err(_) => flow.end(FlowEnded::EndpointFailed),
+                },
+                () = &mut wake => {
+                    self.settle_silence();
+                    if self.is_idle() {
+                        flow.end(FlowEnded::Idle);
+                    } else {
+                        wake.as_mut().reset(self.next_wake());
+                    }
+                }
+            }
+            tokio::task::coop::consume_budget().await;
+        }
+        if flow.why_it_ended() == FlowEnded::EndpointFailed {
+            self.report_failure();
+        }
+        flow
+    }
+
+    fn pass_on(&mut self) {
+        for _ in 0..ANSWERS_AT_ONCE {
+            let received = with_datagram_buffer(|buffer| {
+                let received = self.flow.upstream.try_recv(buffer);
+                if let Ok(n) = received {
+                    self.answer(&buffer[..n]);
+                }
+                received
+            });
+            match received {
+                Ok(_) => {
+                    if let Some(attempt) = self.attempt.take() {
+                        attempt.succeeded();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_about_endpoint(&error) => {
+                    return self.flow.end(FlowEnded::EndpointFailed);
+                }
+                // Something about a single datagram, such as its size.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn answer(&self, datagram: &[u8]) {
+        self.flow.touch();
+        match self.socket.try_send_to(datagram, self.flow.client.0) {
+            Ok(_) => self.counters.datagram(Way::Down, datagram.len()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.counters.datagram_dropped(Dropped::Full);
+            }
+            Err(_) => self.counters.datagram_dropped(Dropped::SendFailed),
+        }
+    }
+
+    fn settle_silence(&mut self) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.succeeded();
+        }
+    }
+
+    fn report_failure(&mut self) {
+        let now = Instant::now().into_std();
+        match self.attempt.take() {
+            Some(attempt) => attempt.failed(now),
+            None => self.portal.endpoint_failed(self.flow.endpoint, now),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.idle_at() <= Instant::now()
+    }
+
+    fn next_wake(&self) -> Instant {
+        let idle_at = self.idle_at();
+        if self.attempt.is_some() {
+            idle_at.min(Instant::now() + SILENCE_IS_CONSENT)
+        } else {
+            idle_at
+        }
+    }
+
+    fn idle_at(&self) -> Instant {
+        self.flow.clock.at(self.flow.last_use()) + self.idle
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        // Also when the task panicked or was aborted: nobody is to wait for its answers.
+        self.flow.end(FlowEnded::PortalClosed);
+        self.cap.forget(&self.flow);
+        self.counters.flow_ended(self.flow.why_it_ended());
+    }
+}
+
+fn is_about_endpoint(error: &io::Error) -> bool {
+    use io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+    )
+}
+
+/// The kernel tells a connected socket of an earlier datagram's fate (it was too large for the
+/// path) when the next one is sent, and does not send that.
+fn is_of_an_earlier_datagram(error: &io::Error) -> bool {
+    !is_about_endpoint(error) && error.kind() != io::ErrorKind::WouldBlock
+}
