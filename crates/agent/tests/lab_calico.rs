@@ -2,9 +2,7 @@
 //! redirected to "the address of the interface" there.
 
 use anyhow::Result;
-use edgemesh_lab::{
-    ClusterService, Handler, PodNetwork, Serve, SideBySide, test_each_flavour,
-};
+use edgemesh_lab::{ClusterService, Handler, PodNetwork, Serve, SideBySide, test_each_flavour};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
 
@@ -12,7 +10,10 @@ const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
 fn pods_on_interfaces_without_addresses_are_served_over_tcp_and_udp_in_both_families() -> Result<()>
 {
     test_each_flavour(|lab, flavour| {
-        let node = lab.node("edge-1").with_pods_wired(PodNetwork::Calico).create()?;
+        let node = lab
+            .node("edge-1")
+            .with_pods_wired(PodNetwork::Calico)
+            .create()?;
         let mut stage = SideBySide::on(lab, node, flavour, AGENT)?;
         stage.serve(8080, Serve::Identity)?;
         stage.serve(5353, Serve::UdpIdentity)?;
@@ -26,7 +27,11 @@ fn pods_on_interfaces_without_addresses_are_served_over_tcp_and_udp_in_both_fami
         for address in ["10.96.10.1", "[fd00:96::1]"] {
             let (web, dns) = (format!("{address}:80"), format!("{address}:53"));
             assert_eq!(stage.handler(&stage.client, &web)?, Handler::Agent, "{web}");
-            assert_eq!(stage.udp_handler(&stage.client, &dns)?, Handler::Agent, "{dns}");
+            assert_eq!(
+                stage.udp_handler(&stage.client, &dns)?,
+                Handler::Agent,
+                "{dns}"
+            );
             assert_eq!(stage.handler(&stage.node, &web)?, Handler::Agent, "{web}");
         }
         Ok(())

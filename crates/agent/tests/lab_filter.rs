@@ -125,14 +125,18 @@ fn the_labels_presence_counts_not_its_value_and_kube_proxys_own_label_does_not()
 #[test]
 fn a_headless_service_leaves_no_rule_labelled_or_not() -> Result<()> {
     test_each_flavour(|lab, flavour| {
-        let node_exporter = ClusterService::new("monitoring/node-exporter").tcp("metrics", 9100, 9100);
+        let node_exporter =
+            ClusterService::new("monitoring/node-exporter").tcp("metrics", 9100, 9100);
         let stage = running_stage(
             lab,
             flavour,
             &[
                 web(),
                 node_exporter.clone().label(LABEL, ""),
-                ClusterService { name: "headless".to_owned(), ..node_exporter },
+                ClusterService {
+                    name: "headless".to_owned(),
+                    ..node_exporter
+                },
             ],
         )?;
         assert!(is_mentioned(&stage, "default/web")?);

@@ -47,7 +47,11 @@ fn await_settled(insistent: &Background) -> Result<()> {
 }
 
 fn moves(insistent: &Background) -> usize {
-    insistent.log().lines().filter(|look| *look == "moved").count()
+    insistent
+        .log()
+        .lines()
+        .filter(|look| *look == "moved")
+        .count()
 }
 
 /// kubernetes#66590, weave#3230, azure-container-networking#854: two components fighting
@@ -67,7 +71,10 @@ fn a_component_that_insists_on_the_first_place_is_not_fought() -> Result<()> {
         // kube-proxy's jumps are there: ours go directly before them, and nobody has to move.
         stage.agent.start()?;
         await_settled(&insistent)?;
-        ensure!(moves(&insistent) == before, "the agent took the first place");
+        ensure!(
+            moves(&insistent) == before,
+            "the agent took the first place"
+        );
         check_order(&stage)?;
 
         // A kube-proxy that puts its own first again moves both; it ends in one order.
@@ -76,7 +83,9 @@ fn a_component_that_insists_on_the_first_place_is_not_fought() -> Result<()> {
             stage.iptables(Family::V4, &format!("-t nat -D {chain} {place}"))?;
         }
         stage.restart_kube_proxy()?;
-        await_ok(LONG, "the agent is before kube-proxy again", || check_order(&stage))?;
+        await_ok(LONG, "the agent is before kube-proxy again", || {
+            check_order(&stage)
+        })?;
         await_settled(&insistent)?;
         check_order(&stage)
     })
@@ -88,8 +97,14 @@ fn check_order(stage: &SideBySide) -> Result<()> {
         ("PREROUTING", "EDGEMESH-PORTALS-CONTAINER"),
         ("OUTPUT", "EDGEMESH-PORTALS-HOST"),
     ] {
-        ensure!(nat.jumps_before(chain, "cali-INSISTENT", ours), "{ours} stands first");
-        ensure!(nat.jumps_before(chain, ours, "KUBE-SERVICES"), "{ours} stands behind");
+        ensure!(
+            nat.jumps_before(chain, "cali-INSISTENT", ours),
+            "{ours} stands first"
+        );
+        ensure!(
+            nat.jumps_before(chain, ours, "KUBE-SERVICES"),
+            "{ours} stands behind"
+        );
     }
     ensure!(stage.handler(&stage.client, WEB)? == Handler::Agent);
     ensure!(stage.handler(&stage.node, WEB)? == Handler::Agent);

@@ -24,9 +24,11 @@ fn stage(lab: &Lab, flavour: Flavour) -> Result<SideBySide> {
 }
 
 fn await_agent_first(stage: &SideBySide, after: &str) -> Result<()> {
-    await_ok(REPAIRED, &format!("the agent is first again after {after}"), || {
-        agent_is_first(stage)
-    })
+    await_ok(
+        REPAIRED,
+        &format!("the agent is first again after {after}"),
+        || agent_is_first(stage),
+    )
 }
 
 fn agent_is_first(stage: &SideBySide) -> Result<()> {
@@ -138,11 +140,15 @@ fn each_rule_that_is_deleted_is_put_back_and_nothing_else_changes() -> Result<()
             let whole = sorted_rules(&stage, chain)?;
             for place in 1..=whole.len() {
                 stage.iptables(Family::V4, &format!("-t nat -D {chain} {place}"))?;
-                await_ok(REPAIRED, &format!("rule {place} of {chain} is back"), || {
-                    let now = sorted_rules(&stage, chain)?;
-                    ensure!(now == whole, "there are {now:#?}");
-                    Ok(())
-                })?;
+                await_ok(
+                    REPAIRED,
+                    &format!("rule {place} of {chain} is back"),
+                    || {
+                        let now = sorted_rules(&stage, chain)?;
+                        ensure!(now == whole, "there are {now:#?}");
+                        Ok(())
+                    },
+                )?;
             }
         }
         agent_is_first(&stage)?;
@@ -186,7 +192,11 @@ fn rules_go_to_the_flavour_that_kube_proxy_uses_and_to_no_other() -> Result<()> 
 /// The texts of a chain's rules; order among portals is free.
 fn sorted_rules(stage: &SideBySide, chain: &str) -> Result<Vec<String>> {
     let nat = stage.nat(Family::V4)?;
-    let mut texts: Vec<String> = nat.rules(chain).iter().map(|rule| rule.text.clone()).collect();
+    let mut texts: Vec<String> = nat
+        .rules(chain)
+        .iter()
+        .map(|rule| rule.text.clone())
+        .collect();
     texts.sort_unstable();
     Ok(texts)
 }

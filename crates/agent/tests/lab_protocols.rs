@@ -71,12 +71,28 @@ fn tcp_and_udp_are_answered_from_pod_and_host_in_both_families() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let stage = running_stage(lab, flavour, &[all()])?;
         for to in both(IDENTITY) {
-            assert_eq!(stage.handler(&stage.client, &to)?, Handler::Agent, "pod, {to}");
-            assert_eq!(stage.handler(&stage.node, &to)?, Handler::Agent, "host, {to}");
+            assert_eq!(
+                stage.handler(&stage.client, &to)?,
+                Handler::Agent,
+                "pod, {to}"
+            );
+            assert_eq!(
+                stage.handler(&stage.node, &to)?,
+                Handler::Agent,
+                "host, {to}"
+            );
         }
         for to in both(UDP_IDENTITY) {
-            assert_eq!(stage.udp_handler(&stage.client, &to)?, Handler::Agent, "pod, {to}");
-            assert_eq!(stage.udp_handler(&stage.node, &to)?, Handler::Agent, "host, {to}");
+            assert_eq!(
+                stage.udp_handler(&stage.client, &to)?,
+                Handler::Agent,
+                "pod, {to}"
+            );
+            assert_eq!(
+                stage.udp_handler(&stage.node, &to)?,
+                Handler::Agent,
+                "host, {to}"
+            );
         }
         Ok(())
     })
@@ -177,8 +193,14 @@ fn ports_of_one_service_lead_to_their_own_target_ports() -> Result<()> {
             .udp("also-80", 80, 5353)
             .tcp("count", 5201, 8081);
         let stage = running_stage(lab, flavour, &[two_port])?;
-        assert_eq!(stage.handler(&stage.client, "10.96.10.3:80")?, Handler::Agent);
-        assert_eq!(stage.udp_handler(&stage.client, "10.96.10.3:80")?, Handler::Agent);
+        assert_eq!(
+            stage.handler(&stage.client, "10.96.10.3:80")?,
+            Handler::Agent
+        );
+        assert_eq!(
+            stage.udp_handler(&stage.client, "10.96.10.3:80")?,
+            Handler::Agent
+        );
         let stream = stage.client.connect("10.96.10.3:5201")?;
         stream.shutdown(Shutdown::Write)?;
         let mut answer = String::new();
@@ -196,7 +218,10 @@ fn a_target_port_given_by_name_is_the_endpoints_number() -> Result<()> {
             .tcp("http", 80, 8080)
             .by_target_name("web");
         let stage = running_stage(lab, flavour, &[named])?;
-        assert_eq!(stage.handler(&stage.client, "10.96.10.4:80")?, Handler::Agent);
+        assert_eq!(
+            stage.handler(&stage.client, "10.96.10.4:80")?,
+            Handler::Agent
+        );
         assert_eq!(stage.handler(&stage.node, "10.96.10.4:80")?, Handler::Agent);
         Ok(())
     })
@@ -210,8 +235,16 @@ fn single_stack_services_of_either_family_are_answered() -> Result<()> {
         let services = [v4.tcp("", 80, 8080), v6.tcp("", 80, 8080)];
         let stage = running_stage(lab, flavour, &services)?;
         for to in ["10.96.10.5:80", "[fd00:96::6]:80"] {
-            assert_eq!(stage.handler(&stage.client, to)?, Handler::Agent, "pod, {to}");
-            assert_eq!(stage.handler(&stage.node, to)?, Handler::Agent, "host, {to}");
+            assert_eq!(
+                stage.handler(&stage.client, to)?,
+                Handler::Agent,
+                "pod, {to}"
+            );
+            assert_eq!(
+                stage.handler(&stage.node, to)?,
+                Handler::Agent,
+                "host, {to}"
+            );
         }
         Ok(())
     })
@@ -265,7 +298,10 @@ fn traffic_to_no_portal_is_none_of_the_agents_business() -> Result<()> {
         let to = format!("{}:8080", stage.kube_proxys_pod.ipv4());
         let answer = stage.client.ask(&to, "direct")?;
         assert_eq!(answer.server, stage.kube_proxys_pod.name());
-        assert_eq!(answer.client.ip(), std::net::IpAddr::V4(stage.client.ipv4()));
+        assert_eq!(
+            answer.client.ip(),
+            std::net::IpAddr::V4(stage.client.ipv4())
+        );
         Ok(())
     })
 }

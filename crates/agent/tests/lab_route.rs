@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use anyhow::Result;
 use edgemesh_lab::{
-    ClusterService, Handler, Lab, Place, Serve, SideBySide, Flavour, test_each_flavour,
+    ClusterService, Flavour, Handler, Lab, Place, Serve, SideBySide, test_each_flavour,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
@@ -32,7 +32,11 @@ fn without_a_default_route_the_host_reaches_cluster_ips_while_the_agent_runs() -
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour)?;
         let unreachable = |stage: &SideBySide, to: &str| {
-            stage.node.connect(to).map(|_| ()).map_err(|error| error.kind())
+            stage
+                .node
+                .connect(to)
+                .map(|_| ())
+                .map_err(|error| error.kind())
         };
         for to in WEB {
             assert_eq!(unreachable(&stage, to), Err(ErrorKind::NetworkUnreachable));

@@ -94,7 +94,10 @@ fn after_kill_9_what_has_changed_meanwhile_is_put_right() -> Result<()> {
         stage.agent.start()?;
         check_handled_by(&stage, Handler::Agent)?;
         let rules = agents_rules(&stage)?;
-        assert!(!rules.iter().any(|rule| rule.contains("default/gone")), "{rules:#?}");
+        assert!(
+            !rules.iter().any(|rule| rule.contains("default/gone")),
+            "{rules:#?}"
+        );
         Ok(())
     })
 }
@@ -125,7 +128,10 @@ fn a_second_agent_on_the_node_refuses_to_start_and_says_who_holds_it() -> Result
     test(|lab| {
         let mut stage = stage(lab, Flavour::Nft)?;
         stage.agent.start()?;
-        let holder = stage.agent.process().map(|process| process.pid().to_string());
+        let holder = stage
+            .agent
+            .process()
+            .map(|process| process.pid().to_string());
         let second = stage.agent.run_command().output()?;
         let said = format!("{}{}", second.stdout, second.stderr);
         assert!(!second.status.success(), "{said}");
@@ -176,11 +182,17 @@ fn a_host_without_ip6tables_is_no_error() -> Result<()> {
         for name in ["iptables", "iptables-nft", "iptables-legacy"] {
             for action in ["", "-save", "-restore"] {
                 let tool = format!("{name}{action}");
-                let path = stage.node.program("sh").args(["-c", &format!("command -v {tool}")]).run()?;
+                let path = stage
+                    .node
+                    .program("sh")
+                    .args(["-c", &format!("command -v {tool}")])
+                    .run()?;
                 std::os::unix::fs::symlink(path.trim(), tools.join(&tool))?;
             }
         }
-        stage.agent.set_environment("PATH", &tools.to_string_lossy());
+        stage
+            .agent
+            .set_environment("PATH", &tools.to_string_lossy());
         stage.agent.start()?;
         assert_eq!(stage.handler(&stage.client, WEB[0])?, Handler::Agent);
         assert_eq!(stage.handler(&stage.client, WEB[1])?, Handler::KubeProxy);
