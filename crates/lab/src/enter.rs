@@ -23,6 +23,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::await_until::pause;
 use crate::iptables::Flavour;
 use crate::lab::Lab;
+use crate::namespace::sysctl_path;
 use crate::process::{Output, Program, pid_of};
 
 /// Tells the process inside that it is inside, and which case of a test to run.
@@ -458,24 +459,25 @@ fn find_way_in() -> Result<WayIn> {
     Err(refusal.context(format!(
         "this user may not make user namespaces, which a lab without root needs: {}; \
          or run it as root",
-        what_to_enable()
+        what_to_enable(read_sysctl)
     )))
 }
 
+fn read_sysctl(key: &str) -> Option<String> {
+    std::fs::read_to_string(sysctl_path(key)).ok()
+}
+
 /// The switches that forbid user namespaces, as far as this kernel has them.
-fn what_to_enable() -> String {
+fn what_to_enable(sysctl: impl Fn(&str) -> Option<String>) -> String {
     let switches = [
-        ("user/max_user_namespaces", "0", "10000"),
-        ("kernel/unprivileged_userns_clone", "0", "1"),
-        ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+        ("user.max_user_namespaces", "0", "10000"),
+        ("kernel.unprivileged_userns_clone", "0", "1"),
+        ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
     ];
     let found: Vec<String> = switches
         .into_iter()
-        .filter(|(path, off, _)| {
-            std::fs::read_to_string(format!("/proc/sys/{path}"))
-                .is_ok_and(|value| value.trim() == *off)
-        })
-        .map(|(path, _, on)| format!("`sysctl -w {}={on}`", path.replace('/', ".")))
+        .filter(|(key, off, _)| sysctl(key).is_some_and(|value| value.trim() == *off))
+        .map(|(key, _, on)| format!("`sysctl -w {key}={on}`"))
         .collect();
     if found.is_empty() {
         "no sysctl forbids them, so a seccomp or AppArmor profile of the surrounding container \
@@ -483,5 +485,34 @@ fn what_to_enable() -> String {
         .to_owned()
     } else {
         format!("allow them by {}", found.join(" and "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_switch_that_forbids_user_namespaces_is_named() {
+        let ubuntu = what_to_enable(|key| match key {
+            "user.max_user_namespaces" => Some("96365\n".to_owned()),
+            "kernel.apparmor_restrict_unprivileged_userns" => Some("1\n".to_owned()),
+            _ => None,
+        });
+        assert_eq!(
+            ubuntu,
+            "allow them by `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"
+        );
+        assert!(what_to_enable(|_| None).starts_with("no sysctl forbids them"));
+    }
+
+    #[test]
+    fn a_line_from_outside_is_read_as_it_was_written() {
+        let outside = Outside {
+            pid: 4711,
+            way_in: WayIn::Root,
+        };
+        assert_eq!(Outside::parse(&outside.to_line()), Some(outside));
+        assert_eq!(Outside::parse("4711"), None);
     }
 }

@@ -104,6 +104,7 @@ impl Namespace {
     }
 }
 
-fn sysctl_path(key: &str) -> PathBuf {
+/// Where the kernel shows a parameter.
+pub(crate) fn sysctl_path(key: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(key.replace('.', "/"))
 }

@@ -255,6 +255,20 @@ fn a_server_that_is_gone_refuses_while_its_connections_go_on() -> Result<()> {
 }
 
 #[test]
+fn connections_that_a_server_cuts_end_for_their_clients() -> Result<()> {
+    test(|lab| {
+        let (_node, server, client) = small_cluster(lab, PodNetwork::Bridge)?;
+        let echo = server.serve(8080, Serve::Echo)?;
+        let mut open = client.connect(SocketAddr::new(server.ipv4().into(), 8080))?;
+        open.write_all(b"ping")?;
+        open.read_exact(&mut [0; 4])?;
+        echo.cut_connections();
+        assert_eq!(open.read(&mut [0])?, 0);
+        Ok(())
+    })
+}
+
+#[test]
 fn a_background_program_can_be_awaited_by_its_log_and_ends_on_sigterm() -> Result<()> {
     test(|lab| {
         let node = lab.node("edge-1").create()?;
