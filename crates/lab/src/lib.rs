@@ -62,6 +62,7 @@ mod rule_list;
 mod serve;
 mod service;
 mod side_by_side;
+mod way_in;
 
 pub use agent::Agent;
 pub use await_until::{await_ok, await_until};
