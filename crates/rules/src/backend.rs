@@ -11,7 +11,9 @@ use crate::iptables::probe::{Probed, probe};
 use crate::iptables::transaction::Transaction;
 use crate::removal::{Removed, remove_all};
 use crate::unchanged::Watch;
-use crate::{Family, Flavour, FlavourChoice, FlavourSetting, KUBE_SERVICES, Repair, Ruleset};
+use crate::{
+    Family, Flavour, FlavourChoice, FlavourSetting, KUBE_SERVICES, Repair, Ruleset, ToolError,
+};
 
 /// Rules per step, once the kernel refused a message for its length. In a user namespace
 /// iptables-nft can't enlarge its socket's buffer, and some 270 rules fit into the
@@ -293,27 +295,28 @@ impl Backend {
         if transaction.is_empty() {
             return Ok(());
         }
-        loop {
-            let (text, steps) = match self.rules_per_step {
-                Some(most) if transaction.lines() > most => transaction.sections(most),
-                Some(_) | None => (transaction.text(), 1),
-            };
-            match self.tools.restore(&text).await {
-                Ok(()) => {
-                    self.watch.note_own_changes(steps);
-                    return Ok(());
-                }
-                Err(error) if error.is_too_long() && self.rules_per_step != Some(1) => {
-                    let most = self.rules_per_step.map_or(RULES_PER_STEP, |most| most / 2);
-                    self.rules_per_step = Some(most.max(1));
-                    self.watch.forget();
-                }
-                Err(error) => {
-                    self.watch.forget();
-                    return Err(error.into());
-                }
+        match self.restore(transaction).await {
+            // One message that is too long is refused whole: nothing has changed yet.
+            Err(error) if error.is_too_long() && self.rules_per_step.is_none() => {
+                self.rules_per_step = Some(RULES_PER_STEP);
+                self.restore(transaction).await
             }
+            outcome => outcome,
         }
+        .map_err(|error| {
+            self.watch.forget();
+            error.into()
+        })
+    }
+
+    async fn restore(&mut self, transaction: &Transaction) -> Result<(), ToolError> {
+        let (text, steps) = match self.rules_per_step {
+            Some(most) if transaction.lines() > most => transaction.sections(most),
+            Some(_) | None => (transaction.text(), 1),
+        };
+        self.tools.restore(&text).await?;
+        self.watch.note_own_changes(steps);
+        Ok(())
     }
 }
 

@@ -1,0 +1,125 @@
+//! Ten thousand Services on a real kernel: what a change costs must not depend on how
+//! many others there are. Times are printed (`cargo test -- --nocapture`), not asserted.
+
+mod on_node;
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use edgemesh_lab::{test_each_flavour, test_within};
+use edgemesh_rules::{Change, Family, OwnChain, Repair, Ruleset};
+use on_node::{add, backend, labs, on_node, ruleset, wanted};
+
+const SERVICES: u16 = 10_000;
+
+#[test]
+fn one_service_more_among_ten_thousand_is_a_transaction_of_two_lines() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let node = lab.node("edge-1").create()?;
+        let many = wanted(ruleset(Family::V4, SERVICES));
+        on_node(&node, async || -> Result<()> {
+            let mut backend = backend(Family::V4, flavour).await?;
+            let applied = backend.apply(&many).await?;
+            assert_eq!(applied.lines, 2 * (1 + 3 + usize::from(SERVICES)) + 2);
+            say(flavour, "all in", applied.took);
+            let unchanged = backend.verify(&many).await?;
+            assert_eq!(unchanged.repairs, []);
+            say(flavour, "first look", unchanged.took);
+            say(flavour, "second look", backend.verify(&many).await?.took);
+
+            let more = with_one_more(&many);
+            let applied = backend.apply(&more).await?;
+            assert_eq!((applied.change, applied.lines), (Change::Incremental, 2));
+            say(flavour, "one added", applied.took);
+            say(
+                flavour,
+                "look after that",
+                backend.verify(&more).await?.took,
+            );
+            let applied = backend.apply(&many).await?;
+            assert_eq!((applied.change, applied.lines), (Change::Incremental, 2));
+            say(flavour, "one removed", applied.took);
+
+            let delete = ["-t", "nat", "-D", OwnChain::Host.name(), "5000"];
+            flavour.command(&node, labs(Family::V4), delete)?;
+            let verified = backend.verify(&many).await?;
+            assert!(matches!(
+                verified.repairs[..],
+                [Repair::RulesMissing { count: 1, .. }]
+            ));
+            say(flavour, "one repaired", verified.took);
+
+            let started = Instant::now();
+            backend.remove().await?;
+            say(flavour, "all out", started.elapsed());
+            Ok(())
+        })?
+    })
+}
+
+#[test]
+fn ten_thousand_services_of_kube_proxys_own_cost_a_look_nothing() -> Result<()> {
+    test_within(Duration::from_secs(300), |lab| {
+        let node = lab.node("edge-1").create()?;
+        let flavour = edgemesh_lab::Flavour::Nft;
+        for section in kube_proxys(SERVICES) {
+            flavour.restore(&node, labs(Family::V4), &section)?;
+        }
+        let rules = wanted(ruleset(Family::V4, 100));
+        on_node(&node, async || -> Result<()> {
+            let mut backend = backend(Family::V4, flavour).await?;
+            say(
+                flavour,
+                "beside kube-proxy's, all in",
+                backend.apply(&rules).await?.took,
+            );
+            backend.verify(&rules).await?;
+            flavour.command(
+                &node,
+                labs(Family::V4),
+                ["-t", "nat", "-A", "KUBE-SERVICES", "-j", "RETURN"],
+            )?;
+            let verified = backend.verify(&rules).await?;
+            assert!(!verified.read_back);
+            say(flavour, "look after kube-proxy's change", verified.took);
+            Ok(())
+        })?
+    })
+}
+
+fn with_one_more(rules: &Ruleset) -> Arc<Ruleset> {
+    let mut more = rules.clone();
+    add(&mut more, SERVICES);
+    wanted(more)
+}
+
+/// Rules in kube-proxy's form, in pieces that fit into one message each.
+fn kube_proxys(services: u16) -> Vec<String> {
+    let numbers: Vec<u16> = (0..services).collect();
+    let mut sections = vec!["*nat\n:KUBE-SERVICES - [0:0]\nCOMMIT\n".to_owned()];
+    sections.extend(numbers.chunks(60).map(|numbers| {
+        let mut text = "*nat\n".to_owned();
+        for number in numbers {
+            let _ = writeln!(text, ":KUBE-SVC-{number} - [0:0]\n:KUBE-SEP-{number} - [0:0]");
+        }
+        for number in numbers {
+            let [high, low] = number.to_be_bytes();
+            let _ = writeln!(
+                text,
+                "-A KUBE-SERVICES -d 10.100.{high}.{low}/32 -p tcp -m comment --comment \
+                 \"default/service-{number}:http cluster IP\" -m tcp --dport 80 -j KUBE-SVC-{number}\n\
+                 -A KUBE-SVC-{number} -m comment --comment \"default/service-{number}:http -> \
+                 10.244.1.1:8080\" -j KUBE-SEP-{number}\n\
+                 -A KUBE-SEP-{number} -p tcp -m tcp -j DNAT --to-destination 10.244.1.1:8080"
+            );
+        }
+        text + "COMMIT\n"
+    }));
+    sections
+}
+
+fn say(flavour: edgemesh_lab::Flavour, what: &str, took: Duration) {
+    println!("{flavour}, {SERVICES} services: {what}: {took:.1?}");
+}

@@ -1,0 +1,106 @@
+//! What the kernel labs share: a node with kube-proxy's rules of a real cluster, and a
+//! way to run the backend on it.
+
+#![allow(dead_code, reason = "each lab uses a part of it")]
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Result;
+use edgemesh_catalog::Protocol;
+use edgemesh_lab::{Node, Place};
+use edgemesh_plan::Frontend;
+use edgemesh_rules::{
+    Backend, Family, Flavour, FlavourSetting, Mark, PortalRule, RuleComment, Ruleset,
+};
+
+/// Runs `job` in the node's network namespace, on a runtime of its own.
+pub(crate) fn on_node<T: Send>(node: &Node, job: impl AsyncFnOnce() -> T + Send) -> Result<T> {
+    Ok(node.namespace().run(|| -> Result<T> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        Ok(runtime.block_on(job()))
+    })??)
+}
+
+/// A backend of the given flavour.
+pub(crate) async fn backend(family: Family, flavour: edgemesh_lab::Flavour) -> Result<Backend> {
+    Ok(Backend::open(family, FlavourSetting::Fixed(ours(flavour))).await?)
+}
+
+pub(crate) fn ours(flavour: edgemesh_lab::Flavour) -> Flavour {
+    match flavour {
+        edgemesh_lab::Flavour::Nft => Flavour::Nft,
+        edgemesh_lab::Flavour::Legacy => Flavour::Legacy,
+    }
+}
+
+pub(crate) fn labs(family: Family) -> edgemesh_lab::Family {
+    match family {
+        Family::V4 => edgemesh_lab::Family::V4,
+        Family::V6 => edgemesh_lab::Family::V6,
+    }
+}
+
+pub(crate) fn intercept(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::from([169, 254, 96, 16]),
+        Family::V6 => IpAddr::from([0xfd00, 0xed6e, 0x6d65, 0x7368, 0, 0, 0, 1]),
+    }
+}
+
+pub(crate) fn cluster_ip(family: Family, number: u16) -> IpAddr {
+    let [high, low] = number.to_be_bytes();
+    match family {
+        Family::V4 => IpAddr::from([10, 100, high, low]),
+        Family::V6 => IpAddr::from([0xfd00, 0x100, 0, 0, 0, 0, 0, number]),
+    }
+}
+
+/// Rules for so many Services of one port.
+pub(crate) fn ruleset(family: Family, services: u16) -> Ruleset {
+    let mut rules = Ruleset::new(intercept(family), 20008, Mark::AGENT);
+    for number in 0..services {
+        add(&mut rules, number);
+    }
+    rules
+}
+
+pub(crate) fn add(rules: &mut Ruleset, number: u16) {
+    let frontend = Frontend {
+        ip: cluster_ip(rules.family(), number),
+        protocol: if number % 3 == 2 {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        },
+        port: 80,
+    };
+    let rule = PortalRule {
+        comment: RuleComment::new(&format!("default/service-{number}:http")),
+        to_port: 20007,
+    };
+    rules.insert(frontend, rule).unwrap();
+}
+
+/// The rules that kube-proxy made in a real cluster.
+pub(crate) const KUBE_PROXY: &str = include_str!("kube-proxy.nat");
+
+/// The nat table as iptables-save prints it, but for the times and the counters.
+pub(crate) fn nat(node: &Node, flavour: edgemesh_lab::Flavour, family: Family) -> Result<String> {
+    let command = flavour.tool(labs(family), "save");
+    let text = node.program(command).args(["-t", "nat"]).run()?;
+    Ok(text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| match line.split_once(" [") {
+            Some((chain, _)) if line.starts_with(':') => format!("{chain}\n"),
+            Some(_) | None => format!("{line}\n"),
+        })
+        .collect())
+}
+
+pub(crate) fn wanted(rules: Ruleset) -> Arc<Ruleset> {
+    Arc::new(rules)
+}
