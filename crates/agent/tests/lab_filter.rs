@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use edgemesh_lab::{
-    ClusterService, Family, Flavour, Handler, Lab, Place, Serve, SideBySide, await_ok,
+    ClusterService, Family, Flavour, Handler, Lab, Place, Serve, SideBySide, Signal, await_ok,
     test_each_flavour,
 };
 
@@ -13,6 +13,10 @@ const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
 const LABEL: &str = "service.edgemesh.kubeedge.io/service-proxy-name";
 const WEB: &str = "10.96.10.1:80";
 const ECHO: &str = "10.96.10.1:81";
+const INVERTED: &str = "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
+                        kind: EdgeMeshAgent\n\
+                        modules:\n  edgeProxy:\n    enable: true\n    \
+                        serviceFilterMode: FilterIfLabelDoesNotExists\n";
 /// The agent promises 1 s; the rest is for a machine that is busy with other tests.
 const APPLIED: Duration = Duration::from_secs(15);
 
@@ -151,12 +155,7 @@ fn a_headless_service_leaves_no_rule_labelled_or_not() -> Result<()> {
 fn with_the_inverted_mode_only_labelled_services_are_intercepted() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let mut stage = SideBySide::on(lab, lab.node("edge-1").create()?, flavour, AGENT)?;
-        stage.agent.configure(
-            "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
-             kind: EdgeMeshAgent\n\
-             modules:\n  edgeProxy:\n    enable: true\n    \
-             serviceFilterMode: FilterIfLabelDoesNotExists\n",
-        )?;
+        stage.agent.configure(INVERTED)?;
         stage.serve(8080, Serve::Identity)?;
         stage.publish(&[web()])?;
         stage.start_kube_proxy()?;
@@ -166,6 +165,19 @@ fn with_the_inverted_mode_only_labelled_services_are_intercepted() -> Result<()>
         stage.publish(&[web().label(LABEL, "")])?;
         await_handled_by(&stage, Handler::Agent)?;
         stage.publish(&[web()])?;
+        await_handled_by(&stage, Handler::KubeProxy)
+    })
+}
+
+#[test]
+fn a_changed_filter_mode_takes_effect_when_the_configuration_is_read_again() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = running_stage(lab, flavour, &[web()])?;
+        await_handled_by(&stage, Handler::Agent)?;
+        stage.agent.configure(INVERTED)?;
+        if let Some(process) = stage.agent.process() {
+            process.signal(Signal::SIGHUP)?;
+        }
         await_handled_by(&stage, Handler::KubeProxy)
     })
 }

@@ -1,11 +1,13 @@
 //! What the agent leaves, finds and takes over: stops, crashes, a second agent, cleanup.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use edgemesh_lab::{
-    ClusterService, Family, Flavour, Handler, Lab, Place, Serve, SideBySide, await_ok, test,
-    test_each_flavour,
+    ClusterService, Family, Flavour, Handler, Lab, Place, Serve, SideBySide, Signal, await_ok,
+    test, test_each_flavour,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
@@ -201,14 +203,53 @@ fn a_host_without_ip6tables_is_no_error() -> Result<()> {
 }
 
 #[test]
-fn a_catalog_on_disk_serves_when_the_manifests_are_gone_at_the_next_start() -> Result<()> {
-    test(|lab| {
-        let mut stage = stage(lab, Flavour::Nft)?;
+fn connections_may_end_in_peace_after_sigterm_while_kube_proxy_has_taken_over() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour)?;
         stage.agent.start()?;
-        await_ok(LONG, "the last good catalog is on disk", || {
-            let files = std::fs::read_dir(stage.agent.state_folder())?.count();
-            ensure!(files > 0, "the state folder is empty");
-            Ok(())
-        })
+        let mut open = stage.client.connect(WEB[0])?;
+        open.write_all(b"one")?;
+        read_until(&mut open, b"one")?;
+        let process = stage.agent.process().context("the agent does not run")?;
+        process.signal(Signal::SIGTERM)?;
+        await_ok(LONG, "kube-proxy serves", || {
+            check_handled_by(&stage, Handler::KubeProxy)
+        })?;
+        open.write_all(b"two")?;
+        read_until(&mut open, b"two")?;
+        drop(open);
+        let process = stage.agent.process().context("the agent does not run")?;
+        assert_eq!(process.wait(LONG)?.code(), Some(0));
+        stage.check_nothing_left()
+    })
+}
+
+/// Reads until what came ends in `text`.
+fn read_until(stream: &mut TcpStream, text: &[u8]) -> Result<()> {
+    let mut heard = Vec::new();
+    while !heard.ends_with(text) {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        heard.extend(byte);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_leaves_nothing() -> Result<()> {
+    test(|lab| {
+        let stage = stage(lab, Flavour::Nft)?;
+        let foreign = stage.foreign_rules()?;
+        let _taken = stage
+            .node
+            .namespace()
+            .run(|| TcpListener::bind("127.0.0.1:20008"))??;
+        let failed = stage.agent.run_command().output()?;
+        let said = format!("{}{}", failed.stdout, failed.stderr);
+        assert!(!failed.status.success(), "{said}");
+        assert!(said.contains("127.0.0.1:20008"), "{said}");
+        stage.check_nothing_left()?;
+        assert_eq!(stage.foreign_rules()?, foreign);
+        Ok(())
     })
 }

@@ -75,6 +75,8 @@ pub use namespace::Namespace;
 pub use network::Network;
 pub use node::{Node, NodeBuilder, PodNetwork};
 pub use pod::{Pod, PodBuilder};
+// So that users of the lab need no nix of the same version.
+pub use nix::sys::signal::Signal;
 pub use process::{Background, Finished, Program};
 pub use rule_list::{Chain, Rule, RuleList};
 pub use serve::{Serve, Server};
