@@ -1,0 +1,62 @@
+//! What only several keys together can get wrong, and what deserves a word although it
+//! is allowed.
+
+use std::net::IpAddr;
+
+use super::duration;
+use super::findings::Report;
+use super::settings::Config;
+
+const ADMIN: &str = "commonConfig.admin.address";
+const ENABLE: &str = "modules.edgeProxy.enable";
+const LISTEN_PORT: &str = "modules.edgeProxy.listenPort";
+const DIAL_TIMEOUT: &str = "modules.edgeProxy.dialTimeout";
+const DIAL_DEADLINE: &str = "modules.edgeProxy.dialDeadline";
+
+/// Reports both.
+pub(super) fn check(config: &Config, report: &mut Report) {
+    check_dialling(config, report);
+    check_admin(config, report);
+    if !report.is_set(ENABLE) {
+        let message = "not set, and its default is false as in EdgeMesh: \
+                       no Service is intercepted; set it to true";
+        report.warning(report.place_of(&[]), ENABLE, message);
+    }
+}
+
+fn check_dialling(config: &Config, report: &mut Report) {
+    let proxy = &config.edge_proxy;
+    if proxy.dial_timeout > proxy.dial_deadline {
+        let message = format!(
+            "one attempt may not take longer ({}) than all together ({DIAL_DEADLINE}, {})",
+            duration::show(proxy.dial_timeout),
+            duration::show(proxy.dial_deadline),
+        );
+        let mark = report.place_of(&[DIAL_TIMEOUT, DIAL_DEADLINE]);
+        report.error(mark, DIAL_TIMEOUT, message);
+    }
+}
+
+fn check_admin(config: &Config, report: &mut Report) {
+    let Some(admin) = config.common.admin else {
+        return;
+    };
+    let intercepts = [
+        IpAddr::V4(config.common.intercept_v4),
+        IpAddr::V6(config.edge_proxy.intercept_v6),
+    ];
+    let mark = report.place_of(&[ADMIN, LISTEN_PORT]);
+    if intercepts.contains(&admin.ip()) {
+        let message = "must not be an intercept address, which is there for intercepted \
+                       connections alone; use 127.0.0.1:20008";
+        report.error(mark, ADMIN, message);
+    } else if admin.ip().is_unspecified() && admin.port() == config.edge_proxy.listen_port {
+        let message = format!("takes the port of {LISTEN_PORT} on every address; use another port");
+        report.error(mark, ADMIN, message);
+    } else if !admin.ip().is_loopback() {
+        let message = format!(
+            "serves /metrics, /healthz and /readyz without authentication to whoever reaches {admin}"
+        );
+        report.warning(mark, ADMIN, message);
+    }
+}

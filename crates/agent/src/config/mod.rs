@@ -1,0 +1,32 @@
+//! The configuration file: EdgeMesh's `EdgeMeshAgent` v1alpha1, with keys of our own.
+//!
+//! One table, [`keys`], says of every key what it accepts, what it is by default and what
+//! the agent does with it. Reading, the errors and warnings, the effective configuration
+//! shown at the start, the keys that need a restart and `docs/configuration.md` all come
+//! from it: a new key is one entry there and one field in [`settings`].
+//!
+//! EdgeMesh reads its file with `sigs.k8s.io/yaml` into Go structs, so a file that works
+//! there may spell a key in another case, write `yes` for `true`, or a number where text
+//! is meant. All of that is understood here too. What EdgeMesh silently drops, an unknown
+//! key, is an error here.
+
+mod consistency;
+mod duration;
+mod findings;
+mod key;
+mod keys;
+mod keys_of_absent_modules;
+mod near_match;
+mod parse;
+mod readers;
+#[cfg(test)]
+mod reference;
+mod settings;
+mod values;
+
+pub(crate) use findings::{ConfigErrors, Finding};
+pub(crate) use parse::parse;
+pub(crate) use settings::{Config, KubeApiConfig, MetaServer};
+
+#[cfg(test)]
+mod tests;
