@@ -1,0 +1,64 @@
+//! The command line: one file per command.
+
+mod cleanup;
+mod playground;
+mod run;
+
+pub(crate) use run::read_config;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit code for a configuration or command line that cannot be used
+/// (`EX_CONFIG`, sysexits.h).
+const EXIT_CONFIG: u8 = 78;
+
+/// Lets pods and hosts of a Kubernetes cluster reach every Service by its ClusterIP,
+/// beside kube-proxy.
+#[derive(Debug, Parser)]
+#[command(version, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent until SIGTERM.
+    Run(run::RunArguments),
+    /// Show the main job on this machine, in private namespaces: no cluster, no root.
+    Playground(playground::PlaygroundArguments),
+    /// Remove everything that an agent can have left on this node.
+    Cleanup(cleanup::CleanupArguments),
+}
+
+impl Arguments {
+    /// Carries the command out. Errors are printed with all their causes.
+    pub(crate) fn execute(self) -> ExitCode {
+        let outcome = match self.command {
+            Command::Run(arguments) => run::execute(&arguments),
+            Command::Playground(arguments) => playground::execute(&arguments),
+            Command::Cleanup(arguments) => cleanup::execute(&arguments),
+        };
+        match outcome {
+            Ok(code) => code,
+            Err(error) => {
+                print_error(&error);
+                if error.is::<crate::config::ConfigErrors>() {
+                    ExitCode::from(EXIT_CONFIG)
+                } else {
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the last word of a command goes to the terminal, whatever became of the log"
+)]
+fn print_error(error: &anyhow::Error) {
+    eprintln!("edgemesh-agent: {error:#}");
+}

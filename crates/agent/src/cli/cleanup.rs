@@ -1,0 +1,43 @@
+//! `edgemesh-agent cleanup`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::node_lock::NodeLock;
+use crate::{log_output, privileges};
+
+/// What to clean up.
+#[derive(Debug, Args)]
+pub(super) struct CleanupArguments {
+    /// Configuration file of the agent that ran here, for the intercept addresses if they
+    /// are not the default ones
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Removes what an agent left, unless one is running.
+pub(super) fn execute(arguments: &CleanupArguments) -> anyhow::Result<ExitCode> {
+    log_output::start(log_output::Form::Human, "warn")?;
+    let config = match &arguments.config {
+        Some(path) => super::run::read_config(path)?.0,
+        None => crate::config::Config::without_file(),
+    };
+    privileges::check()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        let _lock = NodeLock::take("edgemesh-agent cleanup".to_owned())?;
+        let removed = edgemesh_rules::cleanup(&[
+            config.common.intercept_v4.into(),
+            config.edge_proxy.intercept_v6.into(),
+        ])
+        .await?;
+        report(&removed);
+        Ok(ExitCode::SUCCESS)
+    })
+}

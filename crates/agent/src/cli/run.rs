@@ -1,0 +1,79 @@
+//! `edgemesh-agent run`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::config::{self, Config, Finding};
+use crate::node_name::node_name;
+use crate::supervisor::{self, Start};
+use crate::{file_limit, log_output, privileges};
+
+/// Flags override the configuration file.
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    /// Configuration file: EdgeMesh's `EdgeMeshAgent` v1alpha1. Without one, everything is
+    /// at its default and the agent is enabled
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Name of this node in Kubernetes [default: the host name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+    /// Take Services, Endpoints, EndpointSlices and Nodes from the YAML files of this folder
+    /// instead of the Kubernetes API
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// Where the last good catalog is kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/edgemesh")]
+    state_dir: PathBuf,
+}
+
+/// Runs the agent until it is told to end.
+pub(super) fn execute(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
+    let (config, warnings) = match &arguments.config {
+        Some(path) => read_config(path)?,
+        None => (Config::without_file(), Vec::new()),
+    };
+    log_output::start(config.common.log_form, config.common.log_level)?;
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let node = node_name(arguments.node_name.as_deref())?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        %node,
+        config = %arguments.config.as_deref().unwrap_or(Path::new("none")).display(),
+        "starting"
+    );
+    tracing::debug!("effective configuration:\n{config}");
+    privileges::check()?;
+    let files = file_limit::raise();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("edgemesh")
+        .build()
+        .context("start the threads of the agent")?;
+    runtime.block_on(supervisor::run(Start {
+        config,
+        config_file: arguments.config.clone(),
+        node,
+        manifests: arguments.manifests.clone(),
+        state_dir: arguments.state_dir.clone(),
+        open_files: files,
+    }))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+///
+/// When it cannot be read, or with every mistake in it.
+pub(crate) fn read_config(path: &Path) -> anyhow::Result<(Config, Vec<Finding>)> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("read the configuration file {}", path.display()))?;
+    let parsed = config::parse(&text, &path.display().to_string())?;
+    Ok((parsed.config, parsed.warnings))
+}

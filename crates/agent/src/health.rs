@@ -1,0 +1,150 @@
+//! Is the agent ready, and is it alive?
+//!
+//! Tasks report what they have reached; `/readyz` and `/healthz` read it.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long the sync loop may be silent before the agent counts as hung. One
+/// transaction may take [`edgemesh_rules`]' whole process time-out, so this is
+/// several of them.
+const HUNG_AFTER: Duration = Duration::from_secs(120);
+
+/// Shared view of what has been reached. Clones see the same state.
+#[derive(Clone, Debug)]
+pub(crate) struct Health(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    catalog: Result<(), String>,
+    rules: Result<(), String>,
+    listener: Result<(), String>,
+    stopping: bool,
+    last_tick: Instant,
+}
+
+/// One of the things that must be true for readiness.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Condition {
+    /// The catalog is complete.
+    Catalog,
+    /// The rules of the current plan are in the kernel.
+    Rules,
+    /// The forwarder accepts connections.
+    Listener,
+}
+
+impl Health {
+    /// Nothing reached yet.
+    pub(crate) fn new() -> Self {
+        let not_yet = || Err("not yet".to_owned());
+        Self(Arc::new(Mutex::new(State {
+            catalog: not_yet(),
+            rules: not_yet(),
+            listener: not_yet(),
+            stopping: false,
+            last_tick: Instant::now(),
+        })))
+    }
+
+    /// Reports a condition reached, or lost and why.
+    pub(crate) fn set(&self, condition: Condition, status: Result<(), String>) {
+        self.with(|state| match condition {
+            Condition::Catalog => state.catalog = status,
+            Condition::Rules => state.rules = status,
+            Condition::Listener => state.listener = status,
+        });
+    }
+
+    /// The sync loop went round once more.
+    pub(crate) fn tick(&self) {
+        self.with(|state| state.last_tick = Instant::now());
+    }
+
+    /// Shutdown began: never ready again.
+    pub(crate) fn stopping(&self) {
+        self.with(|state| state.stopping = true);
+    }
+
+    /// Whether traffic may be sent through this agent, and a line for each condition.
+    pub(crate) fn ready(&self) -> (bool, String) {
+        self.with(|state| {
+            let conditions = [
+                ("catalog", &state.catalog),
+                ("rules", &state.rules),
+                ("listener", &state.listener),
+            ];
+            let ready = !state.stopping && conditions.iter().all(|(_, s)| s.is_ok());
+            let mut text = String::new();
+            for (name, status) in conditions {
+                // Writing to a String cannot fail.
+                let _ = match status {
+                    Ok(()) => writeln!(text, "[+] {name} ok"),
+                    Err(why) => writeln!(text, "[-] {name}: {why}"),
+                };
+            }
+            if state.stopping {
+                text.push_str("[-] stopping\n");
+            }
+            (ready, text)
+        })
+    }
+
+    /// Whether the sync loop still goes round; if not, for how long it has not.
+    pub(crate) fn alive(&self) -> Result<(), Duration> {
+        let silent = self.with(|state| state.last_tick.elapsed());
+        if silent < HUNG_AFTER { Ok(()) } else { Err(silent) }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        // A panic elsewhere while holding the lock leaves plain values behind.
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_reached() -> Health {
+        let health = Health::new();
+        for condition in [Condition::Catalog, Condition::Rules, Condition::Listener] {
+            assert!(!health.ready().0, "not ready before {condition:?}");
+            health.set(condition, Ok(()));
+        }
+        health
+    }
+
+    #[tokio::test]
+    async fn ready_only_when_catalog_rules_and_listener_are() {
+        assert!(all_reached().ready().0);
+    }
+
+    #[tokio::test]
+    async fn lost_condition_is_named_with_its_reason() {
+        let health = all_reached();
+        health.set(Condition::Rules, Err("iptables-restore failed".to_owned()));
+        let (ready, text) = health.ready();
+        assert!(!ready);
+        assert!(text.contains("[-] rules: iptables-restore failed"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn stopping_agent_is_not_ready() {
+        let health = all_reached();
+        health.stopping();
+        assert!(!health.ready().0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_sync_loop_counts_as_hung() {
+        let health = all_reached();
+        tokio::time::advance(HUNG_AFTER).await;
+        assert!(health.alive().is_err());
+        health.tick();
+        assert!(health.alive().is_ok());
+    }
+}

@@ -1,0 +1,125 @@
+//! The folders of `scenarios/`: cluster objects in, plan and rule text out.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use edgemesh_catalog::{NodeName, Protocol};
+use edgemesh_forward::Destinations;
+use edgemesh_plan::{Plan, Policy, PortalEndpoint, Target, plan};
+use edgemesh_rules::{Mark, Ruleset, render};
+
+use crate::config::Config;
+use crate::wanted;
+
+/// The node that every scenario is told from.
+const NODE: &str = "edge1";
+const REFUSAL_PORT: u16 = 20_009;
+const FIRST_UDP_PORT: u16 = 40_001;
+
+#[test]
+fn scenarios_come_out_as_written_down() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
+    let mut folders: Vec<PathBuf> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .collect();
+    folders.sort();
+    assert!(!folders.is_empty(), "no scenarios in {}", root.display());
+    for folder in folders {
+        let outputs = play(&folder);
+        for (name, text) in outputs {
+            compare(&folder.join(name), &text);
+        }
+    }
+}
+
+fn play(folder: &Path) -> Vec<(&'static str, String)> {
+    let config = match fs::read_to_string(folder.join("config.yaml")) {
+        Ok(text) => crate::config::parse(&text, "config.yaml").unwrap().config,
+        Err(_) => Config::without_file(),
+    };
+    let catalog = edgemesh_watch::read_manifests(folder).unwrap();
+    let policy = Policy {
+        node: NodeName::new(NODE),
+        filter: config.edge_proxy.filter,
+        ipv4: true,
+        ipv6: true,
+    };
+    let plan = plan(&catalog, &policy);
+    let destinations = destinations(&plan);
+    let rules = |intercept: IpAddr| {
+        let empty = Ruleset::new(intercept, REFUSAL_PORT, Mark::AGENT);
+        render(&wanted::ruleset(empty, &plan, &destinations))
+    };
+    vec![
+        ("plan.txt", describe(&plan)),
+        ("rules.iptables", rules(config.common.intercept_v4.into())),
+        ("rules.ip6tables", rules(config.edge_proxy.intercept_v6.into())),
+    ]
+}
+
+/// Ports as a forwarder would hand them out: one for all TCP, one for each UDP portal.
+fn destinations(plan: &Plan) -> Destinations {
+    let mut destinations = Destinations::default();
+    let mut next_udp = FIRST_UDP_PORT;
+    for (_, portal) in plan.intercepted() {
+        let port = match (&portal.target, portal.frontend.protocol) {
+            (Target::Refuse(_), _) => REFUSAL_PORT,
+            (_, Protocol::Udp) => {
+                next_udp += 1;
+                next_udp - 1
+            }
+            (_, Protocol::Tcp | Protocol::Sctp) => 20_007,
+        };
+        destinations.ports.insert(portal.frontend, port);
+    }
+    destinations
+}
+
+fn describe(plan: &Plan) -> String {
+    let mut text = String::new();
+    for port in plan.ports() {
+        if let Some(reason) = &port.left_alone {
+            writeln!(text, "{}/{}: left alone: {reason}", port.name, port.name.protocol).unwrap();
+        }
+        for portal in &port.portals {
+            write!(text, "{} at {}: ", port.name, portal.frontend).unwrap();
+            match &portal.target {
+                Target::Forward { endpoints, choice } => {
+                    let endpoints: Vec<_> = endpoints.iter().map(describe_endpoint).collect();
+                    write!(text, "forwarded to {} ({choice})", endpoints.join(", ")).unwrap();
+                }
+                Target::Refuse(reason) => write!(text, "refused: {reason}").unwrap(),
+                Target::LeaveAlone(reason) => write!(text, "left alone: {reason}").unwrap(),
+            }
+            if let Some(timeout) = port.affinity {
+                write!(text, "; clients stay for {} s", timeout.as_secs()).unwrap();
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn describe_endpoint(endpoint: &PortalEndpoint) -> String {
+    match &endpoint.node {
+        Some(node) => format!("{} on {node}", endpoint.address),
+        None => endpoint.address.to_string(),
+    }
+}
+
+fn compare(path: &Path, text: &str) {
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(path, text).unwrap();
+    }
+    let written = fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(
+        text,
+        written,
+        "{} is not what comes out; `make bless` writes it anew",
+        path.display()
+    );
+}

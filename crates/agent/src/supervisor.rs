@@ -1,0 +1,373 @@
+//! The life of the agent: what starts in which order, what ends it, and how.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use edgemesh_catalog::NodeName;
+use edgemesh_forward::{Forwarder, Limits, Settings};
+use edgemesh_plan::Policy;
+use edgemesh_rules::{Backend, Family, FlavourSetting, HostNetwork, Mark};
+use edgemesh_watch::{
+    ApiSource, ApiTiming, Counters, LastGoodFile, LastGoodSaver, ManifestsSource, SourceState,
+};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::Admin;
+use crate::api_way::{CLOUD_VARIABLE, api_settings};
+use crate::cli::read_config;
+use crate::config::{Config, Flavour};
+use crate::health::{Condition, Health};
+use crate::metrics::Metrics;
+use crate::node_lock::NodeLock;
+use crate::reload::{Reason, Reload};
+use crate::sync::{Inputs, Parts, Sync};
+use crate::sync_figures::SyncFigures;
+use crate::termination::Termination;
+
+/// What an agent is started with.
+pub(crate) struct Start {
+    pub(crate) config: Config,
+    /// Where the configuration came from, to be read again when it changes.
+    pub(crate) config_file: Option<PathBuf>,
+    pub(crate) node: NodeName,
+    /// Folder of manifests that replaces the Kubernetes API.
+    pub(crate) manifests: Option<PathBuf>,
+    pub(crate) state_dir: PathBuf,
+    /// How many files this process may have open.
+    pub(crate) open_files: u64,
+}
+
+/// How often the last good catalog is saved at the most: writing wears flash out.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+
+/// How long the last good catalog may take to be saved at the end.
+const LAST_SAVE: Duration = Duration::from_secs(2);
+
+/// What ended the agent.
+enum End {
+    Signal(&'static str),
+    Task(String),
+}
+
+impl End {
+    fn of(ended: Result<&'static str, JoinError>) -> Self {
+        Self::Task(ended.map_or_else(|panic| panic.to_string(), str::to_owned))
+    }
+}
+
+/// Runs the agent until a signal, or until a part of it fails for good.
+///
+/// # Errors
+///
+/// When it cannot start, with what to do; when a part ended that never should.
+pub(crate) async fn run(start: Start) -> anyhow::Result<()> {
+    let mut termination = Termination::listen()?;
+    let _lock = NodeLock::take(format!(
+        "edgemesh-agent {} for node {}, process {}",
+        env!("CARGO_PKG_VERSION"),
+        start.node,
+        std::process::id(),
+    ))?;
+    let health = Health::new();
+    let mut tasks: JoinSet<&'static str> = JoinSet::new();
+    let mut admin: JoinSet<&'static str> = JoinSet::new();
+    if !start.config.edge_proxy.enable {
+        return idle(&start, &health, &mut admin, &mut termination).await;
+    }
+
+    let stop = CancellationToken::new();
+    let (mut sync, policy) = tokio::select! {
+        assembled = assemble(&start, &health, &mut tasks, &mut admin, &stop) => assembled?,
+        signal = termination.next() => {
+            tracing::info!(signal, "told to end before the start was complete");
+            return Ok(());
+        }
+    };
+    let mut reload = start.config_file.as_deref().map(Reload::watch).transpose()?;
+    let end = {
+        let looping = sync.run(&stop);
+        tokio::pin!(looping);
+        let end = loop {
+            tokio::select! {
+                () = &mut looping => break End::Task("the sync loop".to_owned()),
+                signal = termination.next() => break End::Signal(signal),
+                Some(ended) = tasks.join_next() => break End::of(ended),
+                Some(ended) = admin.join_next() => break End::of(ended),
+                reason = next_reload(&mut reload) => apply_reload(&start, reason, &policy),
+            }
+        };
+        health.stopping();
+        match &end {
+            End::Signal(signal) => {
+                tracing::info!(signal, "ending; a second signal ends at once");
+            }
+            End::Task(name) => tracing::error!("{name} ended unexpectedly; ending in good order"),
+        }
+        // The loop ends between two steps: a transaction that is under way is finished.
+        stop.cancel();
+        tokio::select! {
+            () = &mut looping => {}
+            signal = termination.next() => return ended_at_once(signal),
+        }
+        end
+    };
+    let grace = start.config.common.termination_grace_period;
+    tokio::select! {
+        () = sync.shut_down(grace) => {}
+        signal = termination.next() => return ended_at_once(signal),
+    }
+    // Sources were told to stop with the loop; the last good catalog is being saved.
+    let _ = timeout(LAST_SAVE, async { while tasks.join_next().await.is_some() {} }).await;
+    tasks.shutdown().await;
+    match end {
+        End::Signal(_) => Ok(()),
+        End::Task(name) => bail!("{name} ended unexpectedly; see the log"),
+    }
+}
+
+fn ended_at_once(signal: &str) -> anyhow::Result<()> {
+    bail!(
+        "told by a second {signal} to end at once: connections are reset, and rules may be left; \
+         `edgemesh-agent cleanup` removes them"
+    )
+}
+
+/// `modules.edgeProxy.enable: false`: nothing is touched, and `/readyz` says why.
+async fn idle(
+    start: &Start,
+    health: &Health,
+    tasks: &mut JoinSet<&'static str>,
+    termination: &mut Termination,
+) -> anyhow::Result<()> {
+    tracing::warn!(
+        "modules.edgeProxy.enable is not true: nothing is intercepted. Set it and start again"
+    );
+    for condition in [Condition::Catalog, Condition::Rules, Condition::Listener] {
+        health.set(condition, Err("modules.edgeProxy.enable is not true".to_owned()));
+    }
+    serve_admin(start, health, Metrics::new(vec![]), tasks).await?;
+    let signal = termination.next().await;
+    tracing::info!(signal, "ending");
+    Ok(())
+}
+
+/// Makes everything in the order in which one thing needs the other.
+async fn assemble(
+    start: &Start,
+    health: &Health,
+    tasks: &mut JoinSet<&'static str>,
+    admin: &mut JoinSet<&'static str>,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Sync, watch::Sender<Policy>)> {
+    let config = &start.config;
+    let figures = Arc::new(SyncFigures::default());
+
+    let mut backends = Vec::new();
+    for intercept in [
+        IpAddr::from(config.common.intercept_v4),
+        IpAddr::from(config.edge_proxy.intercept_v6),
+    ] {
+        if let Some(backend) = open_backend(Family::of(intercept), config).await? {
+            backends.push((backend, intercept));
+        }
+    }
+    let intercepts: Vec<IpAddr> = backends.iter().map(|(_, intercept)| *intercept).collect();
+    if intercepts.is_empty() {
+        bail!("this host can intercept neither IPv4 nor IPv6; the reasons are in the log");
+    }
+
+    let host = HostNetwork::open(&intercepts).await?;
+    let mut forwarder = Forwarder::bind(&forwarder_settings(start, &intercepts))
+        .context("start the forwarder")?;
+    forwarder.start();
+    health.set(Condition::Listener, Ok(()));
+
+    let (policy, policy_seen) = watch::channel(policy(config, start, &intercepts));
+    let (source, watch_counters) = start_source(start, tasks, stop)?;
+    let metrics = Metrics::new(vec![
+        Box::new(Arc::clone(&figures)),
+        Box::new(forwarder.counters()),
+        Box::new(watch_counters),
+    ]);
+    serve_admin(start, health, metrics, admin).await?;
+    let sync = Sync::new(Parts {
+        inputs: Inputs {
+            source,
+            policy: policy_seen,
+        },
+        forwarder,
+        backends,
+        host,
+        mark: mark(config)?,
+        health: health.clone(),
+        figures,
+        check_period: config.edge_proxy.iptables_check_period,
+    });
+    Ok((sync, policy))
+}
+
+fn mark(config: &Config) -> anyhow::Result<Mark> {
+    let value = config.edge_proxy.socket_mark;
+    u8::try_from(value.trailing_zeros())
+        .ok()
+        .and_then(Mark::new)
+        .filter(|mark| mark.value() == value)
+        .with_context(|| format!("modules.edgeProxy.socketMark {value:#x} is not a single bit"))
+}
+
+fn policy(config: &Config, start: &Start, intercepts: &[IpAddr]) -> Policy {
+    Policy {
+        node: start.node.clone(),
+        filter: config.edge_proxy.filter,
+        ipv4: intercepts.iter().any(IpAddr::is_ipv4),
+        ipv6: intercepts.iter().any(IpAddr::is_ipv6),
+    }
+}
+
+fn forwarder_settings(start: &Start, intercepts: &[IpAddr]) -> Settings {
+    let config = &start.config.edge_proxy;
+    let limits = Limits::within(start.open_files);
+    let mut settings = Settings {
+        listen_port: config.listen_port,
+        mark: Some(config.socket_mark),
+        strategy: config.strategy,
+        max_connections: config.max_connections.unwrap_or(limits.max_connections),
+        max_udp_flows: config.max_udp_flows.unwrap_or(limits.max_udp_flows),
+        udp_idle_timeout: config.udp_idle_timeout,
+        dial_timeout: config.dial_timeout,
+        dial_deadline: config.dial_deadline,
+        seed: RandomState::new().hash_one(std::process::id()),
+        ..Settings::default()
+    };
+    for intercept in intercepts {
+        match intercept {
+            IpAddr::V4(v4) => settings.intercept_v4 = Some(*v4),
+            IpAddr::V6(v6) => settings.intercept_v6 = Some(*v6),
+        }
+    }
+    settings
+}
+
+/// Opens the backend of one family; none, with a line in the log, when this host has no such
+/// family.
+async fn open_backend(family: Family, config: &Config) -> anyhow::Result<Option<Backend>> {
+    if let Err(unavailable) = edgemesh_rules::host_supports(family) {
+        tracing::info!(%family, reason = %unavailable, "this family is not intercepted");
+        return Ok(None);
+    }
+    let setting = match config.edge_proxy.iptables_flavour {
+        Flavour::Auto => FlavourSetting::Auto,
+        Flavour::Nft => FlavourSetting::Fixed(edgemesh_rules::Flavour::Nft),
+        Flavour::Legacy => FlavourSetting::Fixed(edgemesh_rules::Flavour::Legacy),
+    };
+    let backend = Backend::open(family, setting).await?;
+    tracing::info!(%family, flavour = %backend.choice(), "using iptables");
+    Ok(Some(backend))
+}
+
+/// Starts the source of the catalog, and for the Kubernetes API the saver of the last good one.
+fn start_source(
+    start: &Start,
+    tasks: &mut JoinSet<&'static str>,
+    stop: &CancellationToken,
+) -> anyhow::Result<(watch::Receiver<SourceState>, Arc<Counters>)> {
+    let counters = Arc::new(Counters::default());
+    if let Some(directory) = &start.manifests {
+        let (source, states) = ManifestsSource::new(directory.clone(), Arc::clone(&counters))?;
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            source.run(stop).await;
+            "the manifests source"
+        });
+        return Ok((states, counters));
+    }
+    let file = LastGoodFile::in_dir(&start.state_dir);
+    let last_good = match file.load() {
+        Ok(last_good) => last_good,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "no last good catalog");
+            None
+        }
+    };
+    let loaded = last_good.as_ref().map(|known| known.catalog.clone());
+    let settings = api_settings(&start.config, std::env::var_os(CLOUD_VARIABLE).is_some());
+    let (source, states) =
+        ApiSource::new(settings, ApiTiming::default(), last_good, Arc::clone(&counters));
+    let saver = LastGoodSaver::new(file, SAVE_EVERY, states.clone(), loaded);
+    let (stop_source, stop_saver) = (stop.clone(), stop.clone());
+    tasks.spawn(async move {
+        source.run(stop_source).await;
+        "the Kubernetes API source"
+    });
+    tasks.spawn(async move {
+        saver.run(stop_saver).await;
+        "the saver of the last good catalog"
+    });
+    Ok((states, counters))
+}
+
+async fn serve_admin(
+    start: &Start,
+    health: &Health,
+    metrics: Metrics,
+    tasks: &mut JoinSet<&'static str>,
+) -> anyhow::Result<()> {
+    let Some(address) = start.config.common.admin else {
+        return Ok(());
+    };
+    let admin = Admin::bind(address, health.clone(), metrics).await?;
+    tracing::info!(address = %admin.address()?, "serving /healthz, /readyz and /metrics");
+    tasks.spawn(async move {
+        admin.run().await;
+        "the admin listener"
+    });
+    Ok(())
+}
+
+/// Waits for the next reason to read the configuration again; for ever when there is no file.
+async fn next_reload(reload: &mut Option<Reload>) -> Reason {
+    match reload {
+        Some(reload) => reload.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads the configuration again and puts in force what can be changed in a running agent.
+/// A file with mistakes changes nothing.
+fn apply_reload(start: &Start, reason: Reason, policy: &watch::Sender<Policy>) {
+    let Some(path) = &start.config_file else {
+        return;
+    };
+    let (config, warnings) = match read_config(path) {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::error!(
+                ?reason,
+                "the configuration was not reloaded; the last good one stays in force: {error:#}"
+            );
+            return;
+        }
+    };
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let later = start.config.needs_restart(&config);
+    if !later.is_empty() {
+        tracing::warn!(
+            keys = later.join(", "),
+            "these keys changed and take effect at the next start of the agent"
+        );
+    }
+    let changed = policy.send_if_modified(|policy| {
+        let before = std::mem::replace(&mut policy.filter, config.edge_proxy.filter);
+        before != policy.filter
+    });
+    tracing::info!(?reason, changed, "the configuration was read again");
+}

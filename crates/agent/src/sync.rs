@@ -1,0 +1,305 @@
+//! The sync loop: catalog in, kernel out.
+//!
+//! One owner for everything that follows from a plan. After each change: plan,
+//! portals (make), routes and rules, and only then what is gone (break). In
+//! between, a look whether the kernel still has what it was given.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgemesh_forward::{Destinations, Forwarder};
+use edgemesh_plan::{Plan, Policy, plan};
+use edgemesh_rules::{Backend, Family, HostNetwork, Mark, Repair, Ruleset};
+use edgemesh_watch::SourceState;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::health::{Condition, Health};
+use crate::sync_figures::SyncFigures;
+use crate::wanted;
+
+/// Pause after the first failure to program the kernel; doubled for each further one.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+
+/// Longest pause between attempts.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// What the loop reads.
+pub(crate) struct Inputs {
+    /// The catalog.
+    pub(crate) source: watch::Receiver<SourceState>,
+    /// What the operator decided.
+    pub(crate) policy: watch::Receiver<Policy>,
+}
+
+/// Rules of one family and what they are to be.
+struct FamilyRules {
+    backend: Backend,
+    /// The ruleset without portals: addresses, refusal port, mark.
+    empty: Ruleset,
+    /// What the last successful transaction made of it; none before the first one.
+    wanted: Option<Arc<Ruleset>>,
+}
+
+/// The loop and all that it owns.
+pub(crate) struct Sync {
+    inputs: Inputs,
+    forwarder: Forwarder,
+    families: Vec<FamilyRules>,
+    host: HostNetwork,
+    health: Health,
+    figures: Arc<SyncFigures>,
+    check_period: Duration,
+    failures: u32,
+}
+
+/// What a [`Sync`] is made of.
+pub(crate) struct Parts {
+    pub(crate) inputs: Inputs,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) backends: Vec<(Backend, IpAddr)>,
+    pub(crate) host: HostNetwork,
+    pub(crate) mark: Mark,
+    pub(crate) health: Health,
+    pub(crate) figures: Arc<SyncFigures>,
+    pub(crate) check_period: Duration,
+}
+
+impl Sync {
+    /// Puts the parts together. The forwarder is bound, its ports are known.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let refusal_ports: BTreeMap<IpAddr, u16> = parts
+            .forwarder
+            .refusal_addrs()
+            .map(|at| (at.ip(), at.port()))
+            .collect();
+        let families = parts
+            .backends
+            .into_iter()
+            .filter_map(|(backend, intercept)| {
+                let refusal_port = *refusal_ports.get(&intercept)?;
+                Some(FamilyRules {
+                    backend,
+                    empty: Ruleset::new(intercept, refusal_port, parts.mark),
+                    wanted: None,
+                })
+            })
+            .collect();
+        Self {
+            inputs: parts.inputs,
+            forwarder: parts.forwarder,
+            families,
+            host: parts.host,
+            health: parts.health,
+            figures: parts.figures,
+            check_period: parts.check_period,
+            failures: 0,
+        }
+    }
+
+    /// Goes round until `stop`, between two steps and never within one.
+    pub(crate) async fn run(&mut self, stop: &CancellationToken) {
+        let mut check = interval(self.check_period);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Changes that come while a sync runs are taken together by the next one, and
+        // that one keeps a distance of the last one's length: churn costs half a core at
+        // the most, and a single change is taken up at once.
+        let mut not_before = Instant::now();
+        let mut pending = true;
+        loop {
+            self.health.tick();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                Ok(()) = self.inputs.source.changed(), if !pending => pending = true,
+                Ok(()) = self.inputs.policy.changed(), if !pending => pending = true,
+                () = sleep_until(not_before), if pending => {
+                    let began = Instant::now();
+                    let outcome = self.follow_catalog().await;
+                    not_before = match self.outcome(outcome) {
+                        None => Instant::now() + began.elapsed(),
+                        Some(pause) => Instant::now() + pause,
+                    };
+                    pending = self.failures > 0;
+                }
+                _ = check.tick() => {
+                    let outcome = self.check().await;
+                    if let Some(pause) = self.outcome(outcome) {
+                        // What a check could not repair, the full way has to.
+                        pending = true;
+                        not_before = Instant::now() + pause;
+                    }
+                }
+                ended = self.forwarder.task_ended() => {
+                    tracing::error!(%ended, "a part of the forwarder is gone");
+                    self.health.set(Condition::Listener, Err(ended.to_string()));
+                }
+            }
+        }
+    }
+
+    /// The ordered end: rules out, so that kube-proxy takes over; then connections get
+    /// until `grace` to end; then addresses and routes.
+    pub(crate) async fn shut_down(self, grace: Duration) {
+        let Self {
+            forwarder,
+            mut families,
+            mut host,
+            ..
+        } = self;
+        for family in &mut families {
+            match family.backend.remove().await {
+                Ok(_) => tracing::info!(family = %family.empty.family(), "rules are out"),
+                Err(error) => tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "rules may be left; `edgemesh-agent cleanup` removes them"
+                ),
+            }
+        }
+        let drained = forwarder.drain(grace).await;
+        if drained.cut > 0 {
+            tracing::warn!(
+                connections = drained.cut,
+                "reset connections that did not end within the grace period"
+            );
+        }
+        if let Err(error) = host.remove().await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "addresses or routes may be left; `edgemesh-agent cleanup` removes them"
+            );
+        }
+    }
+
+    async fn follow_catalog(&mut self) -> Result<(), SyncError> {
+        let (catalog, complete) = {
+            let state = self.inputs.source.borrow_and_update();
+            (state.catalog.clone(), state.complete)
+        };
+        if !complete {
+            // A half-read catalog looks like deleted Services.
+            return Ok(());
+        }
+        self.health.set(Condition::Catalog, Ok(()));
+        let plan = plan(&catalog, &self.inputs.policy.borrow_and_update());
+        let destinations = self.forwarder.prepare(&plan);
+        self.apply(&plan, &destinations).await?;
+        self.forwarder.retire(&plan);
+        self.figures.planned(&catalog, wanted::handling(&plan, &destinations));
+        if destinations.failed.is_empty() {
+            Ok(())
+        } else {
+            Err(SyncError::Unserved(destinations.failed.len()))
+        }
+    }
+
+    async fn apply(&mut self, plan: &Plan, destinations: &Destinations) -> Result<(), SyncError> {
+        let wanted: Vec<Ruleset> = self
+            .families
+            .iter()
+            .map(|family| wanted::ruleset(family.empty.clone(), plan, destinations))
+            .collect();
+        let addresses = wanted::addresses(&wanted);
+        // Routes before rules: a rule for an address without a route is of no use to the
+        // host's own processes.
+        self.host.apply(&addresses).await?;
+        for (family, wanted) in self.families.iter_mut().zip(wanted) {
+            let wanted = Arc::new(wanted);
+            let applied = family.backend.apply(&wanted).await?;
+            tracing::debug!(family = %wanted.family(), ?applied, "rules follow the catalog");
+            self.figures.applied(&applied);
+            report_repairs(&self.figures, wanted.family(), &applied.repairs);
+            family.wanted = Some(wanted);
+        }
+        Ok(())
+    }
+
+    async fn check(&mut self) -> Result<(), SyncError> {
+        for repair in self.host.verify().await? {
+            self.figures.repaired();
+            tracing::warn!(%repair, "put back what somebody removed");
+        }
+        for family in &mut self.families {
+            let Some(wanted) = &family.wanted else {
+                continue;
+            };
+            let verified = family.backend.verify(wanted).await?;
+            report_repairs(&self.figures, wanted.family(), &verified.repairs);
+            if let Some(switched) = family.backend.reconsider(wanted).await? {
+                tracing::warn!(
+                    family = %wanted.family(), flavour = %switched.choice,
+                    "moved the rules to kube-proxy's flavour of iptables"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes an outcome down; after a failure, how long to wait before the next attempt.
+    fn outcome(&mut self, outcome: Result<(), SyncError>) -> Option<Duration> {
+        match outcome {
+            Ok(()) => {
+                if self.families.iter().all(|family| family.wanted.is_some()) {
+                    self.health.set(Condition::Rules, Ok(()));
+                }
+                self.failures = 0;
+                None
+            }
+            Err(error) => {
+                let pause = retry_pause(self.failures);
+                self.failures = self.failures.saturating_add(1);
+                self.figures.failed();
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    retry_in = ?pause,
+                    "the kernel could not be programmed; what was in force stays in force"
+                );
+                self.health.set(Condition::Rules, Err(error.to_string()));
+                Some(pause)
+            }
+        }
+    }
+}
+
+fn report_repairs(figures: &SyncFigures, family: Family, repairs: &[Repair]) {
+    for repair in repairs {
+        figures.repaired();
+        tracing::warn!(%family, %repair, "rules were repaired");
+    }
+}
+
+/// Why a round of the loop did not reach its end.
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    /// iptables would not.
+    #[error(transparent)]
+    Rules(#[from] edgemesh_rules::RulesError),
+    /// The kernel refused an address or a route.
+    #[error(transparent)]
+    Host(#[from] edgemesh_rules::HostNetworkError),
+    /// Some portals have no socket.
+    #[error("{0} portals could not be served and are left to kube-proxy; their reasons are in the log")]
+    Unserved(usize),
+}
+
+fn retry_pause(failures: u32) -> Duration {
+    FIRST_RETRY
+        .saturating_mul(2_u32.saturating_pow(failures))
+        .min(LAST_RETRY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_between_attempts_grow_to_a_limit() {
+        assert_eq!(retry_pause(0), Duration::from_millis(500));
+        assert_eq!(retry_pause(3), Duration::from_secs(4));
+        assert_eq!(retry_pause(10), LAST_RETRY);
+        assert_eq!(retry_pause(u32::MAX), LAST_RETRY);
+    }
+}

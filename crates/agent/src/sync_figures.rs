@@ -1,0 +1,144 @@
+//! What the sync loop tells `/metrics`.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use edgemesh_catalog::Catalog;
+use edgemesh_rules::Applied;
+
+use crate::metrics::{Figures, Kind, Sample};
+use crate::wanted::Handling;
+
+/// Figures of the sync loop, as of its last round.
+#[derive(Debug, Default)]
+pub(crate) struct SyncFigures(Mutex<State>);
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    services: usize,
+    slices: usize,
+    nodes: usize,
+    handling: Handling,
+    syncs: u64,
+    failures: u64,
+    repairs: u64,
+    last_apply: Duration,
+    lines: u64,
+}
+
+impl SyncFigures {
+    /// A plan was made and is in force.
+    pub(crate) fn planned(&self, catalog: &Catalog, handling: Handling) {
+        self.with(|state| {
+            state.services = catalog.services().count();
+            state.slices = catalog.slices().count();
+            state.nodes = catalog.nodes().count();
+            state.handling = handling;
+            state.syncs += 1;
+        });
+    }
+
+    /// A family's rules were brought up to date.
+    pub(crate) fn applied(&self, applied: &Applied) {
+        self.with(|state| {
+            state.last_apply = applied.took;
+            state.lines += applied.lines as u64;
+        });
+    }
+
+    /// Something of ours that somebody removed was put back.
+    pub(crate) fn repaired(&self) {
+        self.with(|state| state.repairs += 1);
+    }
+
+    /// A round failed.
+    pub(crate) fn failed(&self) {
+        self.with(|state| state.failures += 1);
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        // A panic elsewhere while holding the lock leaves plain numbers behind.
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Figures for std::sync::Arc<SyncFigures> {
+    fn samples(&self) -> Vec<Sample> {
+        let state = self.with(|state| state.clone());
+        let objects = [
+            ("service", state.services),
+            ("endpointslice", state.slices),
+            ("node", state.nodes),
+        ];
+        let portals = [
+            ("forwarded", state.handling.forwarded),
+            ("refused", state.handling.refused),
+            ("left_alone", state.handling.left_alone),
+            ("failed", state.handling.failed),
+        ];
+        let labelled = |name, help, label, values: &[(&str, usize)]| -> Vec<Sample> {
+            values
+                .iter()
+                .map(|(kind, count)| Sample {
+                    name,
+                    help,
+                    kind: Kind::Gauge,
+                    labels: vec![(label, (*kind).to_owned())],
+                    value: *count as f64,
+                })
+                .collect()
+        };
+        let single = |name, help, kind, value| Sample {
+            name,
+            help,
+            kind,
+            labels: vec![],
+            value,
+        };
+        let mut samples = labelled(
+            "catalog_objects",
+            "Objects in the catalog",
+            "kind",
+            &objects,
+        );
+        samples.extend(labelled(
+            "portals",
+            "Service ports and ClusterIPs by what becomes of their traffic",
+            "handling",
+            &portals,
+        ));
+        samples.extend([
+            single(
+                "syncs",
+                "Plans that were made and put in force",
+                Kind::Counter,
+                state.syncs as f64,
+            ),
+            single(
+                "sync_failures",
+                "Rounds of the sync loop that failed and were tried again",
+                Kind::Counter,
+                state.failures as f64,
+            ),
+            single(
+                "repairs",
+                "Times that something of ours was put back after somebody removed or overtook it",
+                Kind::Counter,
+                state.repairs as f64,
+            ),
+            single(
+                "rule_lines",
+                "Lines of rule text handed to iptables-restore",
+                Kind::Counter,
+                state.lines as f64,
+            ),
+            single(
+                "last_apply_seconds",
+                "Duration of the last change of rules",
+                Kind::Gauge,
+                state.last_apply.as_secs_f64(),
+            ),
+        ]);
+        samples
+    }
+}
