@@ -90,9 +90,11 @@ impl KindWatch {
         News::Trouble(trouble)
     }
 
-    async fn list(&self) -> kube::Result<Vec<Delivered>> {
+    /// Borrows the watch only until it is awaited: the stream in it is not `Sync`, and
+    /// the future has to be `Send`.
+    fn list(&self) -> impl Future<Output = kube::Result<Vec<Delivered>>> + use<> {
         let api: Api<Delivered> = Api::all_with(self.client.clone(), &self.kind);
-        Ok(api.list(&ListParams::default()).await?.items)
+        async move { Ok(api.list(&ListParams::default()).await?.items) }
     }
 }
 
