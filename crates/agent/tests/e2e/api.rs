@@ -41,7 +41,7 @@ impl KubeApi {
         Ok(())
     }
 
-    /// Registers a node with its IPv4 address and pod range.
+    /// Registers a node with its addresses and its IPv4 pod range.
     pub(crate) fn apply_node(&self, node: &Node) -> Result<()> {
         let path = format!("/api/v1/nodes/{}", node.name());
         let range = node.pod_range_v4();
@@ -50,13 +50,18 @@ impl KubeApi {
             "kind": "Node",
             "metadata": { "name": node.name() },
             "spec": { "podCIDR": range, "podCIDRs": [range] },
-            "status": { "addresses": [
-                { "type": "InternalIP", "address": node.ipv4().to_string() },
-            ]},
         });
         self.apply(&path, document.to_string())?;
-        // Each of the two takes its own part of the document only.
-        self.apply(&format!("{path}/status"), document.to_string())
+        let v6 = node.ipv6().map(|address| address.to_string());
+        let addresses: Vec<Value> = [node.ipv4().to_string()]
+            .into_iter()
+            .chain(v6)
+            .map(|address| json!({ "type": "InternalIP", "address": address }))
+            .collect();
+        let status = json!({ "status": { "addresses": addresses } });
+        let path = format!("{path}/status");
+        self.call(Method::PATCH, &path, MERGE, status.to_string())?;
+        Ok(())
     }
 
     /// Makes a Service what it shall be, and so its endpoints: they are written as

@@ -33,6 +33,17 @@ pub(crate) struct Port {
     pub(crate) udp: bool,
 }
 
+impl Port {
+    /// The family of its address.
+    fn family(self) -> Family {
+        if self.address.starts_with('[') {
+            Family::V6
+        } else {
+            Family::V4
+        }
+    }
+}
+
 /// Two pods answer for it.
 pub(crate) const WEB: Port = Port {
     name: "default/web:http",
@@ -77,6 +88,8 @@ pub(crate) struct Cluster {
     pub(crate) client: Pod,
     /// Pods that answer.
     pub(crate) servers: [Pod; 2],
+    /// Whether Services may have IPv6 addresses.
+    pub(crate) dual_stack: bool,
     /// The flavour of kube-proxy and kubelet.
     pub(crate) flavour: Flavour,
     /// How agents are started.
@@ -116,6 +129,7 @@ impl Cluster {
             agent: AgentSetup::new(&folder, kubeconfig.clone()),
             kube_proxy: KubeProxySetup::new(&programs, &folder, flavour, kubeconfig)?,
             _listening: listen(&servers)?,
+            dual_stack: programs.are_dual_stack(),
             control_plane,
             node,
             client,
@@ -167,9 +181,14 @@ impl Cluster {
         self.agent.run(&self.node, mode)?.start(log)
     }
 
-    /// The agent's rules as they are now.
+    /// The agent's rules as they are now, IPv4.
     pub(crate) fn portals(&self) -> Result<Portals> {
-        Portals::read(&self.node, self.flavour)
+        self.portals_of(Family::V4)
+    }
+
+    /// The agent's rules as they are now.
+    pub(crate) fn portals_of(&self, family: Family) -> Result<Portals> {
+        Portals::read(&self.node, self.flavour, family)
     }
 
     /// All rules that are not the agent's.
@@ -217,13 +236,18 @@ impl Cluster {
     /// refused at once where nobody answers.
     pub(crate) fn answered_by_agent(&self) -> Result<()> {
         for port in [WEB, DNS, DNS_TCP] {
-            self.through_agent(&self.client, CONTAINER, port)
-                .context("from a pod")?;
-            self.through_agent(&self.node, HOST, port)
-                .context("from the host")?;
+            self.port_answered_by_agent(port)?;
         }
         refused(&self.client, LONELY).context("from a pod")?;
         refused(&self.node, LONELY).context("from the host")
+    }
+
+    /// Fails unless pod and host are answered through the agent on this port.
+    pub(crate) fn port_answered_by_agent(&self, port: Port) -> Result<()> {
+        self.through_agent(&self.client, CONTAINER, port)
+            .context("from a pod")?;
+        self.through_agent(&self.node, HOST, port)
+            .context("from the host")
     }
 
     /// Fails unless pod and host are answered through kube-proxy alone.
@@ -271,9 +295,9 @@ impl Cluster {
     }
 
     fn through_agent(&self, from: &impl Place, entry: Entry, port: Port) -> Result<()> {
-        let before = self.portals()?.caught(entry, port.name);
+        let before = self.portals_of(port.family())?.caught(entry, port.name);
         let answer = ask(from, port)?;
-        let after = self.portals()?.caught(entry, port.name);
+        let after = self.portals_of(port.family())?.caught(entry, port.name);
         ensure!(
             after > before,
             "{} in {} caught nothing: {before} and still {after}",
@@ -281,7 +305,11 @@ impl Cluster {
             entry.to
         );
         let seen = answer.client.ip();
-        let own = self.node.pod_gateways().contains(&seen) || seen == self.node.ipv4();
+        let uplink = [
+            Some(self.node.ipv4().into()),
+            self.node.ipv6().map(Into::into),
+        ];
+        let own = self.node.pod_gateways().contains(&seen) || uplink.contains(&Some(seen));
         ensure!(own, "{}: the server saw {seen}, not the node", port.name);
         Ok(())
     }

@@ -23,6 +23,7 @@ const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 pub(crate) struct ControlPlane {
     place: Node,
     program: PathBuf,
+    service_ranges: &'static str,
     logs: PathBuf,
     credentials: Credentials,
     api_server: Option<Background>,
@@ -45,6 +46,11 @@ impl ControlPlane {
         let mut control_plane = Self {
             credentials: Credentials::create(&lab.new_folder("credentials")?, &address)?,
             program: programs.api_server.clone(),
+            service_ranges: if programs.are_dual_stack() {
+                "10.96.0.0/16,fd00:10:96::/112"
+            } else {
+                "10.96.0.0/16"
+            },
             logs: logs.to_owned(),
             place,
             api_server: None,
@@ -114,7 +120,10 @@ impl ControlPlane {
             .arg(format!("--tls-private-key-file={}", file("server-key.pem")))
             .arg(format!("--token-auth-file={}", file("tokens.csv")))
             .args(["--authorization-mode=AlwaysAllow", "--anonymous-auth=false"])
-            .arg("--service-cluster-ip-range=10.96.0.0/16")
+            .arg(format!(
+                "--service-cluster-ip-range={}",
+                self.service_ranges
+            ))
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .arg(format!(
                 "--service-account-key-file={}",

@@ -16,6 +16,7 @@ pub(crate) struct KubeProxySetup {
     path: OsString,
     kubeconfig: PathBuf,
     endpoint_slices: bool,
+    pod_ranges: &'static str,
 }
 
 impl KubeProxySetup {
@@ -32,6 +33,11 @@ impl KubeProxySetup {
             kubeconfig,
             // Before discovery.k8s.io/v1 it reads v1beta1, which nobody writes here.
             endpoint_slices: programs.minor >= 21,
+            pod_ranges: if programs.are_dual_stack() {
+                "10.244.0.0/16,fd00:244::/32"
+            } else {
+                "10.244.0.0/16"
+            },
         })
     }
 
@@ -43,7 +49,8 @@ impl KubeProxySetup {
             .env("PATH", &self.path)
             .arg(format!("--kubeconfig={}", self.kubeconfig.display()))
             .arg(format!("--hostname-override={}", node.name()))
-            .args(["--proxy-mode=iptables", "--cluster-cidr=10.244.0.0/16"])
+            .arg(format!("--cluster-cidr={}", self.pod_ranges))
+            .arg("--proxy-mode=iptables")
             .args(["--iptables-sync-period=5s", "--iptables-min-sync-period=0s"])
             // Limits of the whole kernel, which nobody may set from a user namespace.
             .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])

@@ -17,6 +17,7 @@ mod programs;
 
 mod api_server_loss;
 mod changes;
+mod dual_stack;
 mod filter;
 mod kube_proxy_alone;
 mod life;

@@ -33,14 +33,14 @@ pub(crate) const ENTRIES: [Entry; 2] = [CONTAINER, HOST];
 const OURS: &str = "EDGEMESH-";
 const KUBE_SERVICES: &str = "KUBE-SERVICES";
 
-/// The nat table of a node, IPv4.
+/// The nat table of a node, of one family.
 #[derive(Debug)]
 pub(crate) struct Portals(RuleList);
 
 impl Portals {
     /// Reads it.
-    pub(crate) fn read(node: &impl Place, flavour: Flavour) -> Result<Self> {
-        RuleList::read(node, flavour, Family::V4, Table::Nat).map(Self)
+    pub(crate) fn read(node: &impl Place, flavour: Flavour, family: Family) -> Result<Self> {
+        RuleList::read(node, flavour, family, Table::Nat).map(Self)
     }
 
     /// Fails unless both entries jump to the agent's chain once, before kube-proxy's.

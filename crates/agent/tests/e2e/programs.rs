@@ -33,6 +33,11 @@ impl Programs {
             kube_proxy,
         })
     }
+
+    /// Whether Services of two families are beyond their trial (since 1.23).
+    pub(crate) fn are_dual_stack(&self) -> bool {
+        self.minor >= 23
+    }
 }
 
 fn from_environment(name: &str) -> Result<PathBuf> {

@@ -1,0 +1,72 @@
+//! Services with addresses of both families, or of IPv6 alone.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use edgemesh_lab::{ClusterService, Family, test_each_flavour};
+
+use crate::cluster::{Cluster, Port, REPAIRED};
+
+const BOTH_V4: Port = Port {
+    name: "default/both:http",
+    address: "10.96.10.5:80",
+    udp: false,
+};
+const BOTH_V6: Port = Port {
+    name: "default/both:http",
+    address: "[fd00:10:96::5]:80",
+    udp: false,
+};
+const V6_ALONE: Port = Port {
+    name: "default/six:dns",
+    address: "[fd00:10:96::6]:53",
+    udp: true,
+};
+
+#[test]
+fn services_of_both_families_and_of_ipv6_alone_are_intercepted() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        Cluster::with(lab, flavour, |cluster| {
+            if cluster.dual_stack {
+                both_families(cluster)
+            } else {
+                cluster.say("not tried: Kubernetes before 1.23 knows one family only");
+                Ok(())
+            }
+        })
+    })
+}
+
+fn both_families(cluster: &Cluster) -> Result<()> {
+    let _kube_proxy = cluster.start_kube_proxy()?;
+    let _agent = cluster.start_agent()?;
+    cluster.await_in_force()?;
+    let [first, second] = &cluster.servers;
+    let api = cluster.api()?;
+    let both = ClusterService::new("default/both")
+        .cluster_ip("10.96.10.5")
+        .cluster_ip("fd00:10:96::5")
+        .tcp("http", 80, 8080)
+        .endpoint(first)
+        .endpoint(second);
+    let six = ClusterService::new("default/six")
+        .cluster_ip("fd00:10:96::6")
+        .udp("dns", 53, 5353)
+        .endpoint(first);
+    api.apply_service(&both)?;
+    api.apply_service(&six)?;
+    let start = Instant::now();
+    cluster.measure(
+        start,
+        REPAIRED,
+        "Services of both families made: they answer",
+        || {
+            for port in [BOTH_V4, BOTH_V6, V6_ALONE] {
+                cluster.port_answered_by_agent(port)?;
+            }
+            Ok(())
+        },
+    )?;
+    cluster.portals_of(Family::V6)?.come_first()?;
+    cluster.portals()?.leave_alone("default/six")
+}
