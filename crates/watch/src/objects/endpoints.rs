@@ -7,8 +7,17 @@ use super::endpoint_slice::{node, ports};
 use super::field::{Field, Problem};
 use super::{KnownNames, Reading, object_name};
 
+/// Begins the names of slices that stand for Endpoints. No object's name holds a
+/// slash, so they never meet a real slice's.
+const PREFIX: &str = "endpoints/";
+
+/// Whether a slice of this name stands for Endpoints.
+pub(crate) fn is_from_endpoints(slice: &ObjectName) -> bool {
+    slice.name().starts_with(PREFIX)
+}
+
 /// An Endpoints object, as slices.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoints {
     /// Its name, which is that of its Service.
     pub(crate) name: ObjectName,
@@ -56,10 +65,9 @@ fn slices_of(
         .into_iter()
         .filter(|(_, endpoints)| !endpoints.is_empty())
         .map(|(family, endpoints)| EndpointSlice {
-            // No object's name holds a slash, so these never meet a real slice's.
             name: ObjectName::new(
                 name.namespace(),
-                format!("endpoints/{}/{number}-{family}", name.name()),
+                format!("{PREFIX}{}/{number}-{family}", name.name()),
             ),
             service: names.get(name.name()),
             ports: ports.clone(),

@@ -17,7 +17,7 @@ mod service;
 mod tests;
 
 pub(crate) use endpoint_slice::read_endpoint_slice;
-pub(crate) use endpoints::read_endpoints;
+pub(crate) use endpoints::{Endpoints, is_from_endpoints, read_endpoints};
 pub(crate) use field::{Field, PathStep, Problem};
 pub(crate) use known_names::KnownNames;
 pub(crate) use node::read_node;
@@ -33,6 +33,15 @@ pub(crate) struct Reading<T> {
     pub(crate) object: Option<T>,
     /// What is wrong with it.
     pub(crate) problems: Vec<Problem>,
+}
+
+impl<T> Reading<T> {
+    pub(crate) fn map<U>(self, into: impl FnOnce(T) -> U) -> Reading<U> {
+        Reading {
+            object: self.object.map(into),
+            problems: self.problems,
+        }
+    }
 }
 
 /// Namespace and name of a namespaced object; reports a missing name.

@@ -1,0 +1,185 @@
+//! Which files of the directory were touched, as inotify says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::Notify;
+use tokio::time::{sleep, sleep_until};
+
+use super::directory::is_manifest;
+
+/// Watches a directory while it lives.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    pending: Arc<Pending>,
+    _watcher: RecommendedWatcher,
+}
+
+/// What is to be looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Touched {
+    /// These files.
+    Files(BTreeSet<OsString>),
+    /// More than single files: a link that others lead through, the directory itself, or
+    /// so much that the kernel lost count.
+    Everything,
+}
+
+#[derive(Debug)]
+struct Pending {
+    touched: Mutex<Due>,
+    wake: Notify,
+}
+
+/// What was touched, and when to look at it.
+#[derive(Debug)]
+struct Due {
+    directory: PathBuf,
+    everything: Option<Instant>,
+    files: BTreeMap<OsString, Instant>,
+}
+
+/// A new name may be a link to a finished file, or a file about to be written, whose
+/// writer is given a moment.
+const CREATED: Duration = Duration::from_millis(50);
+
+impl Changes {
+    /// Begins to watch `directory`, not what is below it.
+    ///
+    /// # Errors
+    ///
+    /// No inotify, or no watch to spare.
+    pub(crate) fn of(directory: &Path) -> notify::Result<Self> {
+        let pending = Arc::new(Pending {
+            touched: Mutex::new(Due::of(directory)),
+            wake: Notify::new(),
+        });
+        let noted = pending.clone();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            noted.note(event, Instant::now());
+        })?;
+        watcher.watch(directory, RecursiveMode::NonRecursive)?;
+        Ok(Self {
+            pending,
+            _watcher: watcher,
+        })
+    }
+
+    /// Waits until something has to be looked at. Dropping the future loses nothing.
+    pub(crate) async fn next(&self) -> Touched {
+        loop {
+            let woken = self.pending.wake.notified();
+            let first = self.pending.lock().first();
+            match first {
+                None => woken.await,
+                Some(at) if at > Instant::now() => tokio::select! {
+                    () = woken => {}
+                    () = sleep_until(at.into()) => {}
+                },
+                Some(_) => {
+                    // Events of one action come in one go; this lets them.
+                    sleep(Duration::from_millis(1)).await;
+                    return self.pending.lock().take(Instant::now());
+                }
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn note(&self, event: notify::Result<Event>, now: Instant) {
+        self.lock().note(event, now);
+        self.wake.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Due> {
+        match self.touched.lock() {
+            Ok(due) => due,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+}
+
+impl Due {
+    fn of(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            everything: None,
+            files: BTreeMap::new(),
+        }
+    }
+
+    fn first(&self) -> Option<Instant> {
+        self.files.values().chain(&self.everything).min().copied()
+    }
+
+    fn take(&mut self, now: Instant) -> Touched {
+        if self.everything.take_if(|at| *at <= now).is_some() {
+            self.files.clear();
+            return Touched::Everything;
+        }
+        let later = self
+            .files
+            .extract_if(.., |_, at| *at <= now)
+            .map(|(name, _)| name)
+            .collect();
+        Touched::Files(later)
+    }
+
+    fn note(&mut self, event: notify::Result<Event>, now: Instant) {
+        let Ok(event) = event else {
+            self.everything = Some(now);
+            return;
+        };
+        if event.need_rescan() {
+            self.everything = Some(now);
+            return;
+        }
+        let Some(delay) = delay(&event.kind) else {
+            return;
+        };
+        let at = now + delay;
+        for path in &event.paths {
+            let due = match path.file_name() {
+                Some(name) if is_manifest(name) => self.files.entry(name.to_owned()).or_insert(at),
+                _ if self.concerns_all(path) => self.everything.get_or_insert(at),
+                Some(_) | None => continue,
+            };
+            *due = at.min(*due);
+        }
+    }
+
+    /// The directory itself, or what the links of a ConfigMap volume lead through
+    /// (`..data`; kubernetes `pkg/volume/util/atomic_writer.go`). Other names that are
+    /// no manifests are somebody's temporary files.
+    fn concerns_all(&self, path: &Path) -> bool {
+        path == self.directory
+            || path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b".."))
+    }
+}
+
+/// How long after an event to look; none when it says nothing.
+///
+/// A file that is being written is left alone until its writer closes it: half a
+/// manifest may well be valid, and would take away the other half's Services.
+fn delay(kind: &EventKind) -> Option<Duration> {
+    match kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write))
+        | EventKind::Modify(ModifyKind::Name(_))
+        | EventKind::Remove(_)
+        | EventKind::Any
+        | EventKind::Other => Some(Duration::ZERO),
+        EventKind::Create(_) => Some(CREATED),
+        // Permissions, which may make a file readable.
+        EventKind::Modify(ModifyKind::Metadata(_)) => Some(CREATED),
+        EventKind::Modify(ModifyKind::Any | ModifyKind::Data(_) | ModifyKind::Other)
+        | EventKind::Access(_) => None,
+    }
+}
