@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use edgemesh_forward::Strategy;
 use edgemesh_plan::FilterMode;
-use edgemesh_rules::{Flavour, FlavourSetting};
 
 use super::key::{Key, honoured, not_honoured};
 use super::keys_of_absent_modules::{EDGE_CNI, EDGE_DNS, EDGE_TUNNEL};
 use super::readers::{
     AbsolutePath, InterceptV4, InterceptV6, Limit, Listen, MarkBit, OrNone, Span, Url,
 };
+use super::settings::Flavour;
 use super::values::{AtLeast, Bool, OneOf, Text, Whole};
 use crate::log_output::Form;
 
@@ -133,7 +133,8 @@ static EDGE_PROXY: &[Key] = &[
         "Firewall mark (`SO_MARK`) of the agent's own sockets, by which the first rule of each chain \
          lets its traffic pass. Calico uses 0xffff0000, Cilium 0x0f00."),
     honoured!(Own Restart "modules.edgeProxy.loadBalancer.strategy",
-        edge_proxy.strategy = OneOf(&[("RoundRobin", Strategy::RoundRobin), ("Random", Strategy::Random)]),
+        edge_proxy.strategy = OneOf(&[("RoundRobin", Strategy::RoundRobin),
+            ("Random", Strategy::Random)]),
         "How an endpoint is chosen where the Service has no `sessionAffinity`."),
     not_honoured!(
         "modules.edgeProxy.loadBalancer.consistentHash.partitionCount",
@@ -195,8 +196,8 @@ static EDGE_PROXY: &[Key] = &[
             Span { least: Duration::from_millis(10), most: Duration::from_secs(300) },
         "How long all endpoints tried for one connection may take together; `dialTimeout` or more."),
     honoured!(Own Restart "modules.edgeProxy.iptables.flavour",
-        edge_proxy.iptables_flavour = OneOf(&[("auto", FlavourSetting::Auto), ("nft", FlavourSetting::Fixed(Flavour::Nft)),
-            ("legacy", FlavourSetting::Fixed(Flavour::Legacy))]),
+        edge_proxy.iptables_flavour = OneOf(&[("auto", Flavour::Auto),
+            ("nft", Flavour::Nft), ("legacy", Flavour::Legacy)]),
         "Which iptables holds the rules: `auto` is the one that kube-proxy or kubelet uses, else nft. \
          The two don't see each other's rules."),
     honoured!(Own Restart "modules.edgeProxy.iptables.checkPeriod",

@@ -26,7 +26,7 @@ mod values;
 
 pub(crate) use findings::{ConfigErrors, Finding};
 pub(crate) use parse::parse;
-pub(crate) use settings::{Config, KubeApiConfig, MetaServer};
+pub(crate) use settings::{Config, Flavour, KubeApiConfig, MetaServer};
 
 #[cfg(test)]
 mod tests;

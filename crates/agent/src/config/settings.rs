@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use edgemesh_forward::Strategy;
 use edgemesh_plan::FilterMode;
-use edgemesh_rules::FlavourSetting;
 
 use super::key::{Reload, Role};
 use super::keys;
@@ -122,9 +121,21 @@ pub(crate) struct EdgeProxyConfig {
     /// How long all endpoints tried for one connection may take.
     pub(crate) dial_deadline: Duration,
     /// Which iptables to use.
-    pub(crate) iptables_flavour: FlavourSetting,
+    pub(crate) iptables_flavour: Flavour,
     /// How often the rules in the kernel are compared with those wanted.
     pub(crate) iptables_check_period: Duration,
+}
+
+/// `modules.edgeProxy.iptables.flavour`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Flavour {
+    /// That of kube-proxy or kubelet; nft if there is neither.
+    #[default]
+    Auto,
+    /// `iptables-nft`.
+    Nft,
+    /// `iptables-legacy`.
+    Legacy,
 }
 
 impl Default for KubeApiConfig {
@@ -191,7 +202,7 @@ impl Default for EdgeProxyConfig {
             udp_idle_timeout: Duration::from_secs(60),
             dial_timeout: Duration::from_secs(2),
             dial_deadline: Duration::from_secs(5),
-            iptables_flavour: FlavourSetting::Auto,
+            iptables_flavour: Flavour::Auto,
             iptables_check_period: Duration::from_secs(1),
         }
     }
