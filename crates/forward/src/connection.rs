@@ -146,8 +146,10 @@ impl Connections {
         stream: &TcpStream,
         listener: ListenAddr,
     ) -> Result<Arc<ActivePortal>, Refused> {
-        let destination =
-            (self.original_dst)(stream).map_err(|_| Refused::NoOriginalDestination)?;
+        let destination = (self.original_dst)(stream).map_err(|error| {
+            debug!(%error, "the kernel does not tell the original destination");
+            Refused::NoOriginalDestination
+        })?;
         if destination.0 == listener.0 {
             return Err(Refused::NotThroughPortal);
         }

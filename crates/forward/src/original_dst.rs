@@ -14,21 +14,28 @@ pub type ResolveOriginalDst = Arc<dyn Fn(&TcpStream) -> io::Result<OriginalDst> 
 
 /// Asks the kernel's connection tracking (`SO_ORIGINAL_DST`, netfilter's
 /// `nf_conntrack_proto.c`). A connection that was not translated gives the listener's own
-/// address, or an error where connections are not tracked.
+/// address.
 #[must_use]
 pub fn from_conntrack() -> ResolveOriginalDst {
-    Arc::new(|stream| original_dst(stream))
+    Arc::new(|stream| {
+        let local = stream.local_addr()?;
+        let address = match original_dst(stream, local) {
+            // Not tracked, hence not translated.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(local),
+            told => told,
+        }?;
+        // The scope that the kernel adds to some is no part of a portal's address.
+        Ok(OriginalDst(SocketAddr::new(address.ip(), address.port())))
+    })
 }
 
-fn original_dst(stream: &TcpStream) -> io::Result<OriginalDst> {
+fn original_dst(stream: &TcpStream, local: SocketAddr) -> io::Result<SocketAddr> {
     let socket = SockRef::from(stream);
-    let address = match stream.local_addr()? {
+    let address = match local {
         SocketAddr::V4(_) => socket.original_dst_v4()?,
         SocketAddr::V6(_) => socket.original_dst_v6()?,
     };
     address
         .as_socket()
-        // The scope that the kernel adds is no part of a portal's address.
-        .map(|address| OriginalDst(SocketAddr::new(address.ip(), address.port())))
         .ok_or_else(|| io::Error::other("the original destination is no IP address"))
 }
