@@ -55,7 +55,7 @@ impl Admin {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             anyhow::Error::new(error).context(format!(
                 "listen on {address} for /healthz, /readyz and /metrics; is the port taken? \
-                 Set admin.address to another one, or to \"\" for none"
+                 Set commonConfig.admin.address to another one, or to \"\" for none"
             ))
         })?;
         Ok(Self {

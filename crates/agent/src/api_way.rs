@@ -42,9 +42,7 @@ fn security(server: &MetaServer) -> Option<MetaServerSecurity> {
     if !wanted.require_authorization {
         return None;
     }
-    let file = |path: &std::path::Path| {
-        (!wanted.insecure_skip_tls_verify).then(|| path.to_owned())
-    };
+    let file = |path: &std::path::Path| (!wanted.insecure_skip_tls_verify).then(|| path.to_owned());
     Some(MetaServerSecurity {
         insecure_skip_tls_verify: wanted.insecure_skip_tls_verify,
         ca_file: file(&wanted.tls_ca_file),

@@ -96,7 +96,11 @@ impl Health {
     /// Whether the sync loop still goes round; if not, for how long it has not.
     pub(crate) fn alive(&self) -> Result<(), Duration> {
         let silent = self.with(|state| state.last_tick.elapsed());
-        if silent < HUNG_AFTER { Ok(()) } else { Err(silent) }
+        if silent < HUNG_AFTER {
+            Ok(())
+        } else {
+            Err(silent)
+        }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
@@ -129,7 +133,10 @@ mod tests {
         health.set(Condition::Rules, Err("iptables-restore failed".to_owned()));
         let (ready, text) = health.ready();
         assert!(!ready);
-        assert!(text.contains("[-] rules: iptables-restore failed"), "{text}");
+        assert!(
+            text.contains("[-] rules: iptables-restore failed"),
+            "{text}"
+        );
     }
 
     #[tokio::test]

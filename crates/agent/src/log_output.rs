@@ -8,7 +8,7 @@ use tracing_subscriber::prelude::*;
 /// syntax, for example `info,edgemesh_rules=debug`.
 const FILTER_VARIABLE: &str = "EDGEMESH_LOG";
 
-/// Form of a log line (`log.format`).
+/// Form of a log line (`commonConfig.log.format`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// For people: time, level, text, fields; coloured on a terminal.
@@ -25,7 +25,7 @@ pub(crate) enum Form {
 pub(crate) fn start(form: Form, level: &str) -> anyhow::Result<()> {
     let (text, origin) = match std::env::var(FILTER_VARIABLE) {
         Ok(text) => (text, FILTER_VARIABLE),
-        Err(_) => (level.to_owned(), "log.level"),
+        Err(_) => (level.to_owned(), "commonConfig.log.level"),
     };
     let filter = EnvFilter::try_new(&text).with_context(|| {
         format!("{origin} is {text:?}; write error, warn, info, debug, trace, or target=level")
@@ -35,7 +35,9 @@ pub(crate) fn start(form: Form, level: &str) -> anyhow::Result<()> {
     match form {
         Form::Human => {
             let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            registry.with(lines.with_target(false).with_ansi(colours)).try_init()
+            registry
+                .with(lines.with_target(false).with_ansi(colours))
+                .try_init()
         }
         Form::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     }

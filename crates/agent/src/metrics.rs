@@ -10,9 +10,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 /// The registry of one agent. Clones see the same registry.
@@ -22,7 +22,7 @@ pub(crate) struct Metrics(Arc<Registry>);
 /// One figure at the moment of a scrape.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sample {
-    /// Name without the `edgemesh_` prefix, and without `_total` for counters.
+    /// Full name, without the `_total` that counters get.
     pub(crate) name: &'static str,
     /// One line for the reader of the metrics page.
     pub(crate) help: &'static str,
@@ -53,7 +53,7 @@ pub(crate) trait Figures: fmt::Debug + Send + Sync + 'static {
 impl Metrics {
     /// A registry that asks `sources` at every scrape.
     pub(crate) fn new(sources: Vec<Box<dyn Figures>>) -> Self {
-        let mut registry = Registry::with_prefix("edgemesh");
+        let mut registry = Registry::default();
         registry.register_collector(Box::new(Scrape(sources)));
         Self(Arc::new(registry))
     }
@@ -107,29 +107,33 @@ impl Figures for Arc<edgemesh_watch::Counters> {
                 .map_or(0.0, |elapsed| elapsed.as_secs_f64()),
         };
         vec![
-            counter("source_lists", "Lists begun by the source of the catalog", self.lists()),
             counter(
-                "source_errors",
+                "edgemesh_source_lists",
+                "Lists begun by the source of the catalog",
+                self.lists(),
+            ),
+            counter(
+                "edgemesh_source_errors",
                 "Failed requests to the Kubernetes API, broken watches included",
                 self.watch_errors(),
             ),
             counter(
-                "source_rejected_objects",
+                "edgemesh_source_rejected_objects",
                 "Objects that arrived with something wrong in them; the usable rest was taken",
                 self.rejected_objects(),
             ),
             counter(
-                "source_manifest_errors",
+                "edgemesh_source_manifest_errors",
                 "Errors found while reading manifests",
                 self.manifest_errors(),
             ),
             since_epoch(
-                "source_last_event_timestamp_seconds",
+                "edgemesh_source_last_event_timestamp_seconds",
                 "When the last change of the cluster was taken in; 0 before the first",
                 self.last_event(),
             ),
             since_epoch(
-                "source_failing_since_timestamp_seconds",
+                "edgemesh_source_failing_since_timestamp_seconds",
                 "Since when requests to the Kubernetes API fail; 0 while none does",
                 self.failing_since(),
             ),

@@ -39,12 +39,18 @@ mod tests {
 
     #[test]
     fn given_name_is_taken_as_it_is() {
-        assert_eq!(node_name(Some("edge-1.site")).unwrap().as_str(), "edge-1.site");
+        assert_eq!(
+            node_name(Some("edge-1.site")).unwrap().as_str(),
+            "edge-1.site"
+        );
     }
 
     #[test]
     fn name_that_no_node_can_have_is_refused_with_its_origin() {
         let error = format!("{:#}", node_name(Some("Edge 1")).unwrap_err());
-        assert!(error.contains("--node-name") && error.contains("\"Edge 1\""), "{error}");
+        assert!(
+            error.contains("--node-name") && error.contains("\"Edge 1\""),
+            "{error}"
+        );
     }
 }

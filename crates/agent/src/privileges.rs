@@ -15,12 +15,12 @@ const NEEDED: [Capability; 2] = [
     Capability {
         name: "NET_ADMIN",
         bit: 12,
-        why: "programs iptables, the intercept address and routes, and marks its own sockets",
+        why: "to program iptables, the intercept address and routes, and to mark the agent's sockets",
     },
     Capability {
         name: "NET_RAW",
         bit: 13,
-        why: "iptables opens a raw socket",
+        why: "for iptables, which opens a raw socket",
     },
 ];
 
@@ -40,7 +40,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
     }
     let list: Vec<_> = missing
         .iter()
-        .map(|c| format!("  {}: the agent {}", c.name, c.why))
+        .map(|c| format!("  {} {}", c.name, c.why))
         .collect();
     let names: Vec<_> = missing.iter().map(|c| c.name).collect();
     bail!(

@@ -57,7 +57,10 @@ fn play(folder: &Path) -> Vec<(&'static str, String)> {
     vec![
         ("plan.txt", describe(&plan)),
         ("rules.iptables", rules(config.common.intercept_v4.into())),
-        ("rules.ip6tables", rules(config.edge_proxy.intercept_v6.into())),
+        (
+            "rules.ip6tables",
+            rules(config.edge_proxy.intercept_v6.into()),
+        ),
     ]
 }
 
@@ -83,7 +86,12 @@ fn describe(plan: &Plan) -> String {
     let mut text = String::new();
     for port in plan.ports() {
         if let Some(reason) = &port.left_alone {
-            writeln!(text, "{}/{}: left alone: {reason}", port.name, port.name.protocol).unwrap();
+            writeln!(
+                text,
+                "{}/{}: left alone: {reason}",
+                port.name, port.name.protocol
+            )
+            .unwrap();
         }
         for portal in &port.portals {
             write!(text, "{} at {}: ", port.name, portal.frontend).unwrap();

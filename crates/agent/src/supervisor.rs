@@ -10,7 +10,9 @@ use anyhow::{Context, bail};
 use edgemesh_catalog::NodeName;
 use edgemesh_forward::{Forwarder, Limits, Settings};
 use edgemesh_plan::Policy;
-use edgemesh_rules::{Backend, Family, FlavourSetting, HostNetwork, Mark};
+use edgemesh_rules::{
+    Backend, Family, FlavourSetting, HostNetwork, HostSupport, Mark, host_supports,
+};
 use edgemesh_watch::{
     ApiSource, ApiTiming, Counters, LastGoodFile, LastGoodSaver, ManifestsSource, SourceState,
 };
@@ -27,7 +29,7 @@ use crate::health::{Condition, Health};
 use crate::metrics::Metrics;
 use crate::node_lock::NodeLock;
 use crate::reload::{Reason, Reload};
-use crate::sync::{Inputs, Parts, Sync};
+use crate::sync::{FamilyParts, Inputs, Parts, Sync};
 use crate::sync_figures::SyncFigures;
 use crate::termination::Termination;
 
@@ -90,7 +92,11 @@ pub(crate) async fn run(start: Start) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let mut reload = start.config_file.as_deref().map(Reload::watch).transpose()?;
+    let mut reload = start
+        .config_file
+        .as_deref()
+        .map(Reload::watch)
+        .transpose()?;
     let end = {
         let looping = sync.run(&stop);
         tokio::pin!(looping);
@@ -124,7 +130,10 @@ pub(crate) async fn run(start: Start) -> anyhow::Result<()> {
         signal = termination.next() => return ended_at_once(signal),
     }
     // Sources were told to stop with the loop; the last good catalog is being saved.
-    let _ = timeout(LAST_SAVE, async { while tasks.join_next().await.is_some() {} }).await;
+    let _ = timeout(LAST_SAVE, async {
+        while tasks.join_next().await.is_some() {}
+    })
+    .await;
     tasks.shutdown().await;
     match end {
         End::Signal(_) => Ok(()),
@@ -150,7 +159,10 @@ async fn idle(
         "modules.edgeProxy.enable is not true: nothing is intercepted. Set it and start again"
     );
     for condition in [Condition::Catalog, Condition::Rules, Condition::Listener] {
-        health.set(condition, Err("modules.edgeProxy.enable is not true".to_owned()));
+        health.set(
+            condition,
+            Err("modules.edgeProxy.enable is not true".to_owned()),
+        );
     }
     serve_admin(start, health, Metrics::new(vec![]), tasks).await?;
     let signal = termination.next().await;
@@ -169,28 +181,33 @@ async fn assemble(
     let config = &start.config;
     let figures = Arc::new(SyncFigures::default());
 
-    let mut backends = Vec::new();
+    let mut families = Vec::new();
+    let mut unavailable = Vec::new();
     for intercept in [
         IpAddr::from(config.common.intercept_v4),
         IpAddr::from(config.edge_proxy.intercept_v6),
     ] {
-        if let Some(backend) = open_backend(Family::of(intercept), config).await? {
-            backends.push((backend, intercept));
+        match open_family(intercept, config).await? {
+            Ok(parts) => families.push(parts),
+            Err(reason) => unavailable.push(reason),
         }
     }
-    let intercepts: Vec<IpAddr> = backends.iter().map(|(_, intercept)| *intercept).collect();
-    if intercepts.is_empty() {
-        bail!("this host can intercept neither IPv4 nor IPv6; the reasons are in the log");
+    if families.is_empty() {
+        bail!(
+            "this host can intercept neither family: {}",
+            unavailable.join("; ")
+        );
     }
+    let intercepts: Vec<IpAddr> = families.iter().map(|family| family.intercept).collect();
 
-    let host = HostNetwork::open(&intercepts).await?;
-    let mut forwarder = Forwarder::bind(&forwarder_settings(start, &intercepts))
-        .context("start the forwarder")?;
+    // Before anything is changed on the node: a wrong folder or kubeconfig ends here.
+    let (source, watch_counters) = start_source(start, tasks, stop)?;
+    let mut forwarder =
+        Forwarder::bind(&forwarder_settings(start, &intercepts)).context("start the forwarder")?;
     forwarder.start();
     health.set(Condition::Listener, Ok(()));
 
     let (policy, policy_seen) = watch::channel(policy(config, start, &intercepts));
-    let (source, watch_counters) = start_source(start, tasks, stop)?;
     let metrics = Metrics::new(vec![
         Box::new(Arc::clone(&figures)),
         Box::new(forwarder.counters()),
@@ -203,8 +220,7 @@ async fn assemble(
             policy: policy_seen,
         },
         forwarder,
-        backends,
-        host,
+        families,
         mark: mark(config)?,
         health: health.clone(),
         figures,
@@ -255,21 +271,28 @@ fn forwarder_settings(start: &Start, intercepts: &[IpAddr]) -> Settings {
     settings
 }
 
-/// Opens the backend of one family; none, with a line in the log, when this host has no such
-/// family.
-async fn open_backend(family: Family, config: &Config) -> anyhow::Result<Option<Backend>> {
-    if let Err(unavailable) = edgemesh_rules::host_supports(family) {
-        tracing::info!(%family, reason = %unavailable, "this family is not intercepted");
-        return Ok(None);
-    }
+/// Makes ready to program one family; or says why this host does not have it.
+async fn open_family(
+    intercept: IpAddr,
+    config: &Config,
+) -> anyhow::Result<Result<FamilyParts, String>> {
+    let family = Family::of(intercept);
     let setting = match config.edge_proxy.iptables_flavour {
         Flavour::Auto => FlavourSetting::Auto,
         Flavour::Nft => FlavourSetting::Fixed(edgemesh_rules::Flavour::Nft),
         Flavour::Legacy => FlavourSetting::Fixed(edgemesh_rules::Flavour::Legacy),
     };
+    if let HostSupport::Unavailable(reason) = host_supports(family, setting).await {
+        tracing::warn!(%family, reason, "this family is not intercepted");
+        return Ok(Err(format!("{family}: {reason}")));
+    }
     let backend = Backend::open(family, setting).await?;
     tracing::info!(%family, flavour = %backend.choice(), "using iptables");
-    Ok(Some(backend))
+    Ok(Ok(FamilyParts {
+        intercept,
+        host: HostNetwork::open(intercept)?,
+        backend,
+    }))
 }
 
 /// Starts the source of the catalog, and for the Kubernetes API the saver of the last good one.
@@ -292,14 +315,21 @@ fn start_source(
     let last_good = match file.load() {
         Ok(last_good) => last_good,
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "no last good catalog");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "no last good catalog"
+            );
             None
         }
     };
     let loaded = last_good.as_ref().map(|known| known.catalog.clone());
     let settings = api_settings(&start.config, std::env::var_os(CLOUD_VARIABLE).is_some());
-    let (source, states) =
-        ApiSource::new(settings, ApiTiming::default(), last_good, Arc::clone(&counters));
+    let (source, states) = ApiSource::new(
+        settings,
+        ApiTiming::default(),
+        last_good,
+        Arc::clone(&counters),
+    );
     let saver = LastGoodSaver::new(file, SAVE_EVERY, states.clone(), loaded);
     let (stop_source, stop_saver) = (stop.clone(), stop.clone());
     tasks.spawn(async move {

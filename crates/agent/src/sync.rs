@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use edgemesh_forward::{Destinations, Forwarder};
 use edgemesh_plan::{Plan, Policy, plan};
-use edgemesh_rules::{Backend, Family, HostNetwork, Mark, Repair, Ruleset};
+use edgemesh_rules::{Backend, Family, HostNetwork, HostNetworkChanges, Mark, Repair, Ruleset};
 use edgemesh_watch::SourceState;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -35,8 +35,9 @@ pub(crate) struct Inputs {
     pub(crate) policy: watch::Receiver<Policy>,
 }
 
-/// Rules of one family and what they are to be.
+/// What one family has in the kernel, and what it is to be.
 struct FamilyRules {
+    host: HostNetwork,
     backend: Backend,
     /// The ruleset without portals: addresses, refusal port, mark.
     empty: Ruleset,
@@ -49,7 +50,6 @@ pub(crate) struct Sync {
     inputs: Inputs,
     forwarder: Forwarder,
     families: Vec<FamilyRules>,
-    host: HostNetwork,
     health: Health,
     figures: Arc<SyncFigures>,
     check_period: Duration,
@@ -60,12 +60,18 @@ pub(crate) struct Sync {
 pub(crate) struct Parts {
     pub(crate) inputs: Inputs,
     pub(crate) forwarder: Forwarder,
-    pub(crate) backends: Vec<(Backend, IpAddr)>,
-    pub(crate) host: HostNetwork,
+    pub(crate) families: Vec<FamilyParts>,
     pub(crate) mark: Mark,
     pub(crate) health: Health,
     pub(crate) figures: Arc<SyncFigures>,
     pub(crate) check_period: Duration,
+}
+
+/// What the kernel is told through, for one family.
+pub(crate) struct FamilyParts {
+    pub(crate) intercept: IpAddr,
+    pub(crate) host: HostNetwork,
+    pub(crate) backend: Backend,
 }
 
 impl Sync {
@@ -77,13 +83,14 @@ impl Sync {
             .map(|at| (at.ip(), at.port()))
             .collect();
         let families = parts
-            .backends
+            .families
             .into_iter()
-            .filter_map(|(backend, intercept)| {
-                let refusal_port = *refusal_ports.get(&intercept)?;
+            .filter_map(|family| {
+                let refusal_port = *refusal_ports.get(&family.intercept)?;
                 Some(FamilyRules {
-                    backend,
-                    empty: Ruleset::new(intercept, refusal_port, parts.mark),
+                    host: family.host,
+                    backend: family.backend,
+                    empty: Ruleset::new(family.intercept, refusal_port, parts.mark),
                     wanted: None,
                 })
             })
@@ -92,7 +99,6 @@ impl Sync {
             inputs: parts.inputs,
             forwarder: parts.forwarder,
             families,
-            host: parts.host,
             health: parts.health,
             figures: parts.figures,
             check_period: parts.check_period,
@@ -147,7 +153,6 @@ impl Sync {
         let Self {
             forwarder,
             mut families,
-            mut host,
             ..
         } = self;
         for family in &mut families {
@@ -166,11 +171,13 @@ impl Sync {
                 "reset connections that did not end within the grace period"
             );
         }
-        if let Err(error) = host.remove().await {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "addresses or routes may be left; `edgemesh-agent cleanup` removes them"
-            );
+        for family in &mut families {
+            if let Err(error) = family.host.remove().await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "addresses or routes may be left; `edgemesh-agent cleanup` removes them"
+                );
+            }
         }
     }
 
@@ -188,7 +195,8 @@ impl Sync {
         let destinations = self.forwarder.prepare(&plan);
         self.apply(&plan, &destinations).await?;
         self.forwarder.retire(&plan);
-        self.figures.planned(&catalog, wanted::handling(&plan, &destinations));
+        self.figures
+            .planned(&catalog, wanted::handling(&plan, &destinations));
         if destinations.failed.is_empty() {
             Ok(())
         } else {
@@ -202,30 +210,37 @@ impl Sync {
             .iter()
             .map(|family| wanted::ruleset(family.empty.clone(), plan, destinations))
             .collect();
-        let addresses = wanted::addresses(&wanted);
-        // Routes before rules: a rule for an address without a route is of no use to the
-        // host's own processes.
-        self.host.apply(&addresses).await?;
         for (family, wanted) in self.families.iter_mut().zip(wanted) {
             let wanted = Arc::new(wanted);
+            // Routes before rules: a rule for an address without a route is of no use to
+            // the host's own processes.
+            let changes = family.host.apply(&wanted::addresses(&wanted)).await?;
+            tracing::debug!(family = %wanted.family(), %changes, "address and routes follow");
             let applied = family.backend.apply(&wanted).await?;
             tracing::debug!(family = %wanted.family(), ?applied, "rules follow the catalog");
             self.figures.applied(&applied);
-            report_repairs(&self.figures, wanted.family(), &applied.repairs);
-            family.wanted = Some(wanted);
+            match family.wanted.replace(Arc::clone(&wanted)) {
+                Some(_) => report_repairs(&self.figures, wanted.family(), &applied.repairs),
+                // The first time there is nothing to repair, only what another run left.
+                None => tracing::info!(
+                    family = %wanted.family(),
+                    portals = wanted.portals().len(),
+                    lines = applied.lines,
+                    took = ?applied.took,
+                    "rules are in"
+                ),
+            }
         }
         Ok(())
     }
 
     async fn check(&mut self) -> Result<(), SyncError> {
-        for repair in self.host.verify().await? {
-            self.figures.repaired();
-            tracing::warn!(%repair, "put back what somebody removed");
-        }
         for family in &mut self.families {
             let Some(wanted) = &family.wanted else {
                 continue;
             };
+            let changes = family.host.verify(&wanted::addresses(wanted)).await?;
+            report_changes(&self.figures, wanted.family(), &changes);
             let verified = family.backend.verify(wanted).await?;
             report_repairs(&self.figures, wanted.family(), &verified.repairs);
             if let Some(switched) = family.backend.reconsider(wanted).await? {
@@ -264,6 +279,13 @@ impl Sync {
     }
 }
 
+fn report_changes(figures: &SyncFigures, family: Family, changes: &HostNetworkChanges) {
+    if !changes.is_nothing() {
+        figures.repaired();
+        tracing::warn!(%family, %changes, "address or routes were repaired");
+    }
+}
+
 fn report_repairs(figures: &SyncFigures, family: Family, repairs: &[Repair]) {
     for repair in repairs {
         figures.repaired();
@@ -281,7 +303,9 @@ enum SyncError {
     #[error(transparent)]
     Host(#[from] edgemesh_rules::HostNetworkError),
     /// Some portals have no socket.
-    #[error("{0} portals could not be served and are left to kube-proxy; their reasons are in the log")]
+    #[error(
+        "{0} portals could not be served and are left to kube-proxy; their reasons are in the log"
+    )]
     Unserved(usize),
 }
 

@@ -96,44 +96,44 @@ impl Figures for std::sync::Arc<SyncFigures> {
             value,
         };
         let mut samples = labelled(
-            "catalog_objects",
+            "edgemesh_catalog_objects",
             "Objects in the catalog",
             "kind",
             &objects,
         );
         samples.extend(labelled(
-            "portals",
+            "edgemesh_portals",
             "Service ports and ClusterIPs by what becomes of their traffic",
             "handling",
             &portals,
         ));
         samples.extend([
             single(
-                "syncs",
+                "edgemesh_syncs",
                 "Plans that were made and put in force",
                 Kind::Counter,
                 state.syncs as f64,
             ),
             single(
-                "sync_failures",
+                "edgemesh_sync_failures",
                 "Rounds of the sync loop that failed and were tried again",
                 Kind::Counter,
                 state.failures as f64,
             ),
             single(
-                "repairs",
+                "edgemesh_repairs",
                 "Times that something of ours was put back after somebody removed or overtook it",
                 Kind::Counter,
                 state.repairs as f64,
             ),
             single(
-                "rule_lines",
+                "edgemesh_rule_lines",
                 "Lines of rule text handed to iptables-restore",
                 Kind::Counter,
                 state.lines as f64,
             ),
             single(
-                "last_apply_seconds",
+                "edgemesh_last_apply_seconds",
                 "Duration of the last change of rules",
                 Kind::Gauge,
                 state.last_apply.as_secs_f64(),

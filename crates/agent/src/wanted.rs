@@ -29,10 +29,10 @@ pub(crate) fn ruleset(mut empty: Ruleset, plan: &Plan, destinations: &Destinatio
 }
 
 /// The addresses that host processes must have a route to.
-pub(crate) fn addresses(rulesets: &[Ruleset]) -> BTreeSet<IpAddr> {
-    rulesets
-        .iter()
-        .flat_map(|ruleset| ruleset.portals().keys())
+pub(crate) fn addresses(ruleset: &Ruleset) -> BTreeSet<IpAddr> {
+    ruleset
+        .portals()
+        .keys()
         .map(|frontend| frontend.ip)
         .collect()
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use edgemesh_rules::CleanedUp;
 
 use crate::node_lock::NodeLock;
 use crate::{log_output, privileges};
@@ -32,12 +33,24 @@ pub(super) fn execute(arguments: &CleanupArguments) -> anyhow::Result<ExitCode> 
         .context("start the runtime")?;
     runtime.block_on(async {
         let _lock = NodeLock::take("edgemesh-agent cleanup".to_owned())?;
-        let removed = edgemesh_rules::cleanup(&[
+        let done = edgemesh_rules::cleanup(&[
             config.common.intercept_v4.into(),
             config.edge_proxy.intercept_v6.into(),
         ])
-        .await?;
-        report(&removed);
-        Ok(ExitCode::SUCCESS)
+        .await;
+        print(&done);
+        Ok(if done.problems.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     })
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "what was removed is this command's result"
+)]
+fn print(done: &CleanedUp) {
+    print!("{done}");
 }
