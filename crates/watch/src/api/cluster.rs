@@ -309,3 +309,7 @@ fn full_name(object: &Delivered) -> String {
         None => name.to_owned(),
     }
 }
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;
