@@ -7,8 +7,11 @@
 
 mod backend;
 mod chain_names;
+mod cleanup;
 mod error;
 mod family;
+mod host_network;
+mod host_support;
 mod iptables;
 mod netlink;
 mod nf_tables;
@@ -20,8 +23,14 @@ mod unchanged;
 
 pub use backend::{Applied, Backend, Change, Switched, Verified};
 pub use chain_names::{JUMP_COMMENT, KUBE_SERVICES, OwnChain};
+pub use cleanup::{CleanedUp, cleanup};
 pub use error::RulesError;
 pub use family::Family;
+pub use host_network::{
+    HostNetwork, HostNetworkChanges, HostNetworkError, LAST_RESORT_PRIORITY, LAST_RESORT_TABLE,
+    OWN_PROTOCOL,
+};
+pub use host_support::{HostSupport, host_supports};
 pub use iptables::{Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render};
 pub use precedence::Misplacement;
 pub use removal::Removed;

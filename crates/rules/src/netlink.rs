@@ -38,6 +38,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     flags: u16,
     sequence: u32,
+    /// Who made the change that the message tells of; 0 for the kernel itself.
+    pub(crate) port: u32,
     pub(crate) payload: &'a [u8],
 }
 
@@ -204,12 +206,30 @@ pub(crate) fn push_attribute(payload: &mut Vec<u8>, kind: u16, value: &[u8]) {
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let header: &[u8; HEADER] = bytes.first_chunk()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let [
+            l0,
+            l1,
+            l2,
+            l3,
+            k0,
+            k1,
+            f0,
+            f1,
+            s0,
+            s1,
+            s2,
+            s3,
+            p0,
+            p1,
+            p2,
+            p3,
+        ] = *header;
         let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
         let message = Message {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: u16::from_ne_bytes([f0, f1]),
             sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            port: u32::from_ne_bytes([p0, p1, p2, p3]),
             payload: bytes.get(HEADER..length)?,
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

@@ -8,12 +8,12 @@ use edgemesh_lab::{Flavour, Lab, Node, RuleList, Table, test, test_each_flavour}
 use edgemesh_rules::{
     Backend, Change, Family, FlavourSetting, Misplacement, OwnChain, Repair, render,
 };
-use on_node::{KUBE_PROXY, backend, labs, nat, on_node, ours, ruleset, wanted};
+use on_node::{backend, labs, nat, on_node, ours, ruleset, start_kube_proxy, wanted};
 
 /// A node on which kube-proxy has been for a while.
 fn node_with_kube_proxy(lab: &Lab, flavour: Flavour) -> Result<Node> {
     let node = lab.node("edge-1").create()?;
-    flavour.restore(&node, labs(Family::V4), KUBE_PROXY)?;
+    start_kube_proxy(&node, flavour)?;
     Ok(node)
 }
 
@@ -301,7 +301,7 @@ fn kube_proxys_flavour_is_chosen_and_followed_when_it_comes_later() -> Result<()
             let tables = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names")?;
             assert_eq!(tables, "", "looking made a table of iptables-legacy");
 
-            flavour.restore(&node, labs(Family::V4), KUBE_PROXY)?;
+            start_kube_proxy(&node, flavour)?;
             backend.verify(&rules).await?;
             let switched = backend.reconsider(&rules).await?;
             assert_eq!(switched.is_some(), flavour == Flavour::Legacy);

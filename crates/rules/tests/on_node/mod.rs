@@ -1,5 +1,5 @@
-//! What the kernel labs share: a node with kube-proxy's rules of a real cluster, and a
-//! way to run the backend on it.
+//! What the kernel labs share: kube-proxy's stand-in on a node, rules to put before its
+//! own, and a way to run the backend there.
 
 #![allow(dead_code, reason = "each lab uses a part of it")]
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use edgemesh_catalog::Protocol;
-use edgemesh_lab::{Node, Place};
+use edgemesh_lab::{ClusterService, KubeProxy, Node, Place};
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
     Backend, Family, Flavour, FlavourSetting, Mark, PortalRule, RuleComment, Ruleset,
@@ -84,8 +84,20 @@ pub(crate) fn add(rules: &mut Ruleset, number: u16) {
     rules.insert(frontend, rule).unwrap();
 }
 
-/// The rules that kube-proxy made in a real cluster.
-pub(crate) const KUBE_PROXY: &str = include_str!("kube-proxy.nat");
+/// Starts what stands in for kube-proxy, with a few Services of both families.
+pub(crate) fn start_kube_proxy(node: &Node, flavour: edgemesh_lab::Flavour) -> Result<KubeProxy> {
+    let server = node.pod("server").create()?;
+    let web = ClusterService::new("default/web")
+        .cluster_ip("10.96.10.1")
+        .cluster_ip("fd00:96::1")
+        .tcp("http", 80, 8080)
+        .udp("dns", 53, 5353)
+        .endpoint(&server);
+    let empty = ClusterService::new("default/empty")
+        .cluster_ip("10.96.10.5")
+        .tcp("http", 80, 8080);
+    KubeProxy::start(node, flavour, &[web, empty])
+}
 
 /// The nat table as iptables-save prints it, but for the times and the counters.
 pub(crate) fn nat(node: &Node, flavour: edgemesh_lab::Flavour, family: Family) -> Result<String> {

@@ -1,0 +1,111 @@
+//! Removing whatever agents left on this node, however they were configured.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::host_network::remove_left_behind;
+use crate::iptables::installed::installed;
+use crate::nf_tables::NfTables;
+use crate::removal::remove_all;
+use crate::{Family, Flavour, OwnChain, Removed};
+
+/// What [`cleanup`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CleanedUp {
+    /// What was removed, one line each, to be shown as it is.
+    pub removed: Vec<String>,
+    /// What could not be removed and what to do about it, one line each.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for CleanedUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.removed.is_empty() && self.problems.is_empty() {
+            return f.write_str("nothing to remove\n");
+        }
+        for line in &self.removed {
+            writeln!(f, "removed {line}")?;
+        }
+        for line in &self.problems {
+            writeln!(f, "problem: {line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes everything that an agent can have left: chains and jumps of both families in
+/// both flavours of iptables, last-resort routes and their rule, the intercept address.
+///
+/// `intercepts` are the intercept addresses to look for; they are needed on kernels before
+/// 5.18 alone, where an address can't carry a tag. To be called while no agent runs. Fine
+/// when nothing is there; then nothing is changed.
+pub async fn cleanup(intercepts: &[IpAddr]) -> CleanedUp {
+    let mut done = CleanedUp::default();
+    for family in Family::BOTH {
+        clean_rules(&mut done, family).await;
+        match remove_left_behind(family, intercepts).await {
+            Ok(changes) if changes.is_nothing() => {}
+            Ok(changes) => done.removed.push(format!("{changes} ({family})")),
+            Err(error) => {
+                let cause = std::error::Error::source(&error);
+                let cause = cause.map(ToString::to_string).unwrap_or_default();
+                done.problems.push(format!("{error} ({family}): {cause}"));
+            }
+        }
+    }
+    done
+}
+
+async fn clean_rules(done: &mut CleanedUp, family: Family) {
+    let tools = installed(family).await;
+    for flavour in Flavour::BOTH {
+        if !may_hold_ours(family, flavour) {
+            continue;
+        }
+        let Some(tools) = tools.iter().find(|tools| tools.flavour == flavour) else {
+            done.problems.push(format!(
+                "the {family} nat table of iptables-{flavour} may hold chains of ours, but \
+                 {}-{flavour} is not installed; install the package iptables and run this again",
+                family.tool()
+            ));
+            continue;
+        };
+        match remove_all(tools).await {
+            Ok(removed) => report(done, family, flavour, &removed),
+            Err(error) => done.problems.push(error.to_string()),
+        }
+    }
+}
+
+fn report(done: &mut CleanedUp, family: Family, flavour: Flavour, removed: &Removed) {
+    if removed.rules > 0 || removed.jumps > 0 {
+        done.removed.push(format!(
+            "{} rules and {} jumps ({}, {flavour})",
+            removed.rules,
+            removed.jumps,
+            family.tool()
+        ));
+    }
+    for rule in &removed.kept_by {
+        done.problems.push(format!(
+            "a rule that is not ours leads into a chain of ours, which is empty now: \
+             \"{rule}\" ({}, {flavour}); delete that rule and run this again",
+            family.tool()
+        ));
+    }
+}
+
+/// Whether it is worth a look, asked of the kernel alone.
+fn may_hold_ours(family: Family, flavour: Flavour) -> bool {
+    match flavour {
+        Flavour::Nft => NfTables::open().is_ok_and(|mut nf_tables| {
+            OwnChain::BOTH.into_iter().any(|chain| {
+                nf_tables
+                    .has_chain(family, "nat", chain.name())
+                    .unwrap_or(true)
+            })
+        }),
+        Flavour::Legacy => std::fs::read_to_string(family.legacy_table_names())
+            .is_ok_and(|names| names.lines().any(|name| name == "nat")),
+    }
+}

@@ -1,0 +1,304 @@
+//! Routes for ClusterIPs that no other route covers.
+//!
+//! They are in a table of their own, which a rule behind all others leads to, and there
+//! for connections of the host itself alone (`iif lo`): pods' traffic meets our nat rules
+//! before it is routed. They are of the type local, because many kernels take any other
+//! IPv6 route over lo for one that rejects (`fib6_is_reject`, kernel `net/ipv6/route.c`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{Handle, IpVersion};
+
+use super::{HostNetworkError, LOOPBACK, OWN_PROTOCOL};
+use crate::Family;
+
+/// The routing table of the last-resort routes, of our own.
+pub const LAST_RESORT_TABLE: u32 = 9616;
+
+/// The priority of the rule that leads to it: behind the tables main (32766) and default
+/// (32767), so that any other route wins.
+pub const LAST_RESORT_PRIORITY: u32 = 32800;
+
+/// Requests that are on their way to the kernel at the same time.
+const AT_ONCE: usize = 64;
+
+/// The routes of ours that are there.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Each with whether it is as it must be.
+    routes: BTreeMap<IpAddr, bool>,
+}
+
+impl Found {
+    pub(super) fn all_ours(addresses: &BTreeSet<IpAddr>) -> Self {
+        Self {
+            routes: addresses.iter().map(|&ip| (ip, true)).collect(),
+        }
+    }
+}
+
+/// Reads our routes.
+pub(super) async fn read(handle: &Handle, intercept: IpAddr) -> Result<Found, HostNetworkError> {
+    let mut found = Found::default();
+    let family = Family::of(intercept);
+    for_each_own_route(handle, family, |message| {
+        if let Some(destination) = destination(&message) {
+            found
+                .routes
+                .insert(destination, is_right(&message, intercept));
+        }
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Turns the routes that are there into those that are wanted; how many were added and
+/// removed.
+pub(super) async fn change(
+    handle: &Handle,
+    intercept: IpAddr,
+    there: &Found,
+    wanted: &BTreeSet<IpAddr>,
+) -> Result<(usize, usize), HostNetworkError> {
+    let surplus: Vec<IpAddr> = there
+        .routes
+        .iter()
+        .filter(|&(ip, &right)| !right || !wanted.contains(ip))
+        .map(|(&ip, _)| ip)
+        .collect();
+    let missing: Vec<IpAddr> = wanted
+        .iter()
+        .copied()
+        .filter(|ip| there.routes.get(ip) != Some(&true))
+        .collect();
+    let counts = (missing.len(), surplus.len());
+    delete(handle, surplus).await?;
+    add(handle, intercept, missing).await?;
+    Ok(counts)
+}
+
+/// Removes all our routes, wherever they lead; how many there were.
+pub(super) async fn remove_all(handle: &Handle, family: Family) -> Result<usize, HostNetworkError> {
+    let mut there = Vec::new();
+    for_each_own_route(handle, family, |message| {
+        there.extend(destination(&message))
+    })
+    .await?;
+    let count = there.len();
+    delete(handle, there).await?;
+    Ok(count)
+}
+
+async fn add(
+    handle: &Handle,
+    intercept: IpAddr,
+    destinations: Vec<IpAddr>,
+) -> Result<(), HostNetworkError> {
+    stream::iter(destinations)
+        .map(|destination| async move {
+            let request = handle.route().add(route(destination, Some(intercept)));
+            // A route of somebody else's in our table does as well.
+            tolerate(request.execute().await, io::ErrorKind::AlreadyExists).map_err(|error| {
+                let doing = format!("add a last-resort route for {destination}");
+                HostNetworkError::of_request(doing, error)
+            })
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+async fn delete(handle: &Handle, destinations: Vec<IpAddr>) -> Result<(), HostNetworkError> {
+    stream::iter(destinations)
+        .map(|destination| async move {
+            let request = handle.route().del(route(destination, None));
+            tolerate_gone(request.execute().await).map_err(|error| {
+                let doing = format!("remove the last-resort route for {destination}");
+                HostNetworkError::of_request(doing, error)
+            })
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+/// A route to one address. Without a source it stands for whatever route of ours leads
+/// there, which is what a deletion names.
+fn route(destination: IpAddr, source: Option<IpAddr>) -> RouteMessage {
+    let mut message = own_table(Family::of(destination));
+    message.header.destination_prefix_length = Family::of(destination).host_prefix();
+    message.header.kind = RouteType::Local;
+    message.header.scope = RouteScope::Host;
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Destination(route_address(destination)));
+    attributes.push(RouteAttribute::Oif(LOOPBACK));
+    if let Some(source) = source {
+        attributes.push(RouteAttribute::PrefSource(route_address(source)));
+    }
+    message
+}
+
+/// What all our routes have in common.
+fn own_table(family: Family) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    message.header.protocol = RouteProtocol::Other(OWN_PROTOCOL);
+    message
+        .attributes
+        .push(RouteAttribute::Table(LAST_RESORT_TABLE));
+    message
+}
+
+async fn for_each_own_route(
+    handle: &Handle,
+    family: Family,
+    mut each: impl FnMut(RouteMessage),
+) -> Result<(), HostNetworkError> {
+    let mut routes = std::pin::pin!(handle.route().get(own_table(family)).execute());
+    loop {
+        match routes.try_next().await {
+            Ok(Some(message)) if is_ours(&message) => each(message),
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(()),
+            // The table comes into being with its first route.
+            Err(rtnetlink::Error::NetlinkError(error))
+                if error.to_io().kind() == io::ErrorKind::NotFound =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(HostNetworkError::of_request("read routes", error)),
+        }
+    }
+}
+
+fn is_ours(message: &RouteMessage) -> bool {
+    message.header.protocol == RouteProtocol::Other(OWN_PROTOCOL)
+        && message
+            .attributes
+            .contains(&RouteAttribute::Table(LAST_RESORT_TABLE))
+}
+
+fn is_right(message: &RouteMessage, intercept: IpAddr) -> bool {
+    let source = RouteAttribute::PrefSource(route_address(intercept));
+    message.header.kind == RouteType::Local
+        && message.attributes.contains(&source)
+        && message.attributes.contains(&RouteAttribute::Oif(LOOPBACK))
+}
+
+fn destination(message: &RouteMessage) -> Option<IpAddr> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+            _ => None,
+        })
+}
+
+fn route_address(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    }
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// Adds the rule if it is missing; whether it was.
+pub(super) async fn ensure_rule(handle: &Handle, family: Family) -> Result<bool, HostNetworkError> {
+    if !own_rules(handle, family).await?.is_empty() {
+        return Ok(false);
+    }
+    let mut request = handle.rule().add();
+    *request.message_mut() = rule(family);
+    tolerate(request.execute().await, io::ErrorKind::AlreadyExists).map_err(|error| {
+        let doing = format!("add the rule of priority {LAST_RESORT_PRIORITY}");
+        HostNetworkError::of_request(doing, error)
+    })?;
+    Ok(true)
+}
+
+/// Removes the rule; whether it was there.
+pub(super) async fn remove_rule(handle: &Handle, family: Family) -> Result<bool, HostNetworkError> {
+    let rules = own_rules(handle, family).await?;
+    let any = !rules.is_empty();
+    for rule in rules {
+        tolerate_gone(handle.rule().del(rule).execute().await).map_err(|error| {
+            let doing = format!("remove the rule of priority {LAST_RESORT_PRIORITY}");
+            HostNetworkError::of_request(doing, error)
+        })?;
+    }
+    Ok(any)
+}
+
+fn rule(family: Family) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(family);
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Table(LAST_RESORT_TABLE),
+        RuleAttribute::Priority(LAST_RESORT_PRIORITY),
+        RuleAttribute::Iifname("lo".to_owned()),
+        RuleAttribute::Protocol(RouteProtocol::Other(OWN_PROTOCOL)),
+    ];
+    message
+}
+
+/// The rules of our priority that lead to our table: nobody else's do.
+async fn own_rules(handle: &Handle, family: Family) -> Result<Vec<RuleMessage>, HostNetworkError> {
+    let version = match family {
+        Family::V4 => IpVersion::V4,
+        Family::V6 => IpVersion::V6,
+    };
+    let mut rules: Vec<RuleMessage> = handle
+        .rule()
+        .get(version)
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|error| HostNetworkError::of_request("read routing rules", error))?;
+    rules.retain(|rule| {
+        rule.attributes
+            .contains(&RuleAttribute::Table(LAST_RESORT_TABLE))
+            && rule
+                .attributes
+                .contains(&RuleAttribute::Priority(LAST_RESORT_PRIORITY))
+    });
+    Ok(rules)
+}
+
+fn tolerate(
+    outcome: Result<(), rtnetlink::Error>,
+    kind: io::ErrorKind,
+) -> Result<(), rtnetlink::Error> {
+    match outcome {
+        Err(rtnetlink::Error::NetlinkError(error)) if error.to_io().kind() == kind => Ok(()),
+        other => other,
+    }
+}
+
+/// IPv4 says `ESRCH` of a route that is gone, rules say `ENOENT`.
+fn tolerate_gone(outcome: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+    match outcome {
+        Err(rtnetlink::Error::NetlinkError(error))
+            if error.to_io().raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) =>
+        {
+            Ok(())
+        }
+        other => tolerate(other, io::ErrorKind::NotFound),
+    }
+}

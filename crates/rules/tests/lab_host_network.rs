@@ -1,0 +1,257 @@
+//! The intercept address, the last-resort routes and the clean-up on a real kernel.
+
+mod on_node;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+use anyhow::Result;
+use edgemesh_lab::{Node, Place, connect_from, test, test_each_flavour};
+use edgemesh_rules::{Family, FlavourSetting, HostNetwork, HostSupport, cleanup, host_supports};
+use on_node::{
+    backend, cluster_ip, intercept, labs, nat, on_node, ruleset, start_kube_proxy, wanted,
+};
+
+fn addresses(count: u16) -> BTreeSet<IpAddr> {
+    Family::BOTH
+        .into_iter()
+        .flat_map(|family| (0..count).map(move |number| cluster_ip(family, number)))
+        .collect()
+}
+
+fn ip(node: &Node, words: &str) -> Result<String> {
+    node.program("ip").args(words.split(' ')).run()
+}
+
+fn option(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "-4",
+        Family::V6 => "-6",
+    }
+}
+
+/// All routes, rules and addresses of the node, as text.
+fn network(node: &Node) -> Result<String> {
+    let mut text = String::new();
+    for family in Family::BOTH {
+        for what in ["route show table all", "rule show", "-oneline address show"] {
+            text += &ip(node, &format!("{} {what}", option(family)))?;
+        }
+    }
+    Ok(text)
+}
+
+fn routes(node: &Node, family: Family) -> Result<usize> {
+    let table = node
+        .program("ip")
+        .args([option(family), "route", "show", "table", "9616"])
+        .output()?;
+    Ok(table.stdout.lines().count())
+}
+
+#[test]
+fn a_host_without_any_route_gets_to_its_portals_and_nothing_is_left_behind() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let node = lab.node("edge-1").without_default_route().create()?;
+        let before = network(&node)?;
+        on_node(&node, async || -> Result<()> {
+            for family in Family::BOTH {
+                let mut host = HostNetwork::open(intercept(family))?;
+                let changes = host.apply(&BTreeSet::new()).await?;
+                assert!(changes.address && changes.rule);
+                let listener = TcpListener::bind((intercept(family), 20007))?;
+                backend(family, flavour)
+                    .await?
+                    .apply(&wanted(ruleset(family, 2)))
+                    .await?;
+                let to = SocketAddr::new(cluster_ip(family, 1), 80);
+                assert!(connect_from(node.namespace(), to).is_err(), "{family}");
+                assert_eq!(host.apply(&addresses(2)).await?.routes_added, 2);
+                let mut accepted = std::thread::scope(|scope| -> Result<_> {
+                    let client = scope.spawn(|| connect_from(node.namespace(), to));
+                    let (accepted, _) = listener.accept()?;
+                    client.join().unwrap()?;
+                    Ok(accepted)
+                })?;
+                accepted.write_all(b"hello")?;
+                host.remove().await?;
+                assert!(host.remove().await?.is_nothing());
+            }
+            Ok(())
+        })??;
+        assert_eq!(network(&node)?, before);
+        Ok(())
+    })
+}
+
+#[test]
+fn whatever_is_taken_away_is_put_back() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        let wanted = addresses(3);
+        on_node(&node, async || -> Result<()> {
+            for family in Family::BOTH {
+                let option = option(family);
+                let mut host = HostNetwork::open(intercept(family))?;
+                host.apply(&wanted).await?;
+                assert!(host.verify(&wanted).await?.is_nothing());
+                let prefix = family.host_prefix();
+                let losses = [
+                    format!("{option} route del {} table 9616", cluster_ip(family, 1)),
+                    format!("{option} route flush table 9616"),
+                    format!("{option} rule del priority 32800"),
+                    format!("{option} address del {}/{prefix} dev lo", intercept(family)),
+                ];
+                for loss in losses {
+                    ip(&node, &loss)?;
+                    let changes = host.verify(&wanted).await?;
+                    assert!(!changes.is_nothing(), "{loss} went unnoticed");
+                    assert!(host.verify(&wanted).await?.is_nothing(), "{loss}");
+                    assert_eq!(routes(&node, family)?, 3, "{loss}");
+                }
+                host.remove().await?;
+            }
+            Ok(())
+        })?
+    })
+}
+
+#[test]
+fn ten_thousand_routes_come_and_go_by_their_difference() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        on_node(&node, async || -> Result<()> {
+            for family in Family::BOTH {
+                let mut host = HostNetwork::open(intercept(family))?;
+                let many = host.apply(&addresses(10_000)).await?;
+                assert_eq!(many.routes_added, 10_000);
+                println!("{family}: 10000 routes in {:?}", many.took);
+                let looked = host.verify(&addresses(10_000)).await?;
+                println!("{family}: looked at in {:?}", looked.took);
+                assert!(looked.is_nothing());
+                let one = host.apply(&addresses(10_001)).await?;
+                assert_eq!((one.routes_added, one.routes_removed), (1, 0));
+                let fewer = host.apply(&addresses(9_999)).await?;
+                assert_eq!((fewer.routes_added, fewer.routes_removed), (0, 2));
+                println!("{family}: one more in {:?}", one.took);
+                assert_eq!(routes(&node, family)?, 9_999);
+
+                let mut next = HostNetwork::open(intercept(family))?;
+                let taken_over = next.apply(&addresses(10_000)).await?;
+                assert_eq!((taken_over.routes_added, taken_over.routes_removed), (1, 0));
+                assert!(!taken_over.address && !taken_over.rule);
+                assert_eq!(next.remove().await?.routes_removed, 10_000);
+            }
+            Ok(())
+        })?
+    })
+}
+
+#[test]
+fn an_address_or_a_route_that_somebody_else_put_there_stays() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        let theirs = cluster_ip(Family::V4, 7);
+        ip(&node, "address add 169.254.96.16/32 dev lo scope host")?;
+        ip(
+            &node,
+            &format!("route add local {theirs} dev lo table 9616"),
+        )?;
+        let before = network(&node)?;
+        on_node(&node, async || -> Result<()> {
+            let mut host = HostNetwork::open(intercept(Family::V4))?;
+            let changes = host.apply(&addresses(10)).await?;
+            assert!(!changes.address);
+            host.remove().await?;
+            Ok(())
+        })??;
+        assert_eq!(network(&node)?, before);
+        Ok(())
+    })
+}
+
+#[test]
+fn cleanup_finds_both_families_and_flavours_whatever_the_settings_were() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        start_kube_proxy(&node, edgemesh_lab::Flavour::Nft)?;
+        let empty = "*nat\n:KUBE-SERVICES - [0:0]\n-A OUTPUT -j KUBE-SERVICES\nCOMMIT\n";
+        for family in Family::BOTH {
+            edgemesh_lab::Flavour::Legacy.restore(&node, labs(family), empty)?;
+        }
+        let rules = || -> Result<String> {
+            let mut text = network(&node)?;
+            for flavour in edgemesh_lab::Flavour::ALL {
+                for family in Family::BOTH {
+                    text += &nat(&node, flavour, family)?;
+                }
+            }
+            Ok(text)
+        };
+        let before = rules()?;
+        on_node(&node, async || -> Result<()> {
+            assert_eq!(cleanup(&[]).await.to_string(), "nothing to remove\n");
+            for family in Family::BOTH {
+                for flavour in edgemesh_lab::Flavour::ALL {
+                    let rules = wanted(ruleset(family, 3));
+                    backend(family, flavour).await?.apply(&rules).await?;
+                }
+                let mut host = HostNetwork::open(intercept(family))?;
+                host.apply(&addresses(3)).await?;
+            }
+            assert_eq!(
+                cleanup(&[]).await.to_string(),
+                "removed 12 rules and 2 jumps (iptables, nft)\n\
+                 removed 12 rules and 2 jumps (iptables, legacy)\n\
+                 removed the intercept address, the rule of priority 32800, 3 routes of table \
+                 9616 (IPv4)\n\
+                 removed 12 rules and 2 jumps (ip6tables, nft)\n\
+                 removed 12 rules and 2 jumps (ip6tables, legacy)\n\
+                 removed the intercept address, the rule of priority 32800, 3 routes of table \
+                 9616 (IPv6)\n"
+            );
+            assert_eq!(cleanup(&[]).await.to_string(), "nothing to remove\n");
+            Ok(())
+        })??;
+        assert_eq!(rules()?, before);
+        Ok(())
+    })
+}
+
+#[test]
+fn looking_leaves_no_table_behind() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        on_node(&node, async || -> Result<()> {
+            cleanup(&[]).await;
+            for family in Family::BOTH {
+                let support = host_supports(family, FlavourSetting::Auto).await;
+                assert_eq!(support, HostSupport::Available);
+            }
+            Ok(())
+        })??;
+        assert_eq!(node.program("nft").args(["list", "ruleset"]).run()?, "");
+        for names in ["ip_tables_names", "ip6_tables_names"] {
+            let file = format!("/proc/net/{names}");
+            assert_eq!(node.program("cat").arg(file).run()?, "");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_host_without_ipv6_is_no_error_and_says_why() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").without_ipv6().create()?;
+        on_node(&node, async || {
+            let v6 = host_supports(Family::V6, FlavourSetting::Auto).await;
+            assert!(
+                v6.to_string()
+                    .starts_with("unavailable: IPv6 is switched off")
+            );
+            let v4 = host_supports(Family::V4, FlavourSetting::Auto).await;
+            assert_eq!(v4, HostSupport::Available);
+        })
+    })
+}
