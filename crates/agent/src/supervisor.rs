@@ -1,5 +1,6 @@
 //! The life of the agent: what starts in which order, what ends it, and how.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -202,18 +203,23 @@ async fn assemble(
 
     // Before anything is changed on the node: a wrong folder or kubeconfig ends here.
     let (source, watch_counters) = start_source(start, tasks, stop)?;
-    let mut forwarder =
-        Forwarder::bind(&forwarder_settings(start, &intercepts)).context("start the forwarder")?;
-    forwarder.start();
-    health.set(Condition::Listener, Ok(()));
-
+    for family in &mut families {
+        // Without routes: listeners need their address first, portals come with the catalog.
+        family.host.apply(&BTreeSet::new()).await?;
+    }
+    let opened = open_listeners(start, &intercepts, health, &figures, watch_counters, admin).await;
+    let forwarder = match opened {
+        Ok(forwarder) => forwarder,
+        Err(error) => {
+            for family in &mut families {
+                if let Err(left) = family.host.remove().await {
+                    tracing::error!(error = &left as &dyn std::error::Error, "address is left");
+                }
+            }
+            return Err(error);
+        }
+    };
     let (policy, policy_seen) = watch::channel(policy(config, start, &intercepts));
-    let metrics = Metrics::new(vec![
-        Box::new(Arc::clone(&figures)),
-        Box::new(forwarder.counters()),
-        Box::new(watch_counters),
-    ]);
-    serve_admin(start, health, metrics, admin).await?;
     let sync = Sync::new(Parts {
         inputs: Inputs {
             source,
@@ -269,6 +275,28 @@ fn forwarder_settings(start: &Start, intercepts: &[IpAddr]) -> Settings {
         }
     }
     settings
+}
+
+/// Everything that others connect to.
+async fn open_listeners(
+    start: &Start,
+    intercepts: &[IpAddr],
+    health: &Health,
+    figures: &Arc<SyncFigures>,
+    watch_counters: Arc<Counters>,
+    admin: &mut JoinSet<&'static str>,
+) -> anyhow::Result<Forwarder> {
+    let mut forwarder =
+        Forwarder::bind(&forwarder_settings(start, intercepts)).context("start the forwarder")?;
+    let metrics = Metrics::new(vec![
+        Box::new(Arc::clone(figures)),
+        Box::new(forwarder.counters()),
+        Box::new(watch_counters),
+    ]);
+    serve_admin(start, health, metrics, admin).await?;
+    forwarder.start();
+    health.set(Condition::Listener, Ok(()));
+    Ok(forwarder)
 }
 
 /// Makes ready to program one family; or says why this host does not have it.
