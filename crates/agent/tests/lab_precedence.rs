@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use edgemesh_lab::{
-    ClusterService, Family, Flavour, Handler, Lab, Serve, SideBySide, await_ok, test_each_flavour,
+    ClusterService, Family, Flavour, Handler, Lab, Serve, SideBySide, Table, await_ok,
+    leave_kubelets_signs, test_each_flavour,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
@@ -64,6 +65,7 @@ fn started_after_kube_proxy_the_agent_stands_before_it() -> Result<()> {
 fn after_a_node_restart_the_agent_is_first_although_kube_proxy_came_later() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour)?;
+        leave_kubelets_signs(&stage.node, flavour)?;
         stage.agent.start()?;
         agent_is_first(&stage)?;
         stage.start_kube_proxy()?;
@@ -71,6 +73,21 @@ fn after_a_node_restart_the_agent_is_first_although_kube_proxy_came_later() -> R
         await_agent_first(&stage, "kube-proxy started")?;
         assert_eq!(stage.foreign_rules()?, foreign);
         Ok(())
+    })
+}
+
+/// Nothing tells the flavour when the agent starts; kube-proxy then comes with its own.
+#[test]
+fn an_agent_that_came_before_every_sign_follows_kube_proxy_to_its_flavour() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour)?;
+        stage.agent.start()?;
+        for to in WEB {
+            assert_eq!(stage.handler(&stage.client, to)?, Handler::Agent);
+        }
+        stage.start_kube_proxy()?;
+        await_agent_first(&stage, "kube-proxy started")?;
+        check_no_trace_in_other_flavour(&stage, flavour)
     })
 }
 
@@ -161,6 +178,7 @@ fn each_rule_that_is_deleted_is_put_back_and_nothing_else_changes() -> Result<()
 fn a_strangers_rule_in_a_chain_of_ours_is_removed() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour)?;
+        stage.start_kube_proxy()?;
         stage.agent.start()?;
         stage.iptables(Family::V4, "-t nat -I EDGEMESH-PORTALS-CONTAINER -j ACCEPT")?;
         await_agent_first(&stage, "a stranger wrote into our chain")?;
@@ -179,14 +197,18 @@ fn rules_go_to_the_flavour_that_kube_proxy_uses_and_to_no_other() -> Result<()> 
         stage.start_kube_proxy()?;
         stage.agent.start()?;
         stage.check_precedence(&["default/web:http"])?;
-        for other in Flavour::ALL.into_iter().filter(|other| *other != flavour) {
-            for family in Family::ALL {
-                let saved = other.save(&stage.node, family, edgemesh_lab::Table::Nat)?;
-                assert!(!saved.contains("EDGEMESH"), "{other}: {saved}");
-            }
-        }
-        Ok(())
+        check_no_trace_in_other_flavour(&stage, flavour)
     })
+}
+
+fn check_no_trace_in_other_flavour(stage: &SideBySide, flavour: Flavour) -> Result<()> {
+    for other in Flavour::ALL.into_iter().filter(|other| *other != flavour) {
+        for family in Family::ALL {
+            let saved = other.save(&stage.node, family, Table::Nat)?;
+            ensure!(!saved.contains("EDGEMESH"), "iptables-{other}: {saved}");
+        }
+    }
+    Ok(())
 }
 
 /// The texts of a chain's rules; order among portals is free.

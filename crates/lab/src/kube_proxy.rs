@@ -73,14 +73,30 @@ const JUMPS: [(Table, &str, &str, &[&str]); 6] = [
     ),
 ];
 
-/// Chains that are there before kube-proxy's rules: its canaries, and what kubelet leaves
-/// for others to find the flavour by (kubelet `pkg/kubelet/kubelet_network_linux.go`).
-const SIGNS: &str = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n\
-                     :KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n\
+/// What kubelet leaves for others to find the flavour by. Source: kubelet
+/// `pkg/kubelet/kubelet_network_linux.go`.
+const KUBELETS_SIGNS: &str =
+    "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n";
+
+/// Chains that are there before kube-proxy's rules.
+const SIGNS: &str = "*mangle\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n\
                      *filter\n:KUBE-PROXY-CANARY - [0:0]\n:KUBE-SERVICES - [0:0]\n\
                      :KUBE-FORWARD - [0:0]\nCOMMIT\n\
                      *nat\n:KUBE-PROXY-CANARY - [0:0]\n:KUBE-SERVICES - [0:0]\n\
                      :KUBE-POSTROUTING - [0:0]\nCOMMIT\n";
+
+/// Leaves on `node` what kubelet does, whether kube-proxy ever runs or not: empty chains in
+/// the flavour of iptables that the node's components use.
+///
+/// # Errors
+///
+/// Those of iptables, with the command line.
+pub fn leave_kubelets_signs(node: &Node, flavour: Flavour) -> Result<()> {
+    for family in node.families() {
+        flavour.restore(node, *family, KUBELETS_SIGNS)?;
+    }
+    Ok(())
+}
 
 /// The pod range of the whole cluster, which kube-proxy is told as `--cluster-cidr`:
 /// traffic from elsewhere is masqueraded.
