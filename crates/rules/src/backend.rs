@@ -7,7 +7,7 @@ use crate::error::RulesError;
 use crate::iptables::difference::{Difference, Means, against, between};
 use crate::iptables::installed::Tools;
 use crate::iptables::parse::Table;
-use crate::iptables::probe::{Probed, probe};
+use crate::iptables::probe::{probe, probe_again};
 use crate::iptables::transaction::Transaction;
 use crate::removal::{Removed, remove_all};
 use crate::unchanged::Watch;
@@ -27,9 +27,10 @@ const RULES_PER_STEP: usize = 200;
 /// is still there.
 #[derive(Debug)]
 pub struct Backend {
-    setting: FlavourSetting,
     tools: Tools,
     choice: FlavourChoice,
+    /// The other flavour, where it is not the operator who decides.
+    alternative: Option<Tools>,
     watch: Watch,
     known: Option<Arc<Ruleset>>,
     kube_services_seen: bool,
@@ -87,17 +88,21 @@ impl Backend {
     ///
     /// When the programs for it are not installed.
     pub async fn open(family: Family, setting: FlavourSetting) -> Result<Self, RulesError> {
-        let Probed { tools, choice } = probe(family, setting).await?;
-        Ok(Self {
-            setting,
+        let probed = probe(family, setting).await?;
+        Ok(Self::new(probed.tools, probed.choice, probed.alternative))
+    }
+
+    fn new(tools: Tools, choice: FlavourChoice, alternative: Option<Tools>) -> Self {
+        Self {
             watch: Watch::of(&tools),
             tools,
             choice,
+            alternative,
             known: None,
             kube_services_seen: false,
             rules_per_step: None,
             left: None,
-        })
+        }
     }
 
     /// The family.
@@ -200,27 +205,23 @@ impl Backend {
     ) -> Result<Option<Switched>, RulesError> {
         self.expect_own_family(wanted)?;
         self.empty_left_flavour().await?;
-        if self.setting != FlavourSetting::Auto || self.sees_kube_services() {
+        if self.sees_kube_services() {
             return Ok(None);
         }
-        let Probed { tools, choice } = probe(self.family(), self.setting).await?;
-        if tools == self.tools {
+        let Some(alternative) = &self.alternative else {
+            return Ok(None);
+        };
+        let Some(choice) = probe_again([&self.tools, alternative]).await else {
+            return Ok(None);
+        };
+        if choice.flavour == self.tools.flavour {
             self.choice = choice;
             return Ok(None);
         }
-        let mut moved = Self {
-            setting: self.setting,
-            watch: Watch::of(&tools),
-            tools,
-            choice,
-            known: None,
-            kube_services_seen: false,
-            rules_per_step: None,
-            left: None,
-        };
+        let mut moved = Self::new(alternative.clone(), choice, Some(self.tools.clone()));
         moved.apply(wanted).await?;
-        std::mem::swap(self, &mut moved);
-        self.left = Some(moved.tools);
+        moved.left = Some(self.tools.clone());
+        *self = moved;
         self.empty_left_flavour().await?;
         Ok(Some(Switched {
             choice: self.choice.clone(),

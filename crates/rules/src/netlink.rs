@@ -127,7 +127,7 @@ impl NetlinkSocket {
                 MsgFlags::MSG_DONTWAIT,
             ) {
                 Ok(length) => {
-                    messages(self.buffer.get(..length).unwrap_or_default()).for_each(&mut each)
+                    messages(self.buffer.get(..length).unwrap_or_default()).for_each(&mut each);
                 }
                 Err(nix::Error::EAGAIN) => return Ok(()),
                 Err(nix::Error::EINTR) => {}

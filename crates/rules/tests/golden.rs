@@ -2,103 +2,58 @@
 
 use std::path::PathBuf;
 
-use edgemesh_catalog::Protocol;
+use anyhow::{Result, ensure};
+use edgemesh_catalog::Protocol::{self, Tcp, Udp};
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{Mark, PortalRule, RuleComment, Ruleset, render};
 
+/// ClusterIP, protocol, port, name, port of the agent that it leads to.
+type Portal = (&'static str, Protocol, u16, &'static str, u16);
+
 #[test]
-fn ipv4_rules_are_as_agreed() {
-    let mut rules = Ruleset::new("169.254.96.16".parse().unwrap(), 20008, Mark::AGENT);
-    add(
-        &mut rules,
-        "10.96.10.1",
-        Protocol::Tcp,
-        80,
-        "default/web:http",
-        20007,
-    );
-    add(
-        &mut rules,
-        "10.96.10.3",
-        Protocol::Tcp,
-        80,
-        "default/two-port:http",
-        20007,
-    );
-    add(
-        &mut rules,
-        "10.96.10.3",
-        Protocol::Tcp,
-        5201,
-        "default/two-port:iperf",
-        20007,
-    );
-    add(
-        &mut rules,
-        "10.96.10.2",
-        Protocol::Udp,
-        7,
-        "default/udp-echo:udp",
-        41234,
-    );
-    add(
-        &mut rules,
-        "10.96.10.5",
-        Protocol::Tcp,
-        80,
-        "default/empty",
-        20008,
-    );
-    check("ipv4.rules", &render(&rules));
+fn ipv4_rules_are_as_agreed() -> Result<()> {
+    let portals = [
+        ("10.96.10.1", Tcp, 80, "default/web:http", 20007),
+        ("10.96.10.3", Tcp, 80, "default/two-port:http", 20007),
+        ("10.96.10.3", Tcp, 5201, "default/two-port:iperf", 20007),
+        ("10.96.10.2", Udp, 7, "default/udp-echo:udp", 41234),
+        ("10.96.10.5", Tcp, 80, "default/empty", 20008),
+    ];
+    check("ipv4.rules", "169.254.96.16", &portals)
 }
 
 #[test]
-fn ipv6_rules_are_as_agreed() {
-    let intercept = "fd00:ed6e:6d65:7368::1".parse().unwrap();
-    let mut rules = Ruleset::new(intercept, 20008, Mark::AGENT);
-    add(
-        &mut rules,
-        "fd00:10:96::a01",
-        Protocol::Tcp,
-        80,
-        "default/web:http",
-        20007,
-    );
-    add(
-        &mut rules,
-        "fd00:10:96::a02",
-        Protocol::Udp,
-        7,
-        "default/udp-echo:udp",
-        41234,
-    );
-    check("ipv6.rules", &render(&rules));
+fn ipv6_rules_are_as_agreed() -> Result<()> {
+    let portals = [
+        ("fd00:10:96::a01", Tcp, 80, "default/web:http", 20007),
+        ("fd00:10:96::a02", Udp, 7, "default/udp-echo:udp", 41234),
+    ];
+    check("ipv6.rules", "fd00:ed6e:6d65:7368::1", &portals)
 }
 
-fn add(rules: &mut Ruleset, ip: &str, protocol: Protocol, port: u16, name: &str, to_port: u16) {
-    let frontend = Frontend {
-        ip: ip.parse().unwrap(),
-        protocol,
-        port,
-    };
-    let comment = RuleComment::new(name);
-    rules
-        .insert(frontend, PortalRule { comment, to_port })
-        .unwrap();
-}
-
-fn check(name: &str, text: &str) {
+fn check(name: &str, intercept: &str, portals: &[Portal]) -> Result<()> {
+    let mut rules = Ruleset::new(intercept.parse()?, 20008, Mark::AGENT);
+    for &(ip, protocol, port, name, to_port) in portals {
+        let frontend = Frontend {
+            ip: ip.parse()?,
+            protocol,
+            port,
+        };
+        let comment = RuleComment::new(name);
+        rules.insert(frontend, PortalRule { comment, to_port })?;
+    }
+    let text = render(&rules);
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(name);
     if std::env::var_os("BLESS").is_some() {
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, &text)?;
     }
-    let golden = std::fs::read_to_string(&file).unwrap_or_default();
-    assert_eq!(
-        text,
-        golden,
-        "{} differs; BLESS=1 writes it anew",
+    let golden = std::fs::read_to_string(&file)?;
+    ensure!(
+        text == golden,
+        "{} differs (BLESS=1 writes it anew) from\n{text}",
         file.display()
     );
+    Ok(())
 }

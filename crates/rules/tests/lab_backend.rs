@@ -4,11 +4,11 @@
 mod on_node;
 
 use anyhow::Result;
-use edgemesh_lab::{Flavour, Lab, Node, RuleList, Table, test, test_each_flavour};
+use edgemesh_lab::{Flavour, Lab, Node, Place, RuleList, Table, test, test_each_flavour};
 use edgemesh_rules::{
     Backend, Change, Family, FlavourSetting, Misplacement, OwnChain, Repair, render,
 };
-use on_node::{backend, labs, nat, on_node, ours, ruleset, start_kube_proxy, wanted};
+use on_node::{backend, labs, nat, on_node, ours, rules_for, start_kube_proxy};
 
 /// A node on which kube-proxy has been for a while.
 fn node_with_kube_proxy(lab: &Lab, flavour: Flavour) -> Result<Node> {
@@ -35,7 +35,7 @@ fn what_iptables_prints_is_what_was_rendered() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let node = lab.node("edge-1").create()?;
         for family in Family::BOTH {
-            let rules = wanted(ruleset(family, 5));
+            let rules = rules_for(family, 5)?;
             on_node(&node, async || -> Result<()> {
                 backend(family, flavour).await?.apply(&rules).await?;
                 Ok(())
@@ -57,7 +57,7 @@ fn rules_come_before_kube_proxys_and_leave_no_trace() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let node = node_with_kube_proxy(lab, flavour)?;
         let before = nat(&node, flavour, Family::V4)?;
-        let rules = wanted(ruleset(Family::V4, 10));
+        let rules = rules_for(Family::V4, 10)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             let applied = backend.apply(&rules).await?;
@@ -85,7 +85,7 @@ fn rules_come_before_kube_proxys_and_leave_no_trace() -> Result<()> {
 fn each_rule_of_ours_that_is_deleted_is_noticed_and_put_back() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let node = node_with_kube_proxy(lab, flavour)?;
-        let rules = wanted(ruleset(Family::V4, 3));
+        let rules = rules_for(Family::V4, 3)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             backend.apply(&rules).await?;
@@ -118,7 +118,7 @@ fn each_rule_of_ours_that_is_deleted_is_noticed_and_put_back() -> Result<()> {
 fn a_flushed_table_and_a_restarted_kube_proxy_are_repaired() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let node = node_with_kube_proxy(lab, flavour)?;
-        let rules = wanted(ruleset(Family::V4, 3));
+        let rules = rules_for(Family::V4, 3)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             backend.apply(&rules).await?;
@@ -140,7 +140,13 @@ fn a_flushed_table_and_a_restarted_kube_proxy_are_repaired() -> Result<()> {
             flavour.command(&node, labs(Family::V4), ["-t", "nat", "-F"])?;
             flavour.command(&node, labs(Family::V4), ["-t", "nat", "-X"])?;
             assert_eq!(backend.verify(&rules).await?.repairs.len(), 4);
-            check(&node, flavour, Family::V4, 3)
+            check(&node, flavour, Family::V4, 3)?;
+            if flavour == Flavour::Nft {
+                node.program("nft").args(["flush", "ruleset"]).run()?;
+                assert_eq!(backend.verify(&rules).await?.repairs.len(), 4);
+                check(&node, flavour, Family::V4, 3)?;
+            }
+            Ok(())
         })?
     })
 }
@@ -149,7 +155,7 @@ fn a_flushed_table_and_a_restarted_kube_proxy_are_repaired() -> Result<()> {
 fn whoever_insists_on_first_place_is_not_fought() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let node = node_with_kube_proxy(lab, flavour)?;
-        let rules = wanted(ruleset(Family::V4, 1));
+        let rules = rules_for(Family::V4, 1)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             backend.apply(&rules).await?;
@@ -179,14 +185,14 @@ fn a_killed_agents_rules_are_taken_over_without_duplicates() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let node = node_with_kube_proxy(lab, flavour)?;
         on_node(&node, async || -> Result<()> {
-            let old = wanted(ruleset(Family::V4, 10));
+            let old = rules_for(Family::V4, 10)?;
             backend(Family::V4, flavour).await?.apply(&old).await?;
             let mut next = backend(Family::V4, flavour).await?;
-            let applied = next.apply(&wanted(ruleset(Family::V4, 12))).await?;
+            let applied = next.apply(&rules_for(Family::V4, 12)?).await?;
             assert_eq!((applied.change, applied.lines), (Change::ReadBack, 4));
             check(&node, flavour, Family::V4, 12)?;
             let mut same = backend(Family::V4, flavour).await?;
-            let applied = same.apply(&wanted(ruleset(Family::V4, 12))).await?;
+            let applied = same.apply(&rules_for(Family::V4, 12)?).await?;
             assert_eq!((applied.change, applied.lines), (Change::None, 0));
             Ok(())
         })?
@@ -199,10 +205,10 @@ fn a_rule_that_went_missing_does_not_stop_its_removal() -> Result<()> {
         let node = node_with_kube_proxy(lab, flavour)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
-            backend.apply(&wanted(ruleset(Family::V4, 5))).await?;
+            backend.apply(&rules_for(Family::V4, 5)?).await?;
             let delete = ["-t", "nat", "-D", OwnChain::Host.name(), "8"];
             flavour.command(&node, labs(Family::V4), delete)?;
-            let applied = backend.apply(&wanted(ruleset(Family::V4, 4))).await?;
+            let applied = backend.apply(&rules_for(Family::V4, 4)?).await?;
             assert_eq!((applied.change, applied.lines), (Change::ReadBack, 1));
             check(&node, flavour, Family::V4, 4)
         })?
@@ -215,13 +221,13 @@ fn an_emptied_chain_of_a_service_added_meanwhile_is_noticed() -> Result<()> {
         let node = node_with_kube_proxy(lab, flavour)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
-            backend.apply(&wanted(ruleset(Family::V4, 5))).await?;
+            backend.apply(&rules_for(Family::V4, 5)?).await?;
             flavour.command(
                 &node,
                 labs(Family::V4),
                 ["-t", "nat", "-F", OwnChain::Host.name()],
             )?;
-            let rules = wanted(ruleset(Family::V4, 6));
+            let rules = rules_for(Family::V4, 6)?;
             assert_eq!(backend.apply(&rules).await?.change, Change::Incremental);
             assert_eq!(
                 backend.verify(&rules).await?.repairs,
@@ -237,7 +243,7 @@ fn foreign_changes_are_told_from_changes_of_ours_without_reading_rules() -> Resu
     test(|lab| {
         let flavour = Flavour::Nft;
         let node = node_with_kube_proxy(lab, flavour)?;
-        let rules = wanted(ruleset(Family::V4, 5));
+        let rules = rules_for(Family::V4, 5)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             backend.apply(&rules).await?;
@@ -247,7 +253,7 @@ fn foreign_changes_are_told_from_changes_of_ours_without_reading_rules() -> Resu
                 flavour.command(&node, labs(Family::V4), foreign)?;
                 assert!(!backend.verify(&rules).await?.read_back);
             }
-            let more = wanted(ruleset(Family::V4, 6));
+            let more = rules_for(Family::V4, 6)?;
             assert_eq!(backend.apply(&more).await?.change, Change::Incremental);
             assert!(!backend.verify(&more).await?.read_back);
             let hook = ["-t", "nat", "-A", "OUTPUT", "-j", "RETURN"];
@@ -265,7 +271,7 @@ fn a_chain_that_a_foreign_rule_leads_into_is_emptied_and_the_rule_named() -> Res
         let node = node_with_kube_proxy(lab, flavour)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
-            backend.apply(&wanted(ruleset(Family::V4, 2))).await?;
+            backend.apply(&rules_for(Family::V4, 2)?).await?;
             let foreign = [
                 "-t",
                 "nat",
@@ -289,7 +295,7 @@ fn a_chain_that_a_foreign_rule_leads_into_is_emptied_and_the_rule_named() -> Res
 fn kube_proxys_flavour_is_chosen_and_followed_when_it_comes_later() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let node = lab.node("edge-1").create()?;
-        let rules = wanted(ruleset(Family::V4, 3));
+        let rules = rules_for(Family::V4, 3)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = Backend::open(Family::V4, FlavourSetting::Auto).await?;
             assert_eq!(

@@ -9,9 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use anyhow::Result;
 use edgemesh_lab::{Node, Place, connect_from, test, test_each_flavour};
 use edgemesh_rules::{Family, FlavourSetting, HostNetwork, HostSupport, cleanup, host_supports};
-use on_node::{
-    backend, cluster_ip, intercept, labs, nat, on_node, ruleset, start_kube_proxy, wanted,
-};
+use on_node::{backend, cluster_ip, intercept, labs, nat, on_node, rules_for, start_kube_proxy};
 
 fn addresses(count: u16) -> BTreeSet<IpAddr> {
     Family::BOTH
@@ -63,7 +61,7 @@ fn a_host_without_any_route_gets_to_its_portals_and_nothing_is_left_behind() -> 
                 let listener = TcpListener::bind((intercept(family), 20007))?;
                 backend(family, flavour)
                     .await?
-                    .apply(&wanted(ruleset(family, 2)))
+                    .apply(&rules_for(family, 2)?)
                     .await?;
                 let to = SocketAddr::new(cluster_ip(family, 1), 80);
                 assert!(connect_from(node.namespace(), to).is_err(), "{family}");
@@ -194,7 +192,7 @@ fn cleanup_finds_both_families_and_flavours_whatever_the_settings_were() -> Resu
             assert_eq!(cleanup(&[]).await.to_string(), "nothing to remove\n");
             for family in Family::BOTH {
                 for flavour in edgemesh_lab::Flavour::ALL {
-                    let rules = wanted(ruleset(family, 3));
+                    let rules = rules_for(family, 3)?;
                     backend(family, flavour).await?.apply(&rules).await?;
                 }
                 let mut host = HostNetwork::open(intercept(family))?;

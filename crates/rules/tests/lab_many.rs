@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use edgemesh_lab::{test_each_flavour, test_within};
 use edgemesh_rules::{Change, Family, OwnChain, Repair, Ruleset};
-use on_node::{add, backend, labs, on_node, ruleset, wanted};
+use on_node::{add, backend, labs, on_node, rules_for};
 
 const SERVICES: u16 = 10_000;
 
@@ -18,7 +18,7 @@ const SERVICES: u16 = 10_000;
 fn one_service_more_among_ten_thousand_is_a_transaction_of_two_lines() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let node = lab.node("edge-1").create()?;
-        let many = wanted(ruleset(Family::V4, SERVICES));
+        let many = rules_for(Family::V4, SERVICES)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             let applied = backend.apply(&many).await?;
@@ -29,7 +29,7 @@ fn one_service_more_among_ten_thousand_is_a_transaction_of_two_lines() -> Result
             say(flavour, "first look", unchanged.took);
             say(flavour, "second look", backend.verify(&many).await?.took);
 
-            let more = with_one_more(&many);
+            let more = with_one_more(&many)?;
             let applied = backend.apply(&more).await?;
             assert_eq!((applied.change, applied.lines), (Change::Incremental, 2));
             say(flavour, "one added", applied.took);
@@ -67,7 +67,7 @@ fn ten_thousand_services_of_kube_proxys_own_cost_a_look_nothing() -> Result<()> 
         for section in kube_proxys(SERVICES) {
             flavour.restore(&node, labs(Family::V4), &section)?;
         }
-        let rules = wanted(ruleset(Family::V4, 100));
+        let rules = rules_for(Family::V4, 100)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             say(
@@ -89,10 +89,10 @@ fn ten_thousand_services_of_kube_proxys_own_cost_a_look_nothing() -> Result<()> 
     })
 }
 
-fn with_one_more(rules: &Ruleset) -> Arc<Ruleset> {
+fn with_one_more(rules: &Ruleset) -> Result<Arc<Ruleset>> {
     let mut more = rules.clone();
-    add(&mut more, SERVICES);
-    wanted(more)
+    add(&mut more, SERVICES)?;
+    Ok(Arc::new(more))
 }
 
 /// Rules in kube-proxy's form, in pieces that fit into one message each.

@@ -89,7 +89,7 @@ pub(super) async fn change(
 pub(super) async fn remove_all(handle: &Handle, family: Family) -> Result<usize, HostNetworkError> {
     let mut there = Vec::new();
     for_each_own_route(handle, family, |message| {
-        there.extend(destination(&message))
+        there.extend(destination(&message));
     })
     .await?;
     let count = there.len();

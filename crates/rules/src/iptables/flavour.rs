@@ -56,7 +56,7 @@ pub(crate) enum Hint {
     /// kubelet's, in every mode (kubernetes `pkg/kubelet/kubelet_network_linux.go`).
     KubeletCanary,
     /// kubelet's, made for this very purpose (KEP-3178).
-    IptablesHint,
+    KubeletMark,
     /// kube-proxy's, there while it runs (kubernetes `pkg/proxy/iptables/proxier.go`).
     KubeProxyCanary,
     /// kube-proxy's entry chain: what we must stand before.
@@ -68,14 +68,14 @@ impl Hint {
     pub(crate) const ALL: [Hint; 4] = [
         Hint::KubeServices,
         Hint::KubeProxyCanary,
-        Hint::IptablesHint,
+        Hint::KubeletMark,
         Hint::KubeletCanary,
     ];
 
     pub(crate) fn chain(self) -> &'static str {
         match self {
             Hint::KubeletCanary => "KUBE-KUBELET-CANARY",
-            Hint::IptablesHint => "KUBE-IPTABLES-HINT",
+            Hint::KubeletMark => "KUBE-IPTABLES-HINT",
             Hint::KubeProxyCanary => "KUBE-PROXY-CANARY",
             Hint::KubeServices => crate::KUBE_SERVICES,
         }
@@ -85,7 +85,7 @@ impl Hint {
     pub(crate) fn table(self) -> &'static str {
         match self {
             Hint::KubeServices => "nat",
-            Hint::KubeletCanary | Hint::IptablesHint | Hint::KubeProxyCanary => "mangle",
+            Hint::KubeletCanary | Hint::KubeletMark | Hint::KubeProxyCanary => "mangle",
         }
     }
 }
@@ -98,6 +98,10 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nft.is_empty() && self.legacy.is_empty()
+    }
+
     fn of(&self, flavour: Flavour) -> &[Hint] {
         match flavour {
             Flavour::Nft => &self.nft,
@@ -228,7 +232,7 @@ mod tests {
     #[test]
     fn kube_proxys_own_chain_weighs_more_than_kubelets_hints() {
         let own = traces(
-            &[Hint::IptablesHint, Hint::KubeletCanary],
+            &[Hint::KubeletMark, Hint::KubeletCanary],
             &[Hint::KubeServices],
         );
         assert_eq!(
@@ -244,7 +248,7 @@ mod tests {
     fn kubelets_hint_decides_between_kube_proxys_chains_in_both() {
         let own = traces(
             &[Hint::KubeServices],
-            &[Hint::KubeServices, Hint::IptablesHint],
+            &[Hint::KubeServices, Hint::KubeletMark],
         );
         assert_eq!(auto(BOTH, &own, &Traces::default()).0, Flavour::Legacy);
         let same = traces(&[Hint::KubeServices], &[Hint::KubeServices]);

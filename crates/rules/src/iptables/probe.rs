@@ -7,15 +7,17 @@ use crate::iptables::flavour::{
 use crate::iptables::installed::{Tools, installed};
 use crate::nf_tables::NfTables;
 
-/// The tools to use for `family`, why these, and whether there is another choice at all.
+/// The tools to use for a family, and why these.
 pub(crate) struct Probed {
     pub(crate) tools: Tools,
     pub(crate) choice: FlavourChoice,
+    /// The tools of the other flavour, if that could be chosen as well.
+    pub(crate) alternative: Option<Tools>,
 }
 
 /// Chooses the tools for `family`.
 pub(crate) async fn probe(family: Family, setting: FlavourSetting) -> Result<Probed, NoFlavour> {
-    let tools = installed(family).await;
+    let mut tools = installed(family).await;
     let flavours: Vec<Flavour> = tools.iter().map(|tools| tools.flavour).collect();
     let undecided = setting == FlavourSetting::Auto && flavours.len() > 1;
     let own = if undecided {
@@ -23,17 +25,39 @@ pub(crate) async fn probe(family: Family, setting: FlavourSetting) -> Result<Pro
     } else {
         Traces::default()
     };
-    let other = if undecided && own == Traces::default() {
+    let other = if undecided && own.is_empty() {
         traces(family.other(), &installed(family.other()).await).await
     } else {
         Traces::default()
     };
     let choice = choose(family, setting, &flavours, &own, &other)?;
-    tools
-        .into_iter()
-        .find(|tools| tools.flavour == choice.flavour)
-        .map(|tools| Probed { tools, choice })
-        .ok_or(NoFlavour::NotInstalled(family))
+    let chosen = tools
+        .iter()
+        .position(|tools| tools.flavour == choice.flavour)
+        .map(|place| tools.remove(place))
+        .ok_or(NoFlavour::NotInstalled(family))?;
+    Ok(Probed {
+        tools: chosen,
+        choice,
+        alternative: tools.pop().filter(|_| undecided),
+    })
+}
+
+/// Chooses again between two, by the traces in `family` alone; none when there are none.
+pub(crate) async fn probe_again(tools: [&Tools; 2]) -> Option<FlavourChoice> {
+    let family = tools[0].family;
+    let own = traces(family, &tools.map(Tools::clone)).await;
+    if own.is_empty() {
+        return None;
+    }
+    choose(
+        family,
+        FlavourSetting::Auto,
+        &Flavour::BOTH,
+        &own,
+        &Traces::default(),
+    )
+    .ok()
 }
 
 async fn traces(family: Family, tools: &[Tools]) -> Traces {

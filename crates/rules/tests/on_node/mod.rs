@@ -16,12 +16,12 @@ use edgemesh_rules::{
 
 /// Runs `job` in the node's network namespace, on a runtime of its own.
 pub(crate) fn on_node<T: Send>(node: &Node, job: impl AsyncFnOnce() -> T + Send) -> Result<T> {
-    Ok(node.namespace().run(|| -> Result<T> {
+    node.namespace().run(|| -> Result<T> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         Ok(runtime.block_on(job()))
-    })??)
+    })?
 }
 
 /// A backend of the given flavour.
@@ -59,15 +59,16 @@ pub(crate) fn cluster_ip(family: Family, number: u16) -> IpAddr {
 }
 
 /// Rules for so many Services of one port.
-pub(crate) fn ruleset(family: Family, services: u16) -> Ruleset {
+pub(crate) fn rules_for(family: Family, services: u16) -> Result<Arc<Ruleset>> {
     let mut rules = Ruleset::new(intercept(family), 20008, Mark::AGENT);
     for number in 0..services {
-        add(&mut rules, number);
+        add(&mut rules, number)?;
     }
-    rules
+    Ok(Arc::new(rules))
 }
 
-pub(crate) fn add(rules: &mut Ruleset, number: u16) {
+/// Adds the Service of this number.
+pub(crate) fn add(rules: &mut Ruleset, number: u16) -> Result<()> {
     let frontend = Frontend {
         ip: cluster_ip(rules.family(), number),
         protocol: if number % 3 == 2 {
@@ -81,7 +82,7 @@ pub(crate) fn add(rules: &mut Ruleset, number: u16) {
         comment: RuleComment::new(&format!("default/service-{number}:http")),
         to_port: 20007,
     };
-    rules.insert(frontend, rule).unwrap();
+    Ok(rules.insert(frontend, rule)?)
 }
 
 /// Starts what stands in for kube-proxy, with a few Services of both families.
@@ -111,8 +112,4 @@ pub(crate) fn nat(node: &Node, flavour: edgemesh_lab::Flavour, family: Family) -
             Some(_) | None => format!("{line}\n"),
         })
         .collect())
-}
-
-pub(crate) fn wanted(rules: Ruleset) -> Arc<Ruleset> {
-    Arc::new(rules)
 }
