@@ -4,11 +4,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use edgemesh_catalog::{NodeName, Protocol};
+use edgemesh_catalog::{Catalog, NodeName, Protocol};
 use edgemesh_forward::Destinations;
 use edgemesh_plan::{Plan, Policy, PortalEndpoint, Target, plan};
 use edgemesh_rules::{Mark, Ruleset, render};
+use edgemesh_watch::{Counters, ManifestsSource};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::wanted;
@@ -18,8 +21,8 @@ const NODE: &str = "edge1";
 const REFUSAL_PORT: u16 = 20_009;
 const FIRST_UDP_PORT: u16 = 40_001;
 
-#[test]
-fn scenarios_come_out_as_written_down() {
+#[tokio::test]
+async fn scenarios_come_out_as_written_down() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
     let mut folders: Vec<PathBuf> = fs::read_dir(&root)
         .unwrap()
@@ -29,19 +32,19 @@ fn scenarios_come_out_as_written_down() {
     folders.sort();
     assert!(!folders.is_empty(), "no scenarios in {}", root.display());
     for folder in folders {
-        let outputs = play(&folder);
+        let outputs = play(&folder).await;
         for (name, text) in outputs {
             compare(&folder.join(name), &text);
         }
     }
 }
 
-fn play(folder: &Path) -> Vec<(&'static str, String)> {
+async fn play(folder: &Path) -> Vec<(&'static str, String)> {
     let config = match fs::read_to_string(folder.join("config.yaml")) {
         Ok(text) => crate::config::parse(&text, "config.yaml").unwrap().config,
         Err(_) => Config::without_file(),
     };
-    let catalog = edgemesh_watch::read_manifests(folder).unwrap();
+    let catalog = read(folder).await;
     let policy = Policy {
         node: NodeName::new(NODE),
         filter: config.edge_proxy.filter,
@@ -62,6 +65,21 @@ fn play(folder: &Path) -> Vec<(&'static str, String)> {
             rules(config.edge_proxy.intercept_v6.into()),
         ),
     ]
+}
+
+async fn read(folder: &Path) -> Catalog {
+    let (source, mut states) =
+        ManifestsSource::new(folder.to_owned(), Arc::new(Counters::default())).unwrap();
+    let stop = CancellationToken::new();
+    let catalog = async {
+        let state = states.wait_for(|state| state.complete).await.unwrap();
+        assert_eq!(state.problems.files, 0, "{} has mistakes", folder.display());
+        state.catalog.clone()
+    };
+    tokio::select! {
+        catalog = catalog => catalog,
+        () = source.run(stop) => panic!("the source ended by itself"),
+    }
 }
 
 /// Ports as a forwarder would hand them out: one for all TCP, one for each UDP portal.
