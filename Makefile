@@ -24,9 +24,7 @@ test: ## all tests that need no cluster, kernel labs included
 	$(CARGO) test --locked --workspace
 
 e2e: ## against a real etcd, kube-apiserver and kube-proxy (K8S_BIN=DIR ETCD=FILE: your own)
-	@tools/prerequisites cc iptables ip unshare
-	@K8S_BIN="$$(e2e/kubernetes-binaries)" ETCD="$$(e2e/etcd-binary)" \
-		$(CARGO) test --locked -p edgemesh-agent --test e2e -- --test-threads=1 --nocapture
+	@e2e/run
 
 bench: ## time and memory at 100 to 10,000 Services, beside kube-proxy where K8S_BIN names one
 	@tools/prerequisites cc iptables ip unshare
