@@ -14,10 +14,11 @@ use crate::addrs::{ClientAddr, EndpointAddr, ListenAddr};
 use crate::chance::Chance;
 use crate::dial::{DialFailure, DialLimits, Dialled, Dialler, Stragglers};
 use crate::log_limit::LogLimit;
-use crate::metrics::{Counters, Refused};
+use crate::metrics::Counters;
 use crate::original_dst::ResolveOriginalDst;
 use crate::portal::ActivePortal;
 use crate::portal_table::PortalTable;
+use crate::reasons::Refused;
 use crate::relay::{Broken, Moved, ResetOnDrop, broken, relay};
 use crate::socket::{OutwardSockets, tune};
 

@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::addrs::{ClientAddr, EndpointAddr};
 use crate::chance::Chance;
-use crate::metrics::{Counters, DialFault};
+use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};
+use crate::reasons::DialFault;
 
 /// An endpoint that has not answered for this long is not waited for alone any more: the next
 /// one is tried beside it (RFC 8305 section 8, "Connection Attempt Delay").

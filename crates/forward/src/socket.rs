@@ -1,10 +1,11 @@
 //! The one place where sockets are made.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use crate::addrs::{EndpointAddr, ListenAddr};
@@ -104,6 +105,38 @@ pub(crate) fn reserve_udp(at: SocketAddr) -> io::Result<Socket> {
     socket.bind(&at.into())?;
     socket.connect(&at.into())?;
     Ok(socket)
+}
+
+/// Waits until [`receive_now`] has something to tell. Tokio does not count a refusal by the
+/// endpoint as readable.
+pub(crate) async fn await_datagram(socket: &UdpSocket) -> io::Result<()> {
+    let either = Interest::READABLE.add(Interest::ERROR);
+    socket.ready(either).await.map(|_| ())
+}
+
+/// The next datagram of a connected socket, or what became of an earlier one that was sent.
+pub(crate) fn receive_now(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
+    // One at a time: tokio's `try_io` knows no two interests at once.
+    let mut read = |interest| socket.try_io(interest, || (&*SockRef::from(socket)).read(buffer));
+    match read(Interest::READABLE) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => read(Interest::ERROR),
+        read => read,
+    }
+}
+
+/// Sends a datagram on a connected socket, now or not at all. (Tokio's own `try_send` does not
+/// even try on a socket whose readiness has not been reported yet, as a new one's.)
+pub(crate) fn send_now(socket: &UdpSocket, datagram: &[u8]) -> io::Result<usize> {
+    SockRef::from(socket).send(datagram)
+}
+
+/// As [`send_now`], to an address.
+pub(crate) fn send_to_now(
+    socket: &UdpSocket,
+    datagram: &[u8],
+    to: SocketAddr,
+) -> io::Result<usize> {
+    SockRef::from(socket).send_to(datagram, &to.into())
 }
 
 /// What every relayed stream gets, on both sides.

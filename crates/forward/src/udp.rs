@@ -18,8 +18,9 @@ use crate::buffers::with_datagram_buffer;
 use crate::chance::Chance;
 use crate::dial::fault_of;
 use crate::flow_cap::FlowCap;
-use crate::metrics::{Counters, Dropped, FlowEnded};
+use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};
+use crate::reasons::{Dropped, FlowEnded};
 use crate::socket::OutwardSockets;
 use crate::udp_flow::{Answers, Clock, Flow, Sent};
 
@@ -71,7 +72,7 @@ impl UdpPortal {
                     () = stop.cancelled() => break,
                     Ok(()) = self.changes.changed() => self.end_flows_of_gone_endpoints(),
                     Some(ended) = self.tasks.join_next() => self.forget(ended),
-                    ready = self.socket.readable() => self.receive(ready),
+                    Ok(()) = self.socket.readable() => self.receive(),
                 }
                 tokio::task::coop::consume_budget().await;
             }
@@ -116,10 +117,7 @@ impl UdpPortal {
         }
     }
 
-    fn receive(&mut self, ready: io::Result<()>) {
-        if ready.is_err() {
-            return;
-        }
+    fn receive(&mut self) {
         for _ in 0..DATAGRAMS_AT_ONCE {
             let received = with_datagram_buffer(|buffer| {
                 let (n, client) = self.socket.try_recv_from(buffer)?;

@@ -13,8 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::addrs::{ClientAddr, EndpointAddr};
 use crate::buffers::with_datagram_buffer;
 use crate::flow_cap::{FlowCap, Place};
-use crate::metrics::{Counters, Dropped, FlowEnded, Way};
+use crate::metrics::{Counters, Way};
 use crate::portal::{ActivePortal, Attempt};
+use crate::reasons::{Dropped, FlowEnded};
+use crate::socket::{await_datagram, receive_now, send_now, send_to_now};
 
 /// An endpoint on trial that has not refused for this long counts as well: many UDP services
 /// never answer at all.
@@ -29,7 +31,7 @@ pub(crate) struct Flow {
     pub(crate) endpoint: EndpointAddr,
     upstream: UdpSocket,
     clock: Clock,
-    /// Milliseconds of `clock`.
+    /// Nanoseconds of `clock`.
     last_use: AtomicU64,
     place: Mutex<Place>,
     end: Mutex<Option<FlowEnded>>,
@@ -46,11 +48,11 @@ impl Clock {
     }
 
     fn now(self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    fn at(self, millis: u64) -> Instant {
-        self.0 + Duration::from_millis(millis)
+    fn at(self, nanos: u64) -> Instant {
+        self.0 + Duration::from_nanos(nanos)
     }
 }
 
@@ -85,9 +87,9 @@ impl Flow {
     /// Sends a datagram of the client on.
     pub(crate) fn send(&self, datagram: &[u8], counters: &Counters) -> Sent {
         self.touch();
-        let sent = self.upstream.try_send(datagram).or_else(|error| {
+        let sent = send_now(&self.upstream, datagram).or_else(|error| {
             if is_of_an_earlier_datagram(&error) {
-                self.upstream.try_send(datagram)
+                send_now(&self.upstream, datagram)
             } else {
                 Err(error)
             }
@@ -119,7 +121,7 @@ impl Flow {
         self.ending.is_cancelled()
     }
 
-    /// Milliseconds since the flows' common beginning.
+    /// Nanoseconds since the flows' common beginning.
     pub(crate) fn last_use(&self) -> u64 {
         self.last_use.load(Ordering::Relaxed)
     }
@@ -165,7 +167,7 @@ impl Answers {
             tokio::select! {
                 biased;
                 () = flow.ending.cancelled() => break,
-                ready = flow.upstream.readable() => match ready {
+                ready = await_datagram(&flow.upstream) => match ready {
                     Ok(()) => self.pass_on(),
                     Err(_) => flow.end(FlowEnded::EndpointFailed),
                 },
@@ -189,7 +191,7 @@ impl Answers {
     fn pass_on(&mut self) {
         for _ in 0..ANSWERS_AT_ONCE {
             let received = with_datagram_buffer(|buffer| {
-                let received = self.flow.upstream.try_recv(buffer);
+                let received = receive_now(&self.flow.upstream, buffer);
                 if let Ok(n) = received {
                     self.answer(&buffer[..n]);
                 }
@@ -213,7 +215,7 @@ impl Answers {
 
     fn answer(&self, datagram: &[u8]) {
         self.flow.touch();
-        match self.socket.try_send_to(datagram, self.flow.client.0) {
+        match send_to_now(&self.socket, datagram, self.flow.client.0) {
             Ok(_) => self.counters.datagram(Way::Down, datagram.len()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.counters.datagram_dropped(Dropped::Full);

@@ -6,11 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use edgemesh_plan::Frontend;
+use tokio::net::UdpSocket;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::addrs::ListenAddr;
 use crate::portal::ActivePortal;
 use crate::portal_table::PortalTable;
+use crate::recent_ports::RecentPorts;
 use crate::socket::{any_port, bind_udp};
 use crate::tasks::{TaskName, Tasks};
 use crate::udp::{Flows, UdpPortal};
@@ -21,10 +24,12 @@ pub(crate) struct UdpPortals {
     open: BTreeMap<Frontend, Door>,
     /// Those whose address another Service has taken over, until no rule leads to them.
     replaced: Vec<Door>,
+    recent: RecentPorts,
 }
 
 /// A portal's socket as seen from outside its task.
 struct Door {
+    intercept: IpAddr,
     port: u16,
     portal: Arc<ActivePortal>,
     stop: CancellationToken,
@@ -42,6 +47,7 @@ impl UdpPortals {
             shared,
             open: BTreeMap::new(),
             replaced: Vec::new(),
+            recent: RecentPorts::default(),
         }
     }
 
@@ -57,8 +63,7 @@ impl UdpPortals {
         {
             return Ok(door.port);
         }
-        let socket = bind_udp(ListenAddr(any_port(intercept)))?;
-        let port = socket.local_addr()?.port();
+        let (socket, port) = self.bind(intercept)?;
         let stop = CancellationToken::new();
         let task = UdpPortal::new(socket, Arc::clone(portal), Arc::clone(&self.shared));
         tasks.own(
@@ -67,6 +72,7 @@ impl UdpPortals {
             task.run(stop.clone()),
         );
         let door = Door {
+            intercept,
             port,
             portal: Arc::clone(portal),
             stop,
@@ -76,16 +82,37 @@ impl UdpPortals {
         Ok(port)
     }
 
+    fn bind(&mut self, intercept: IpAddr) -> io::Result<(UdpSocket, u16)> {
+        let now = Instant::now().into_std();
+        // Held until a good one is found, so that the kernel does not give them again.
+        let mut unwanted = Vec::new();
+        loop {
+            let socket = bind_udp(ListenAddr(any_port(intercept)))?;
+            let port = socket.local_addr()?.port();
+            // After that many the kernel is short of others.
+            if unwanted.len() == 16 || !self.recent.has(intercept, port, now) {
+                return Ok((socket, port));
+            }
+            unwanted.push(socket);
+        }
+    }
+
     /// Closes those that `table` has no more.
     pub(crate) fn close_those_gone_from(&mut self, table: &PortalTable) {
+        let now = Instant::now().into_std();
+        let recent = &mut self.recent;
+        let mut close = |door: &Door| {
+            door.stop.cancel();
+            recent.give_up(door.intercept, door.port, now);
+        };
         self.open.retain(|frontend, door| {
             let stays = table.get(frontend).is_some();
             if !stays {
-                door.stop.cancel();
+                close(door);
             }
             stays
         });
-        self.replaced.drain(..).for_each(|door| door.stop.cancel());
+        self.replaced.drain(..).for_each(|door| close(&door));
     }
 
     /// Closes all.

@@ -1,7 +1,6 @@
 //! A node in a lab: portals by real DNAT rules, endpoints and clients on its loopback device,
 //! and a forwarder in this process.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -246,17 +245,4 @@ pub(crate) async fn eventually(
 /// Open file descriptors of this process.
 pub(crate) fn open_files() -> Result<usize> {
     Ok(std::fs::read_dir("/proc/self/fd")?.count())
-}
-
-/// Resident memory of this process in KiB, by kind.
-pub(crate) fn memory() -> Result<BTreeMap<String, u64>> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    Ok(status
-        .lines()
-        .filter_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            let kib = value.trim().strip_suffix(" kB")?.parse().ok()?;
-            Some((key.to_owned(), kib))
-        })
-        .collect())
 }
