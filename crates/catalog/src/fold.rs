@@ -175,3 +175,7 @@ fn replace<K: Ord + Clone, V: PartialEq>(
     }
     changed
 }
+
+#[cfg(test)]
+#[path = "fold_tests.rs"]
+mod tests;

@@ -45,7 +45,8 @@ impl fmt::Display for WatchedKind {
 /// the whole list that it stands in.
 #[derive(Clone, Debug)]
 pub(crate) struct Delivered {
-    metadata: ObjectMeta,
+    /// Boxed, for it is large and nearly empty.
+    metadata: Box<ObjectMeta>,
     /// The content, for [`crate::objects`] to read.
     pub(crate) value: Value,
 }
@@ -75,12 +76,12 @@ impl<'de> Deserialize<'de> for Delivered {
         let metadata = value.get("metadata");
         let text = |key: &str| Some(metadata?.get(key)?.as_str()?.to_owned());
         Ok(Self {
-            metadata: ObjectMeta {
+            metadata: Box::new(ObjectMeta {
                 name: text("name"),
                 namespace: text("namespace"),
                 resource_version: text("resourceVersion"),
                 ..ObjectMeta::default()
-            },
+            }),
             value,
         })
     }

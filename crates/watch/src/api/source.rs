@@ -97,10 +97,10 @@ impl ApiSource {
     /// Works until `shutdown`. Dropping the future stops it just as well.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut running = Running::new(self);
-        match shutdown.run_until_cancelled(running.work()).await {
-            Some(never) => match never {},
-            None => running.publish_what_is_due(),
+        if let Some(never) = shutdown.run_until_cancelled(running.work()).await {
+            match never {}
         }
+        running.publish_what_is_due();
     }
 }
 

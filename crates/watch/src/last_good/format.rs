@@ -180,6 +180,13 @@ fn write_line(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     to.write_all(b"\n")
 }
 
+/// A content with the last line that makes it whole.
+#[cfg(test)]
+pub(super) fn sealed(content: &str) -> String {
+    let hash = Sha256::digest(content.as_bytes());
+    format!("{content}{TRAILER}{}\n", hex(&hash))
+}
+
 fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 0xf)]);

@@ -4,6 +4,9 @@ mod file;
 mod format;
 mod saver;
 
+#[cfg(test)]
+mod tests;
+
 pub use file::{LastGoodError, LastGoodFile};
 pub use saver::LastGoodSaver;
 

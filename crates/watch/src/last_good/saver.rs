@@ -51,14 +51,9 @@ impl LastGoodSaver {
     /// Works until `shutdown` or until the source ends, then saves a last time.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut not_before = Instant::now();
-        loop {
-            match shutdown.run_until_cancelled(self.next(not_before)).await {
-                Some(Ok(())) => {
-                    if self.save_if_new().await {
-                        not_before = Instant::now() + self.interval;
-                    }
-                }
-                Some(Err(_)) | None => break,
+        while let Some(Ok(())) = shutdown.run_until_cancelled(self.next(not_before)).await {
+            if self.save_if_new().await {
+                not_before = Instant::now() + self.interval;
             }
         }
         self.unsaved |= self.states.has_changed().unwrap_or(false);

@@ -183,3 +183,96 @@ fn delay(kind: &EventKind) -> Option<Duration> {
         | EventKind::Access(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{CreateKind, DataChange, Flag, MetadataKind, RemoveKind, RenameMode};
+
+    use super::*;
+
+    fn due() -> Due {
+        Due::of(Path::new("/m"))
+    }
+
+    fn event(kind: EventKind, path: &str) -> notify::Result<Event> {
+        Ok(Event::new(kind).add_path(path.into()))
+    }
+
+    fn names(names: &[&str]) -> Touched {
+        Touched::Files(names.iter().map(OsString::from).collect())
+    }
+
+    const CLOSED: EventKind = EventKind::Access(AccessKind::Close(AccessMode::Write));
+    const WRITTEN: EventKind = EventKind::Modify(ModifyKind::Data(DataChange::Any));
+
+    #[test]
+    fn file_being_written_is_left_alone_until_it_is_closed() {
+        let (mut due, now) = (due(), Instant::now());
+        due.note(event(WRITTEN, "/m/a.yaml"), now);
+        assert_eq!(due.first(), None);
+        due.note(event(CLOSED, "/m/a.yaml"), now);
+        assert_eq!(due.first(), Some(now));
+        assert_eq!(due.take(now), names(&["a.yaml"]));
+        assert_eq!(due.first(), None);
+    }
+
+    #[test]
+    fn created_file_is_given_a_moment_and_closing_it_ends_that() {
+        let (mut due, now) = (due(), Instant::now());
+        due.note(event(EventKind::Create(CreateKind::File), "/m/a.yaml"), now);
+        assert_eq!(due.first(), Some(now + CREATED));
+        assert_eq!(due.take(now), names(&[]));
+        due.note(event(CLOSED, "/m/a.yaml"), now);
+        assert_eq!(due.take(now), names(&["a.yaml"]));
+    }
+
+    #[test]
+    fn renamed_and_removed_files_are_looked_at() {
+        let (mut due, now) = (due(), Instant::now());
+        let renamed = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+        due.note(event(renamed, "/m/a.yaml"), now);
+        due.note(event(EventKind::Remove(RemoveKind::File), "/m/b.yaml"), now);
+        assert_eq!(due.take(now), names(&["a.yaml", "b.yaml"]));
+    }
+
+    #[test]
+    fn swapped_link_and_the_directory_itself_concern_everything() {
+        let renamed = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+        for path in ["/m/..data", "/m"] {
+            let (mut due, now) = (due(), Instant::now());
+            due.note(event(CLOSED, "/m/a.yaml"), now);
+            due.note(event(renamed, path), now);
+            assert_eq!(due.take(now), Touched::Everything);
+            assert_eq!(due.first(), None, "the file is part of everything");
+        }
+    }
+
+    #[test]
+    fn lost_events_concern_everything() {
+        let now = Instant::now();
+        let lost = Ok(Event::new(EventKind::Other).set_flag(Flag::Rescan));
+        for event in [lost, Err(notify::Error::generic("trouble"))] {
+            let mut due = due();
+            due.note(event, now);
+            assert_eq!(due.take(now), Touched::Everything);
+        }
+    }
+
+    #[test]
+    fn temporary_files_and_reading_say_nothing() {
+        let (mut due, now) = (due(), Instant::now());
+        due.note(event(CLOSED, "/m/a.yaml.tmp"), now);
+        due.note(event(CLOSED, "/m/.a.yaml"), now);
+        let opened = EventKind::Access(AccessKind::Open(AccessMode::Any));
+        due.note(event(opened, "/m/a.yaml"), now);
+        assert_eq!(due.first(), None);
+    }
+
+    #[test]
+    fn permissions_may_make_a_file_readable() {
+        let (mut due, now) = (due(), Instant::now());
+        let permissions = EventKind::Modify(ModifyKind::Metadata(MetadataKind::Any));
+        due.note(event(permissions, "/m/a.yaml"), now);
+        assert_eq!(due.take(now + CREATED), names(&["a.yaml"]));
+    }
+}

@@ -329,3 +329,7 @@ fn line_of(document: &Document, path: &[PathStep]) -> usize {
 fn newlines(bytes: &[u8]) -> usize {
     bytes.iter().filter(|byte| **byte == b'\n').count()
 }
+
+#[cfg(test)]
+#[path = "content_tests.rs"]
+mod tests;

@@ -249,3 +249,7 @@ impl Overlay {
             .fold(false, |changed, change| self.fold.apply(change) | changed)
     }
 }
+
+#[cfg(test)]
+#[path = "overlay_tests.rs"]
+mod tests;

@@ -24,7 +24,8 @@ pub(crate) fn read_endpoint_slice(value: &Value, names: &mut KnownNames) -> Read
         let metadata = root.get("metadata");
         let service = metadata
             .get("labels")
-            .entry(SERVICE_LABEL)
+            .get(SERVICE_LABEL)
+            .text(&mut problems)
             .filter(|service| !service.is_empty())?;
         let family = family(&root, &mut problems)?;
         Some(EndpointSlice {

@@ -129,11 +129,6 @@ impl<'p, 'v> Field<'p, 'v> {
         }
     }
 
-    /// The text at `key` of a mapping whose keys are not field names, such as labels.
-    pub(crate) fn entry(&self, key: &str) -> Option<&'v str> {
-        self.value.get(key).and_then(Value::as_str)
-    }
-
     /// A text; none when absent. Anything else is reported.
     pub(crate) fn text(&self, problems: &mut Vec<Problem>) -> Option<&'v str> {
         match self.value {

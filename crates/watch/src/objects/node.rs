@@ -20,7 +20,8 @@ pub(crate) fn read_node(value: &Value, names: &mut KnownNames) -> Reading<Node> 
         name: NodeName::new(names.get(name)),
         zone: metadata
             .get("labels")
-            .entry(ZONE_LABEL)
+            .get(ZONE_LABEL)
+            .text(&mut problems)
             .map(|zone| names.get(zone)),
         pod_cidrs: pod_cidrs(&root.get("spec"), &mut problems),
         addresses: addresses(&root.get("status"), &mut problems),

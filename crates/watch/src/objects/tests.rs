@@ -16,8 +16,9 @@ fn problems<T>(reading: &Reading<T>) -> Vec<String> {
     reading.problems.iter().map(ToString::to_string).collect()
 }
 
-fn service(spec: Value) -> Reading<edgemesh_catalog::Service> {
-    let object = json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec});
+fn service(spec: impl Into<Value>) -> Reading<edgemesh_catalog::Service> {
+    let metadata = json!({"name": "web", "namespace": "shop"});
+    let object = json!({"metadata": metadata, "spec": spec.into()});
     read_service(&object, &mut KnownNames::default())
 }
 
@@ -219,7 +220,10 @@ fn slice_is_read_whole() {
         ]
     );
     assert_eq!(
-        read.endpoints[0].node.as_ref().map(|n| n.as_str()),
+        read.endpoints[0]
+            .node
+            .as_ref()
+            .map(edgemesh_catalog::NodeName::as_str),
         Some("edge-1")
     );
     let hints = read.endpoints[0].hints.as_ref().unwrap();
@@ -367,10 +371,16 @@ fn pod_network_of_an_old_server_is_taken_from_the_single_field() {
     let read = good(read_node(&object, &mut KnownNames::default()));
     assert_eq!(read.pod_cidrs.len(), 1);
 
-    let bad = json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.244.1.0"}});
+    let bad = json!({
+        "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": 2}},
+        "spec": {"podCIDR": "10.244.1.0"},
+    });
     let reading = read_node(&bad, &mut KnownNames::default());
     assert_eq!(
         problems(&reading),
-        ["spec.podCIDR: is not a CIDR; write one such as 10.244.1.0/24"]
+        [
+            "metadata.labels.topology.kubernetes.io/zone: 2 is not text; write text",
+            "spec.podCIDR: is not a CIDR; write one such as 10.244.1.0/24",
+        ]
     );
 }
