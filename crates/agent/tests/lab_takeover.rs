@@ -180,21 +180,7 @@ fn a_host_without_ipv6_is_no_error() -> Result<()> {
 fn a_host_without_ip6tables_is_no_error() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour)?;
-        let tools = lab.new_folder("tools-without-ip6tables")?;
-        for name in ["iptables", "iptables-nft", "iptables-legacy"] {
-            for action in ["", "-save", "-restore"] {
-                let tool = format!("{name}{action}");
-                let path = stage
-                    .node
-                    .program("sh")
-                    .args(["-c", &format!("command -v {tool}")])
-                    .run()?;
-                std::os::unix::fs::symlink(path.trim(), tools.join(&tool))?;
-            }
-        }
-        stage
-            .agent
-            .set_environment("PATH", &tools.to_string_lossy());
+        lab.hide_programs("ip6tables")?;
         stage.agent.start()?;
         assert_eq!(stage.handler(&stage.client, WEB[0])?, Handler::Agent);
         assert_eq!(stage.handler(&stage.client, WEB[1])?, Handler::KubeProxy);

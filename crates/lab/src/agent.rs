@@ -39,7 +39,6 @@ pub struct Agent {
     executable: PathBuf,
     folder: PathBuf,
     running: Option<Background>,
-    environment: Vec<(String, String)>,
 }
 
 impl Place for Agent {
@@ -61,7 +60,6 @@ impl Agent {
             executable: executable.as_ref().to_owned(),
             folder,
             running: None,
-            environment: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())],
         };
         fs::create_dir(agent.manifests_folder()).context("cannot make the manifests folder")?;
         agent.configure(CONFIGURATION)?;
@@ -80,11 +78,6 @@ impl Agent {
     /// The file system's.
     pub fn configure(&self, text: &str) -> Result<()> {
         manifests::put(&self.folder, "config.yaml", text)
-    }
-
-    /// Sets a variable of the agent's environment from the next start on.
-    pub fn set_environment(&mut self, name: &str, value: &str) {
-        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Makes these Services, and no others, the ones the agent reads: a file each, and
@@ -201,11 +194,7 @@ impl Agent {
 
     /// Another of its commands, e.g. `cleanup`, on the same node.
     pub fn command(&self, name: &str) -> Program {
-        let mut program = self.program(&self.executable).arg(name);
-        for (name, value) in &self.environment {
-            program = program.env(name, value);
-        }
-        program
+        self.program(&self.executable).arg(name)
     }
 
     /// The body of its answer to an HTTP request, e.g. for `/metrics`.

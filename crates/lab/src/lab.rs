@@ -1,11 +1,14 @@
 //! The lab as the tests inside see it.
 
+use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
 
 use crate::network::Network;
 use crate::node::NodeBuilder;
@@ -22,7 +25,7 @@ pub struct Lab {
 impl Lab {
     pub(crate) fn new() -> Result<Self> {
         let folder = PathBuf::from("/run/lab");
-        std::fs::create_dir(&folder)
+        fs::create_dir(&folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         Ok(Self {
             folder,
@@ -44,7 +47,7 @@ impl Lab {
     /// When it exists.
     pub fn new_folder(&self, name: &str) -> Result<PathBuf> {
         let path = self.folder.join(name);
-        std::fs::create_dir(&path)
+        fs::create_dir(&path)
             .with_context(|| format!("cannot make the folder {}", path.display()))?;
         Ok(path)
     }
@@ -61,6 +64,39 @@ impl Lab {
     /// When the name is taken.
     pub fn network(&self, name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Arc<Network>> {
         Network::create(name, v4, v6).map(Arc::new)
+    }
+
+    /// Makes the programs in /usr/sbin and /sbin whose names begin with `prefix` impossible
+    /// to find, as on a host where they are not installed. For the rest of the lab's time.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's and the file system's.
+    pub fn hide_programs(&self, prefix: &str) -> Result<()> {
+        for folder in ["/usr/sbin", "/sbin"].map(Path::new) {
+            if folder.is_dir() && !folder.is_symlink() {
+                self.hide_in(folder, prefix)
+                    .with_context(|| format!("cannot hide {prefix}* in {}", folder.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Mounts a folder of links to all the others over `folder`.
+    fn hide_in(&self, folder: &Path, prefix: &str) -> Result<()> {
+        let name = folder.to_string_lossy().replace('/', "-");
+        let (all, shown) = (
+            self.new_folder(&format!("all{name}"))?,
+            self.new_folder(&format!("shown{name}"))?,
+        );
+        bind(folder, &all)?;
+        for entry in fs::read_dir(folder)? {
+            let name = entry?.file_name();
+            if !name.to_string_lossy().starts_with(prefix) {
+                symlink(all.join(&name), shown.join(&name))?;
+            }
+        }
+        bind(&shown, folder)
     }
 
     /// The segment of all nodes that are put on no other: 198.51.100.0/24 and
@@ -82,4 +118,10 @@ impl Lab {
     pub(crate) fn next_node(&self) -> usize {
         self.nodes.fetch_add(1, Ordering::Relaxed) + 1
     }
+}
+
+fn bind(from: &Path, to: &Path) -> Result<()> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(from), to, None::<&str>, flags, None::<&str>)
+        .with_context(|| format!("cannot mount {} on {}", from.display(), to.display()))
 }

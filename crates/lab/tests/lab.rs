@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use edgemesh_lab::{
-    ClusterService, Family, KubeProxy, Lab, Node, Place, Pod, PodNetwork, RuleList, Serve, Table,
-    await_until, test, test_each_flavour, test_within,
+    ClusterService, Family, Flavour, KubeProxy, Lab, Node, Place, Pod, PodNetwork, RuleList, Serve,
+    Table, await_until, test, test_each_flavour, test_within,
 };
 
 const WEB_V4: &str = "10.96.10.1:80";
@@ -264,6 +264,21 @@ fn connections_that_a_server_cuts_end_for_their_clients() -> Result<()> {
         open.read_exact(&mut [0; 4])?;
         echo.cut_connections();
         assert_eq!(open.read(&mut [0])?, 0);
+        Ok(())
+    })
+}
+
+#[test]
+fn hidden_programs_cannot_be_found_and_others_can() -> Result<()> {
+    test(|lab| {
+        let (node, server, client) = small_cluster(lab, PodNetwork::Bridge)?;
+        let _web = server.serve(8080, Serve::Identity)?;
+        let _kube_proxy = KubeProxy::start(&node, Flavour::Nft, &[web(&server)])?;
+        lab.hide_programs("ip6tables")?;
+        let listed = |tool: &str| node.program(tool).args(["-t", "nat", "-S"]).run();
+        assert!(listed("iptables-nft").is_ok());
+        assert!(listed("ip6tables-nft").is_err());
+        assert_eq!(client.ask(WEB_V6, "rules stay")?.echo, "rules stay");
         Ok(())
     })
 }
