@@ -269,3 +269,42 @@ impl Record {
             .map(|portal| field::display(&portal.name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::original_dst::from_conntrack;
+
+    #[tokio::test]
+    async fn an_idle_connection_takes_less_than_four_kib() {
+        let table = watch::Sender::new(Arc::default());
+        let connections = Connections {
+            table: table.subscribe(),
+            original_dst: from_conntrack(),
+            outward: OutwardSockets::new(None),
+            limits: DialLimits {
+                attempt: Duration::from_secs(2),
+                deadline: Duration::from_secs(5),
+            },
+            places: Arc::new(Semaphore::new(1)),
+            admission_wait: Duration::from_secs(5),
+            stragglers: Arc::new(Semaphore::new(1)),
+            chance: Chance::new(0),
+            counters: Arc::default(),
+            failures: LogLimit::new(),
+            cut: CancellationToken::new(),
+        };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address: SocketAddr = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let task = connections.serve(1, stream, ClientAddr(address), ListenAddr(address));
+        // Besides it there are two sockets as tokio registers them, at about 256 bytes each.
+        let size = size_of_val(&task);
+        println!("state of one connection: {size} bytes");
+        assert!(size < 4096 - 512);
+    }
+}

@@ -1,6 +1,6 @@
 //! Ports that were given up a short time ago. Pure: time is an argument.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 /// datagrams of the former one's clients.
 #[derive(Debug, Default)]
 pub(crate) struct RecentPorts {
-    /// Oldest first.
-    given_up: VecDeque<(Instant, IpAddr, u16)>,
+    since: BTreeMap<(IpAddr, u16), Instant>,
+    /// Oldest first; a port that was given up again stands here twice.
+    by_age: VecDeque<(Instant, (IpAddr, u16))>,
 }
 
 impl RecentPorts {
@@ -18,24 +19,28 @@ impl RecentPorts {
     const QUARANTINE: Duration = Duration::from_secs(180);
 
     pub(crate) fn give_up(&mut self, ip: IpAddr, port: u16, now: Instant) {
+        self.since.insert((ip, port), now);
+        self.by_age.push_back((now, (ip, port)));
         self.forget(now);
-        self.given_up.push_back((now, ip, port));
     }
 
-    pub(crate) fn has(&mut self, ip: IpAddr, port: u16, now: Instant) -> bool {
-        self.forget(now);
-        self.given_up.iter().any(|(_, i, p)| (*i, *p) == (ip, port))
+    pub(crate) fn has(&self, ip: IpAddr, port: u16, now: Instant) -> bool {
+        let since = self.since.get(&(ip, port));
+        since.is_some_and(|since| is_recent(*since, now))
     }
 
     fn forget(&mut self, now: Instant) {
-        while self
-            .given_up
-            .front()
-            .is_some_and(|(since, _, _)| now.saturating_duration_since(*since) >= Self::QUARANTINE)
-        {
-            self.given_up.pop_front();
+        while let Some((age, key)) = self.by_age.front().filter(|(age, _)| !is_recent(*age, now)) {
+            if self.since.get(key) == Some(age) {
+                self.since.remove(key);
+            }
+            self.by_age.pop_front();
         }
     }
+}
+
+fn is_recent(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) < RecentPorts::QUARANTINE
 }
 
 #[cfg(test)]
@@ -51,6 +56,9 @@ mod tests {
         assert!(recent.has(ip, 4000, start + Duration::from_secs(179)));
         assert!(!recent.has(ip, 4001, start));
         assert!(!recent.has("::1".parse().unwrap(), 4000, start));
-        assert!(!recent.has(ip, 4000, start + Duration::from_secs(180)));
+        let later = start + Duration::from_secs(180);
+        assert!(!recent.has(ip, 4000, later));
+        recent.give_up(ip, 4001, later);
+        assert_eq!((recent.since.len(), recent.by_age.len()), (1, 1));
     }
 }

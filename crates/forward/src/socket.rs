@@ -21,6 +21,8 @@ const KEEPALIVE_PROBES: u32 = 4;
 /// Asked for on UDP portals, where a whole burst of all clients meets in one socket; the kernel
 /// caps it at `net.core.rmem_max`.
 const UDP_BUFFER: usize = 4 << 20;
+/// What Linux says where a family is missing; std has no kind for it.
+const EAFNOSUPPORT: i32 = 97;
 
 /// Makes the sockets that lead outward, each with the agent's mark.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +70,6 @@ impl OutwardSockets {
         Ok(socket)
     }
 }
-
-const EAFNOSUPPORT: i32 = 97;
 
 /// A TCP listener, bound and listening.
 pub(crate) fn listen_tcp(at: ListenAddr) -> io::Result<TcpListener> {

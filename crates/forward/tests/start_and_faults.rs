@@ -1,9 +1,10 @@
 //! What is decided before any rule is there, and what a fault of ours costs.
 
 use std::io::{ErrorKind, Read};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 
+use anyhow::{Context, Result, bail};
 use edgemesh_forward::{BindError, Forwarder, Refused, ResolveOriginalDst, Settings};
 use edgemesh_plan::Plan;
 
@@ -18,16 +19,18 @@ fn settings() -> Settings {
 }
 
 /// Connects to the listener and returns how that ends.
-fn connect(to: SocketAddr) -> ErrorKind {
-    let mut stream = TcpStream::connect(to).unwrap();
-    stream.read(&mut [0]).unwrap_err().kind()
+async fn connect_to(forwarder: &Forwarder) -> Result<ErrorKind> {
+    let listener = forwarder.listen_addrs().next().context("no listener")?;
+    let stream = TcpStream::connect(listener.0)?;
+    how_it_ends(stream).await
 }
 
-async fn connect_to(forwarder: &Forwarder) -> ErrorKind {
-    let listener = forwarder.listen_addrs().next().unwrap().0;
-    tokio::task::spawn_blocking(move || connect(listener))
-        .await
-        .unwrap()
+async fn how_it_ends(mut stream: TcpStream) -> Result<ErrorKind> {
+    let read = tokio::task::spawn_blocking(move || stream.read(&mut [0])).await?;
+    match read {
+        Ok(n) => bail!("read {n} bytes instead of being refused"),
+        Err(error) => Ok(error.kind()),
+    }
 }
 
 #[tokio::test]
@@ -57,9 +60,10 @@ async fn a_connection_that_arrives_before_the_start_waits() {
     let listener = forwarder.listen_addrs().next().unwrap().0;
     let early = TcpStream::connect(listener).unwrap();
     forwarder.start();
-    let mut early = early;
-    let end = tokio::task::spawn_blocking(move || early.read(&mut [0]).unwrap_err().kind());
-    assert_eq!(end.await.unwrap(), ErrorKind::ConnectionReset);
+    assert_eq!(
+        how_it_ends(early).await.unwrap(),
+        ErrorKind::ConnectionReset
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,7 +71,10 @@ async fn a_kernel_that_cannot_tell_the_destination_means_a_counted_refusal() {
     let resolve: ResolveOriginalDst = Arc::new(|_| Err(ErrorKind::Unsupported.into()));
     let mut forwarder = Forwarder::bind_with(&settings(), resolve).unwrap();
     forwarder.start();
-    assert_eq!(connect_to(&forwarder).await, ErrorKind::ConnectionReset);
+    assert_eq!(
+        connect_to(&forwarder).await.unwrap(),
+        ErrorKind::ConnectionReset
+    );
     let counters = forwarder.counters();
     forwarder.drain(std::time::Duration::from_secs(5)).await;
     assert_eq!(counters.refused(Refused::NoOriginalDestination), 1);
@@ -80,7 +87,10 @@ async fn a_panic_costs_its_own_connection_and_is_counted() {
     forwarder.start();
     let counters = forwarder.counters();
     for _ in 0..2 {
-        assert_eq!(connect_to(&forwarder).await, ErrorKind::ConnectionReset);
+        assert_eq!(
+            connect_to(&forwarder).await.unwrap(),
+            ErrorKind::ConnectionReset
+        );
     }
     forwarder.drain(std::time::Duration::from_secs(5)).await;
     assert_eq!(counters.panicked_tasks(), 2);
