@@ -26,7 +26,7 @@ use crate::process::{Output, Program, pid_of};
 use crate::way_in::{WayIn, way_in};
 
 /// Tells the process inside that it is inside, and which case of a test to run.
-const CASE: &str = "EDGEMESH_LAB_CASE";
+pub(crate) const CASE: &str = "EDGEMESH_LAB_CASE";
 /// How many seconds a test in a lab may take, over [`TEST_LIMIT`].
 const LIMIT: &str = "EDGEMESH_LAB_SECONDS";
 const TEST_LIMIT: Duration = Duration::from_secs(120);

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::await_until::await_until;
+use crate::enter::CASE;
 use crate::namespace::Namespace;
 
 /// A program to be run, by default in the network namespace of the lab itself.
@@ -179,6 +180,8 @@ impl Program {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.name);
         command.args(&self.arguments);
+        // What is started inside a lab may want a lab of its own.
+        command.env_remove(CASE);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }

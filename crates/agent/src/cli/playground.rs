@@ -8,6 +8,7 @@ mod screen;
 mod site;
 mod way;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{Entered, Flavour, Inside, await_ok, await_until, promises};
 
 use screen::Screen;
-use site::{ADDED_LABEL, Site};
+use site::{ADDED_LABEL, From, Site, TO_ALL, TO_WEB, To, WEB_PORT, check_complete};
 use way::Way;
 
 /// Within what time a label on a live Service takes effect.
@@ -92,7 +93,7 @@ impl Tour {
     fn kube_proxy_alone(&mut self) -> Result<()> {
         self.screen.step("kube-proxy alone");
         self.site.start_kube_proxy()?;
-        self.requests(Way::KubeProxy);
+        self.requests(&TO_ALL, Way::KubeProxy);
         Ok(())
     }
 
@@ -101,67 +102,66 @@ impl Tour {
         let start = Instant::now();
         self.site.agent.start()?;
         let ready = start.elapsed();
-        self.screen.show_nat(&self.site)?;
-        self.screen.promise(
-            promises::check_precedence(&self.site.node, self.site.flavour, &[])
-                .map(|()| format!("ready after {}, its chains before KUBE-SERVICES", ms(ready))),
-        );
-        self.screen
-            .promise(self.site.check_only_portals_have_rules());
-        self.requests(Way::Agent);
-        Ok(())
+        let stands = promises::check_precedence(&self.site.node, self.site.flavour, &[WEB_PORT])
+            .and_then(|()| check_complete(&self.site.portal_rules()?));
+        self.screen.promise(stands.map(|()| {
+            format!(
+                "ready after {}: its chains before KUBE-SERVICES, one rule per service port",
+                ms(ready)
+            )
+        }));
+        self.requests(&TO_ALL, Way::Agent);
+        self.screen.show_nat(&self.site)
     }
 
     fn a_label_is_added(&mut self) -> Result<()> {
         self.screen
             .step(&format!("default/web gets the label {ADDED_LABEL}"));
         let open = self.site.open_connection();
+        let before = self.site.portal_rules()?;
         let start = Instant::now();
         self.site.set_label(true)?;
-        let gone = self.await_rules("default/web", 0, start);
-        self.screen.promise(gone.map(|took| {
-            format!(
-                "its rules are out of both chains after {}, no others",
-                ms(took)
-            )
-        }));
-        self.requests_to_web(Way::KubeProxy);
-        self.screen.promise(
-            open.and_then(|mut open| open.goes_on())
-                .map(|()| "a connection through the agent from before goes on".to_owned()),
-        );
+        let gone = self.await_rules("default/web has no rule", start, |now| {
+            let left = now.iter().find(|rule| rule.contains(WEB_PORT));
+            ensure!(left.is_none(), "there is still {left:?}");
+            Ok(())
+        });
+        self.screen.change("out of both chains", &before, gone);
+        self.requests(&TO_WEB, Way::KubeProxy);
+        let goes_on = open.and_then(|mut open| open.goes_on());
+        self.screen
+            .promise(goes_on.map(|()| "the connection from before goes on".to_owned()));
         Ok(())
     }
 
     fn the_label_is_removed(&mut self) -> Result<()> {
         self.screen.step("The label is removed");
+        let before = self.site.portal_rules()?;
         let start = Instant::now();
         self.site.set_label(false)?;
-        let rules = self.site.rules_per_web_port();
-        let back = self.await_rules("default/web", rules, start);
-        self.screen
-            .promise(back.map(|took| format!("its rules are back after {}", ms(took))));
-        self.requests_to_web(Way::Agent);
+        let back = self.await_rules("default/web has its rules", start, check_complete);
+        self.screen.change("in both chains again", &before, back);
+        self.requests(&TO_WEB, Way::Agent);
         Ok(())
     }
 
     fn everything_is_flushed(&mut self) -> Result<()> {
         self.screen
-            .step("Somebody flushes the nat table; kube-proxy comes back first and on top");
-        let start = Instant::now();
+            .step("Somebody flushes the nat table; kube-proxy puts its own rules back, first");
         self.site.flush_and_restart_kube_proxy()?;
+        let start = Instant::now();
         let (node, flavour) = (&self.site.node, self.site.flavour);
         let repaired = await_ok(PATIENCE, "EDGEMESH- stands before KUBE-SERVICES", || {
-            promises::check_precedence(node, flavour, &["default/web:http"])
+            promises::check_precedence(node, flavour, &[WEB_PORT])
         })
         .and_then(|()| in_time(start.elapsed(), REPAIR_PROMISE));
         self.screen.promise(repaired.map(|took| {
             format!(
-                "EDGEMESH- stands before KUBE-SERVICES again after {}",
+                "its chains are back before KUBE-SERVICES after {}",
                 ms(took)
             )
         }));
-        self.requests(Way::Agent);
+        self.requests(&TO_ALL, Way::Agent);
         Ok(())
     }
 
@@ -207,31 +207,41 @@ impl Tour {
             Ok(format!("all {count} rules of others are as they were"))
         };
         self.screen.promise(kept());
-        self.requests(Way::KubeProxy);
+        self.requests(&TO_ALL, Way::KubeProxy);
         Ok(())
     }
 
-    /// Every Service that has an address, over every protocol and family, from everywhere.
-    fn requests(&mut self, expected: Way) {
-        for request in self.site.requests() {
-            self.screen.promise(self.site.carry_out(request, expected));
+    /// Requests from pod and host.
+    fn requests(&mut self, to: &[To], expected: Way) {
+        for from in From::ALL {
+            let answers: Result<Vec<String>> = to
+                .iter()
+                .map(|to| {
+                    Ok(format!(
+                        "{to} {}",
+                        self.site.carry_out(from, *to, expected)?
+                    ))
+                })
+                .collect();
+            self.screen.promise(match answers {
+                Ok(answers) => Ok(format!("{from}  {expected}: {}", answers.join(", "))),
+                Err(error) => Err(error.context(format!("{from}"))),
+            });
         }
     }
 
-    fn requests_to_web(&mut self, expected: Way) {
-        for request in self.site.requests() {
-            if request.is_to_web() {
-                self.screen.promise(self.site.carry_out(request, expected));
-            }
-        }
-    }
-
-    /// Waits until `service` has so many rules in each of the agent's chains.
-    fn await_rules(&self, service: &str, count: usize, since: Instant) -> Result<Duration> {
-        await_ok(PATIENCE, &format!("{service} has {count} rules"), || {
-            self.site.check_rules(service, count)
+    /// Waits until the agent's rules are as `check` wants them; returns them and how long it took.
+    fn await_rules(
+        &self,
+        what: &str,
+        since: Instant,
+        check: impl Fn(&BTreeSet<String>) -> Result<()>,
+    ) -> Result<(BTreeSet<String>, Duration)> {
+        let rules = await_ok(PATIENCE, what, || {
+            let now = self.site.portal_rules()?;
+            check(&now).map(|()| now)
         })?;
-        in_time(since.elapsed(), LABEL_PROMISE)
+        Ok((rules, in_time(since.elapsed(), LABEL_PROMISE)?))
     }
 }
 

@@ -1,11 +1,13 @@
 //! What the playground prints.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
-use super::site::Site;
+use super::ms;
+use super::site::{Site, WEB_PORT};
 
 /// Prints, and keeps count of the promises.
 #[derive(Debug, Default)]
@@ -56,6 +58,31 @@ impl Screen {
         }
     }
 
+    /// How the rules of `default/web` changed and how long that took, or why they did not.
+    /// Another Service's rule must not have changed.
+    pub(super) fn change(
+        &mut self,
+        how: &str,
+        before: &BTreeSet<String>,
+        outcome: Result<(BTreeSet<String>, Duration)>,
+    ) {
+        let (after, took) = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => return self.promise(Err(error)),
+        };
+        let gone = before.difference(&after).map(|rule| format!("- {rule}"));
+        let new = after.difference(before).map(|rule| format!("+ {rule}"));
+        let changes: Vec<String> = gone.chain(new).collect();
+        let stray = changes.iter().find(|change| !change.contains(WEB_PORT));
+        self.promise(match stray {
+            None => Ok(format!("its rules are {how}, {} later", ms(took))),
+            Some(stray) => Err(anyhow!("another rule changed as well: {stray}")),
+        });
+        for change in changes {
+            print(&format!("         {change}\n"));
+        }
+    }
+
     /// The contract's chains, as iptables shows them.
     pub(super) fn show_nat(&self, site: &Site) -> Result<()> {
         for chain in ["PREROUTING", "OUTPUT", "EDGEMESH-PORTALS-CONTAINER"] {
@@ -65,7 +92,6 @@ impl Screen {
                 print(&format!("   {line}\n"));
             }
         }
-        print("\n");
         Ok(())
     }
 

@@ -1,19 +1,23 @@
 //! What stands on the playground: a node, its pods, their Services, and requests to them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{
-    Agent, ClusterService, Family, Flavour, KubeProxy, Lab, Node, Place, Pod, RuleList, Serve,
-    Server, Table,
+    Agent, ClusterService, Family, Flavour, KubeProxy, Lab, Node, Place, Pod, Protocol, Rule,
+    RuleList, Serve, Server, Table,
 };
 
 use super::way::{Count, Way};
 
 /// The label that leaves a Service to kube-proxy.
 pub(super) const ADDED_LABEL: &str = "service.edgemesh.kubeedge.io/service-proxy-name";
+
+/// The service port of the Service that gets labelled.
+pub(super) const WEB_PORT: &str = "default/web:http";
 
 const CHAINS: [&str; 2] = ["EDGEMESH-PORTALS-CONTAINER", "EDGEMESH-PORTALS-HOST"];
 
@@ -29,78 +33,59 @@ pub(super) struct Site {
     _servers: Vec<Server>,
 }
 
-/// One request, from somewhere to a Service.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Request {
-    from: From,
-    protocol: Protocol,
-    to: &'static str,
-    port: &'static str,
-}
-
+/// Where requests come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum From {
+pub(super) enum From {
     Pod,
     Host,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Protocol {
-    Tcp,
-    Udp,
+impl From {
+    pub(super) const ALL: [Self; 2] = [Self::Pod, Self::Host];
 }
 
-/// All requests there are: each protocol and family, from pod and host.
-const REQUESTS: [Request; 6] = [
-    Request::new(
-        From::Pod,
-        Protocol::Tcp,
-        "10.96.10.1:80",
-        "default/web:http",
-    ),
-    Request::new(
-        From::Host,
-        Protocol::Tcp,
-        "10.96.10.1:80",
-        "default/web:http",
-    ),
-    Request::new(
-        From::Pod,
-        Protocol::Tcp,
-        "[fd00:96::1]:80",
-        "default/web:http",
-    ),
-    Request::new(
-        From::Host,
-        Protocol::Tcp,
-        "[fd00:96::1]:80",
-        "default/web:http",
-    ),
-    Request::new(From::Pod, Protocol::Udp, "10.96.10.2:53", "default/dns:dns"),
-    Request::new(
-        From::Host,
-        Protocol::Udp,
-        "10.96.10.2:53",
-        "default/dns:dns",
-    ),
+impl fmt::Display for From {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Pod => "pod ",
+            Self::Host => "host",
+        })
+    }
+}
+
+/// Where a request goes to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct To {
+    protocol: Protocol,
+    address: &'static str,
+    /// The service port behind it.
+    port: &'static str,
+}
+
+/// The Service that gets labelled, by each of its addresses.
+pub(super) const TO_WEB: [To; 2] = [
+    To::new(Protocol::Tcp, "10.96.10.1:80", WEB_PORT),
+    To::new(Protocol::Tcp, "[fd00:96::1]:80", WEB_PORT),
 ];
 
-impl Request {
-    const fn new(from: From, protocol: Protocol, to: &'static str, port: &'static str) -> Self {
+/// Everything there is.
+pub(super) const TO_ALL: [To; 3] = [
+    TO_WEB[0],
+    TO_WEB[1],
+    To::new(Protocol::Udp, "10.96.10.2:53", "default/dns:dns"),
+];
+
+impl To {
+    const fn new(protocol: Protocol, address: &'static str, port: &'static str) -> Self {
         Self {
-            from,
             protocol,
-            to,
+            address,
             port,
         }
     }
 
-    pub(super) fn is_to_web(&self) -> bool {
-        self.port == "default/web:http"
-    }
-
     fn family(&self) -> Family {
-        if self.to.starts_with('[') {
+        if self.address.starts_with('[') {
             Family::V6
         } else {
             Family::V4
@@ -108,17 +93,9 @@ impl Request {
     }
 }
 
-impl fmt::Display for Request {
+impl fmt::Display for To {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let from = match self.from {
-            From::Pod => "pod ",
-            From::Host => "host",
-        };
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        write!(formatter, "{from} -> {protocol} {:<16}", self.to)
+        write!(formatter, "{} {}", self.protocol.lower(), self.address)
     }
 }
 
@@ -177,39 +154,26 @@ impl Site {
         self.agent.publish(&services)
     }
 
-    pub(super) fn requests(&self) -> [Request; 6] {
-        REQUESTS
-    }
-
-    /// Makes a request and tells who answered and which way it took.
+    /// Makes a request and returns the name of the pod that answered.
     ///
     /// # Errors
     ///
     /// When nobody answers, or it took another way than the expected one.
-    pub(super) fn carry_out(&self, request: Request, expected: Way) -> Result<String> {
-        let before = Count::of(request.port, &self.nat(request.family())?);
-        let answer = match (request.from, request.protocol) {
-            (From::Pod, Protocol::Tcp) => self.client.ask(request.to, "hello"),
-            (From::Host, Protocol::Tcp) => self.node.ask(request.to, "hello"),
-            (From::Pod, Protocol::Udp) => self.client.ask_udp(request.to, "hello"),
-            (From::Host, Protocol::Udp) => self.node.ask_udp(request.to, "hello"),
-        }
-        .with_context(|| request.to_string())?;
-        let after = Count::of(request.port, &self.nat(request.family())?);
-        match after.way_since(before) {
-            Some(way) if way == expected => {
-                Ok(format!("{request}  {} answered {way}", answer.server))
-            }
-            Some(way) => {
-                let server = answer.server;
-                Err(anyhow::anyhow!(
-                    "{request}  {server} answered {way}, not {expected}"
-                ))
-            }
-            None => Err(anyhow::anyhow!(
-                "{request}  {} answered, but by whose rule the counters don't tell",
-                answer.server
-            )),
+    pub(super) fn carry_out(&self, from: From, to: To, expected: Way) -> Result<String> {
+        let count = || Ok::<_, anyhow::Error>(Count::of(to.port, &self.nat(to.family())?));
+        let before = count()?;
+        let answer = match (from, to.protocol) {
+            (From::Pod, Protocol::Tcp) => self.client.ask(to.address, "hello"),
+            (From::Host, Protocol::Tcp) => self.node.ask(to.address, "hello"),
+            (From::Pod, Protocol::Udp) => self.client.ask_udp(to.address, "hello"),
+            (From::Host, Protocol::Udp) => self.node.ask_udp(to.address, "hello"),
+        }?;
+        let way = count()?.way_since(before);
+        let server = answer.server;
+        match way {
+            Some(way) if way == expected => Ok(server),
+            Some(way) => bail!("{to}: {server} answered {way}, not {expected}"),
+            None => bail!("{to}: {server} answered, but the counters don't tell by whose rule"),
         }
     }
 
@@ -222,47 +186,20 @@ impl Site {
         Ok(connection)
     }
 
-    /// How many rules each chain has for `default/web` in IPv4.
-    pub(super) fn rules_per_web_port(&self) -> usize {
-        self.services[0].ports.len()
-    }
-
-    /// Checks that each of the agent's chains, in both families, has `count` rules for a
-    /// dual-stack Service, and still all rules of others.
-    pub(super) fn check_rules(&self, service: &str, count: usize) -> Result<()> {
+    /// The agent's portal rules of both families, in short.
+    pub(super) fn portal_rules(&self) -> Result<BTreeSet<String>> {
+        let mut rules = BTreeSet::new();
         for family in Family::ALL {
             let nat = self.nat(family)?;
             for chain in CHAINS {
-                let found = portals(&nat, chain)
-                    .filter(|name| name.starts_with(&format!("{service}:")))
-                    .count();
-                ensure!(found == count, "{chain} has {found} rules for {service}");
+                rules.extend(
+                    nat.rules(chain)
+                        .iter()
+                        .filter_map(|rule| in_short(chain, rule)),
+                );
             }
         }
-        let dns = portals(&self.nat(Family::V4)?, CHAINS[0])
-            .filter(|name| *name == "default/dns:dns")
-            .count();
-        ensure!(dns == 1, "default/dns:dns has {dns} rules");
-        Ok(())
-    }
-
-    /// Checks that there is a rule for each port with a ClusterIP, and none for the labelled,
-    /// headless node-exporter.
-    pub(super) fn check_only_portals_have_rules(&self) -> Result<String> {
-        let nat = self.nat(Family::V4)?;
-        for chain in CHAINS {
-            let mut found: Vec<&str> = portals(&nat, chain).collect();
-            found.sort_unstable();
-            let wanted = ["default/dns:dns", "default/web:http"];
-            ensure!(
-                found == wanted,
-                "{chain} has rules for {found:?}, not for {wanted:?}"
-            );
-        }
-        Ok(
-            "one rule per service port in both chains, none for monitoring/node-exporter"
-                .to_owned(),
-        )
+        Ok(rules)
     }
 
     pub(super) fn iptables(&self, words: &str) -> Result<String> {
@@ -275,12 +212,37 @@ impl Site {
     }
 }
 
-/// The `namespace/name:port` of a chain's rules, leaving out rules that are no portal's.
-fn portals<'a>(nat: &'a RuleList, chain: &str) -> impl Iterator<Item = &'a str> {
-    nat.rules(chain)
-        .iter()
-        .filter_map(|rule| rule.comment())
-        .filter(|comment| comment.contains('/') && !comment.contains(' '))
+/// Checks that `rules` has one for each service port with a ClusterIP in each chain, and
+/// none for the labelled, headless node-exporter.
+pub(super) fn check_complete(rules: &BTreeSet<String>) -> Result<()> {
+    let (found, wanted) = (rules.len(), TO_ALL.len() * CHAINS.len());
+    ensure!(
+        found == wanted,
+        "{found} rules instead of {wanted}: {rules:#?}"
+    );
+    let stray = rules.iter().find(|rule| rule.contains("monitoring/"));
+    ensure!(stray.is_none(), "{stray:?} should not be there");
+    Ok(())
+}
+
+/// `CHAIN  tcp 10.96.10.1:80 -> 169.254.96.16:20007  default/web:http` for a portal's rule;
+/// `None` for the chain's own first rules.
+fn in_short(chain: &str, rule: &Rule) -> Option<String> {
+    let (address, port) = (rule.option("-d")?, rule.option("--dport")?);
+    let address = address
+        .split_once('/')
+        .map_or(address, |(address, _)| address);
+    let at = if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    };
+    Some(format!(
+        "{chain:<26}  {}  {} {at} -> {}",
+        rule.comment()?,
+        rule.option("-p")?,
+        rule.option("--to-destination")?
+    ))
 }
 
 /// `default/web` first: it is the one that gets labelled.
