@@ -311,7 +311,7 @@ async fn open_family(
         Flavour::Legacy => FlavourSetting::Fixed(edgemesh_rules::Flavour::Legacy),
     };
     if let HostSupport::Unavailable(reason) = host_supports(family, setting).await {
-        tracing::warn!(%family, reason, "this family is not intercepted");
+        tracing::info!(%family, reason, "this family is not intercepted");
         return Ok(Err(format!("{family}: {reason}")));
     }
     let backend = Backend::open(family, setting).await?;

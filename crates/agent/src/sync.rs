@@ -106,7 +106,8 @@ impl Sync {
         }
     }
 
-    /// Goes round until `stop`, between two steps and never within one.
+    /// Goes round until `stop`, between two steps and never within one; or until the
+    /// forwarder is beyond repair.
     pub(crate) async fn run(&mut self, stop: &CancellationToken) {
         let mut check = interval(self.check_period);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -140,8 +141,13 @@ impl Sync {
                     }
                 }
                 ended = self.forwarder.task_ended() => {
-                    tracing::error!(%ended, "a part of the forwarder is gone");
-                    self.health.set(Condition::Listener, Err(ended.to_string()));
+                    if !ended.recoverable {
+                        tracing::error!(%ended, "the forwarder cannot go on");
+                        self.health.set(Condition::Listener, Err(ended.to_string()));
+                        return;
+                    }
+                    tracing::warn!(%ended, "a part of the forwarder is opened anew");
+                    pending = true;
                 }
             }
         }
