@@ -15,7 +15,6 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 const REQUEST: u16 = 0x1;
 const DUMP: u16 = 0x300;
-const DUMP_INTERRUPTED: u16 = 0x10;
 const KIND_ERROR: u16 = 2;
 const KIND_DONE: u16 = 3;
 const HEADER: usize = 16;
@@ -36,18 +35,10 @@ pub(crate) struct NetlinkSocket {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
-    flags: u16,
     sequence: u32,
     /// Who made the change that the message tells of; 0 for the kernel itself.
     pub(crate) port: u32,
     pub(crate) payload: &'a [u8],
-}
-
-/// Whether a dump shows one state, or several mixed because something changed meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Consistency {
-    OneState,
-    Mixed,
 }
 
 impl NetlinkSocket {
@@ -94,15 +85,11 @@ impl NetlinkSocket {
         kind: u16,
         payload: &[u8],
         mut each: impl FnMut(Message<'_>),
-    ) -> io::Result<Consistency> {
+    ) -> io::Result<()> {
         self.send(kind, REQUEST | DUMP, payload)?;
         let mut done = false;
-        let mut consistency = Consistency::OneState;
         while !done {
             self.receive(|message| {
-                if message.flags & DUMP_INTERRUPTED != 0 {
-                    consistency = Consistency::Mixed;
-                }
                 if message.kind == KIND_DONE {
                     done = true;
                     return message.outcome();
@@ -111,7 +98,7 @@ impl NetlinkSocket {
                 Ok(())
             })?;
         }
-        Ok(consistency)
+        Ok(())
     }
 
     /// Hands over all that was told unasked since the last call, without waiting.
@@ -205,31 +192,13 @@ pub(crate) fn push_attribute(payload: &mut Vec<u8>, kind: u16, value: &[u8]) {
 
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
-        let header: &[u8; HEADER] = bytes.first_chunk()?;
-        let [
-            l0,
-            l1,
-            l2,
-            l3,
-            k0,
-            k1,
-            f0,
-            f1,
-            s0,
-            s1,
-            s2,
-            s3,
-            p0,
-            p1,
-            p2,
-            p3,
-        ] = *header;
-        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
+        let word = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+        let [kind_0, kind_1] = *bytes.get(4..)?.first_chunk()?;
+        let length = usize::try_from(word(0)?).ok()?;
         let message = Message {
-            kind: u16::from_ne_bytes([k0, k1]),
-            flags: u16::from_ne_bytes([f0, f1]),
-            sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
-            port: u32::from_ne_bytes([p0, p1, p2, p3]),
+            kind: u16::from_ne_bytes([kind_0, kind_1]),
+            sequence: word(8)?,
+            port: word(12)?,
             payload: bytes.get(HEADER..length)?,
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

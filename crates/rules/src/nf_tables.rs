@@ -1,9 +1,10 @@
-//! Asks nf_tables, without a process and without reading rules, whether anything changed.
+//! Asks nf_tables, without a process and without reading our rules, what changed.
 //!
-//! The kernel numbers every change of a network namespace's nf_tables (its generation),
-//! and gives each rule and each table a number (its handle) that is never used again
-//! while the table lives. So an unchanged generation means unchanged rules, and unchanged
-//! handles mean unchanged rules even though something else changed: kube-proxy's, say.
+//! The kernel numbers every change of a network namespace's nf_tables (its generation).
+//! It gives tables, chains and rules numbers (handles) that are not used again, and counts
+//! the rules of a chain. So it can be told in a few small messages that nothing was added
+//! to our chains, removed from them, or moved in the hooks that lead to them, however much
+//! kube-proxy changes in its own.
 //! The messages are those of `include/uapi/linux/netfilter/nf_tables.h`.
 
 use std::hash::{DefaultHasher, Hasher};
@@ -11,8 +12,8 @@ use std::io;
 
 use nix::sys::socket::SockProtocol;
 
-use crate::Family;
-use crate::netlink::{Consistency, Message, NetlinkSocket, push_attribute};
+use crate::netlink::{Message, NetlinkSocket, push_attribute};
+use crate::{Family, OwnChain};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const GET_TABLE: u16 = SUBSYSTEM | 1;
@@ -24,7 +25,9 @@ const GENERATION_ID: u16 = 1;
 const TABLE_NAME: u16 = 1;
 const TABLE_HANDLE: u16 = 4;
 const CHAIN_TABLE: u16 = 1;
+const CHAIN_HANDLE: u16 = 2;
 const CHAIN_NAME: u16 = 3;
+const CHAIN_USE: u16 = 6;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
@@ -37,9 +40,11 @@ pub(crate) struct NfTables {
     socket: NetlinkSocket,
 }
 
-/// Stands for the rules of some chains: equal fingerprints, equal rules.
+/// Stands for the rules of the hooks, and for the number of rules in our chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fingerprint(u64);
+pub(crate) struct Shape(u64);
+
+const NAT: &str = "nat";
 
 impl NfTables {
     /// # Errors
@@ -76,32 +81,50 @@ impl NfTables {
         )
     }
 
-    /// The fingerprint of some chains of a table; none when the rules were changed
-    /// while they were read.
-    pub(crate) fn fingerprint(
-        &mut self,
-        family: Family,
-        table: &str,
-        chains: &[&str],
-    ) -> io::Result<Option<Fingerprint>> {
+    /// The shape of what is ours in the nat table.
+    pub(crate) fn shape(&mut self, family: Family) -> io::Result<Shape> {
         let mut hasher = DefaultHasher::new();
-        hasher.write_u64(self.table_handle(family, table)?);
-        for chain in chains {
-            let names = [(RULE_TABLE, table), (RULE_CHAIN, chain)];
-            let request = request(protocol(family), &names);
-            hasher.write_u64(0);
-            let consistency = self.socket.dump(GET_RULE, &request, |message| {
-                // Kernels before 4.10 don't filter by chain but send all rules.
-                if has_name(message, RULE_CHAIN, chain) && has_name(message, RULE_TABLE, table) {
-                    let handle = number(message, RULE_HANDLE, u64::from_be_bytes);
-                    hasher.write_u64(handle.unwrap_or(0));
-                }
-            })?;
-            if consistency == Consistency::Mixed {
-                return Ok(None);
-            }
+        hasher.write_u64(self.table_handle(family, NAT)?);
+        for chain in OwnChain::BOTH {
+            self.hash_size(&mut hasher, family, chain.name())?;
+            self.hash_rules(&mut hasher, family, chain.hook())?;
         }
-        Ok(Some(Fingerprint(hasher.finish())))
+        Ok(Shape(hasher.finish()))
+    }
+
+    /// The chain itself, and how many rules are in it or lead to it.
+    fn hash_size(
+        &mut self,
+        hasher: &mut DefaultHasher,
+        family: Family,
+        chain: &str,
+    ) -> io::Result<()> {
+        let names = [(CHAIN_TABLE, NAT), (CHAIN_NAME, chain)];
+        let request = request(protocol(family), &names);
+        let exists = found(self.socket.ask(GET_CHAIN, &request, |message| {
+            hasher.write_u64(number(message, CHAIN_HANDLE, u64::from_be_bytes).unwrap_or(0));
+            hasher.write_u32(number(message, CHAIN_USE, u32::from_be_bytes).unwrap_or(0));
+        }))?;
+        hasher.write_u8(u8::from(exists));
+        Ok(())
+    }
+
+    /// Which rules are in the chain, in their order.
+    fn hash_rules(
+        &mut self,
+        hasher: &mut DefaultHasher,
+        family: Family,
+        chain: &str,
+    ) -> io::Result<()> {
+        let names = [(RULE_TABLE, NAT), (RULE_CHAIN, chain)];
+        let request = request(protocol(family), &names);
+        self.socket.dump(GET_RULE, &request, |message| {
+            // Kernels before 4.10 don't filter by chain but send all rules.
+            if has_name(message, RULE_CHAIN, chain) && has_name(message, RULE_TABLE, NAT) {
+                let handle = number(message, RULE_HANDLE, u64::from_be_bytes);
+                hasher.write_u64(handle.unwrap_or(0));
+            }
+        })
     }
 
     /// 0 when there is no such table, or the kernel (before 4.16) doesn't number tables.

@@ -1,30 +1,50 @@
 //! Whether our rules are still as they were last known to be, found out cheaply.
 
-use crate::chain_names::OwnChain;
+use std::io;
+
 use crate::iptables::installed::Tools;
-use crate::nf_tables::{Fingerprint, NfTables};
+use crate::nf_tables::{NfTables, Shape};
 use crate::{Family, Flavour};
+
+/// For every so many lines of the nat table, reading it is put off by one look after a
+/// foreign change that left the shape of our chains alone.
+const LINES_PER_LOOK: usize = 2000;
 
 /// Watches over the rules of one family in one flavour.
 ///
-/// iptables-legacy offers nothing to look at but the rules themselves: there, nothing is
-/// ever known to be unchanged.
+/// iptables-legacy offers nothing to look at but the rules themselves: there, it can never
+/// tell.
 #[derive(Debug)]
 pub(crate) struct Watch {
     family: Family,
     nf_tables: Option<NfTables>,
+    /// The generation from which on every change counts.
+    since: Option<u32>,
     last: Option<Last>,
 }
 
-/// The last moment at which the rules were known to be right.
+/// What was seen when the rules were known to be right.
 #[derive(Clone, Copy, Debug)]
 struct Last {
     generation: u32,
-    /// Taken at the first look after a change, which needs not be soon.
-    fingerprint: Option<Fingerprint>,
+    shape: Shape,
+    /// Looks since somebody changed something that left the shape as it was. Nearly always
+    /// that is kube-proxy at its own chains, but one of our rules may have been exchanged
+    /// for another; reading the table would tell, but tens of thousands of rules are too
+    /// much to read after each change of kube-proxy's.
+    doubtful_looks: Option<usize>,
 }
 
-const TABLE: &str = "nat";
+/// What a look tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Nobody added or removed anything of ours.
+    Same,
+    /// Somebody did.
+    Changed,
+    /// Only the rules themselves can tell.
+    CannotTell,
+}
 
 impl Watch {
     pub(crate) fn of(tools: &Tools) -> Self {
@@ -43,69 +63,72 @@ impl Watch {
         Self {
             family: tools.family,
             nf_tables,
+            since: None,
             last: None,
         }
     }
 
-    /// To be called before the rules are read or changed: what happens from here on is
-    /// noticed.
-    pub(crate) fn begin(&mut self) {
-        let generation = self.generation();
-        self.last = generation.map(|generation| Last {
-            generation,
-            fingerprint: None,
+    /// Looks whether our rules are as they were when it was last [settled](Self::settle).
+    pub(crate) fn look(&mut self) -> Look {
+        let Some(last) = self.last else {
+            return Look::CannotTell;
+        };
+        let Ok(Some(seen)) = self.see() else {
+            return Look::CannotTell;
+        };
+        if seen.shape != last.shape {
+            self.forget();
+            return Look::Changed;
+        }
+        let doubt = (seen.generation != last.generation).then_some(0);
+        self.last = Some(Last {
+            doubtful_looks: last.doubtful_looks.map(|looks| looks + 1).or(doubt),
+            ..seen
         });
+        self.since = Some(seen.generation);
+        Look::Same
     }
 
-    /// To be called after changes of ours, of that many transactions. If somebody else
-    /// changed something too, the rules count as changed.
-    pub(crate) fn note_own_changes(&mut self, transactions: usize) {
-        let generation = self.generation();
-        let expected = self.last.and_then(|last| {
-            u32::try_from(transactions)
+    /// Whether a table of so many lines should be read back although our rules
+    /// [look](Self::look) the same.
+    pub(crate) fn is_overdue(&self, lines: usize) -> bool {
+        self.last
+            .and_then(|last| last.doubtful_looks)
+            .is_some_and(|looks| looks >= lines / LINES_PER_LOOK)
+    }
+
+    /// To be called before the rules are read: what happens from here on counts.
+    pub(crate) fn begin(&mut self) {
+        self.last = None;
+        self.since = self.nf_tables.as_mut().and_then(|n| n.generation().ok());
+    }
+
+    /// To be called when the rules are right, after so many transactions of ours. If
+    /// somebody else changed something meanwhile, the next look can't tell.
+    pub(crate) fn settle(&mut self, own_transactions: usize) {
+        let doubtful_looks = self.last.and_then(|last| last.doubtful_looks);
+        let expected = self.since.and_then(|since| {
+            u32::try_from(own_transactions)
                 .ok()
-                .map(|own| last.generation.wrapping_add(own))
+                .map(|own| since.wrapping_add(own))
         });
-        self.last = match (generation, expected) {
-            (Some(generation), Some(expected)) if generation == expected => Some(Last {
-                generation,
-                fingerprint: None,
-            }),
-            (_, _) => None,
-        };
+        let seen = self.see().ok().flatten();
+        self.last = seen
+            .filter(|seen| Some(seen.generation) == expected)
+            .map(|seen| Last {
+                doubtful_looks,
+                ..seen
+            });
+        self.since = self.last.map(|last| last.generation);
     }
 
     /// To be called when it is unclear what is there.
     pub(crate) fn forget(&mut self) {
         self.last = None;
+        self.since = None;
     }
 
-    /// Whether the rules are surely as they were at [`Self::begin`], but for changes of
-    /// ours. Changes of other chains don't matter.
-    pub(crate) async fn is_unchanged(&mut self) -> bool {
-        let (Some(last), Some(generation)) = (self.last, self.generation()) else {
-            return false;
-        };
-        if generation == last.generation && last.fingerprint.is_some() {
-            return true;
-        }
-        let fingerprint = self.fingerprint().await;
-        if generation != last.generation
-            && (fingerprint.is_none() || fingerprint != last.fingerprint)
-        {
-            self.last = None;
-            return false;
-        }
-        // A fingerprint is worth something only if it shows the rules of this generation.
-        let still = self.generation() == Some(generation);
-        self.last = Some(Last {
-            generation,
-            fingerprint: if still { fingerprint } else { last.fingerprint },
-        });
-        true
-    }
-
-    /// Whether a chain exists in the watched family's table; false where it can't be told.
+    /// Whether a chain exists in the watched family; false where it can't be told.
     pub(crate) fn has_chain(&mut self, table: &str, chain: &str) -> bool {
         self.nf_tables
             .as_mut()
@@ -113,28 +136,23 @@ impl Watch {
             .unwrap_or(false)
     }
 
-    fn generation(&mut self) -> Option<u32> {
-        self.nf_tables.as_mut()?.generation().ok()
-    }
-
-    /// Reads tens of thousands of rules, so not on a thread that others need.
-    async fn fingerprint(&mut self) -> Option<Fingerprint> {
-        let mut nf_tables = self.nf_tables.take()?;
-        let family = self.family;
-        let read = tokio::task::spawn_blocking(move || {
-            let chains: Vec<&str> = OwnChain::BOTH
-                .into_iter()
-                .flat_map(|chain| [chain.hook(), chain.name()])
-                .collect();
-            let fingerprint = nf_tables.fingerprint(family, TABLE, &chains);
-            (nf_tables, fingerprint)
-        });
-        match read.await {
-            Ok((nf_tables, fingerprint)) => {
-                self.nf_tables = Some(nf_tables);
-                fingerprint.ok().flatten()
+    /// What there is to see, all of one generation; none when changes keep coming.
+    fn see(&mut self) -> io::Result<Option<Last>> {
+        const ATTEMPTS: usize = 3;
+        let Some(nf_tables) = &mut self.nf_tables else {
+            return Ok(None);
+        };
+        for _ in 0..ATTEMPTS {
+            let generation = nf_tables.generation()?;
+            let shape = nf_tables.shape(self.family)?;
+            if nf_tables.generation()? == generation {
+                return Ok(Some(Last {
+                    generation,
+                    shape,
+                    doubtful_looks: None,
+                }));
             }
-            Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
         }
+        Ok(None)
     }
 }

@@ -216,7 +216,7 @@ fn a_rule_that_went_missing_does_not_stop_its_removal() -> Result<()> {
 }
 
 #[test]
-fn an_emptied_chain_of_a_service_added_meanwhile_is_noticed() -> Result<()> {
+fn a_chain_that_was_emptied_before_a_service_is_added_is_made_anew() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let node = node_with_kube_proxy(lab, flavour)?;
         on_node(&node, async || -> Result<()> {
@@ -228,39 +228,66 @@ fn an_emptied_chain_of_a_service_added_meanwhile_is_noticed() -> Result<()> {
                 ["-t", "nat", "-F", OwnChain::Host.name()],
             )?;
             let rules = rules_for(Family::V4, 6)?;
-            assert_eq!(backend.apply(&rules).await?.change, Change::Incremental);
-            assert_eq!(
-                backend.verify(&rules).await?.repairs,
-                [Repair::ChainRewritten(OwnChain::Host)]
-            );
+            let applied = backend.apply(&rules).await?;
+            let verified = backend.verify(&rules).await?;
+            let repairs = [applied.repairs, verified.repairs].concat();
+            assert!(repairs.contains(&Repair::ChainRewritten(OwnChain::Host)));
             check(&node, flavour, Family::V4, 6)
         })?
     })
 }
 
 #[test]
-fn foreign_changes_are_told_from_changes_of_ours_without_reading_rules() -> Result<()> {
+fn what_others_change_in_their_own_chains_does_not_count_as_a_change_of_ours() -> Result<()> {
     test(|lab| {
         let flavour = Flavour::Nft;
         let node = node_with_kube_proxy(lab, flavour)?;
-        let rules = rules_for(Family::V4, 5)?;
+        let rules = rules_for(Family::V4, 1000)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             backend.apply(&rules).await?;
             assert!(!backend.verify(&rules).await?.read_back);
             let foreign = ["-t", "nat", "-A", "KUBE-SERVICES", "-j", "RETURN"];
-            for _ in 0..3 {
-                flavour.command(&node, labs(Family::V4), foreign)?;
-                assert!(!backend.verify(&rules).await?.read_back);
-            }
-            let more = rules_for(Family::V4, 6)?;
+            flavour.command(&node, labs(Family::V4), foreign)?;
+            assert!(!backend.verify(&rules).await?.read_back);
+            flavour.command(&node, labs(Family::V4), foreign)?;
+            let more = rules_for(Family::V4, 1001)?;
             assert_eq!(backend.apply(&more).await?.change, Change::Incremental);
+
+            // In the end somebody has a look whether a rule was exchanged for another.
+            assert!(backend.verify(&more).await?.read_back);
             assert!(!backend.verify(&more).await?.read_back);
             let hook = ["-t", "nat", "-A", "OUTPUT", "-j", "RETURN"];
             flavour.command(&node, labs(Family::V4), hook)?;
             assert!(backend.verify(&more).await?.read_back);
             assert!(!backend.verify(&more).await?.read_back);
             Ok(())
+        })?
+    })
+}
+
+#[test]
+fn a_rule_that_is_exchanged_for_another_is_put_right() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let node = node_with_kube_proxy(lab, flavour)?;
+        let rules = rules_for(Family::V4, 5)?;
+        on_node(&node, async || -> Result<()> {
+            let mut backend = backend(Family::V4, flavour).await?;
+            backend.apply(&rules).await?;
+            backend.verify(&rules).await?;
+            let replace = [
+                "-t",
+                "nat",
+                "-R",
+                OwnChain::Host.name(),
+                "5",
+                "-j",
+                "RETURN",
+            ];
+            flavour.command(&node, labs(Family::V4), replace)?;
+            assert_eq!(backend.verify(&rules).await?.repairs.len(), 2);
+            assert_eq!(backend.verify(&rules).await?.repairs, []);
+            check(&node, flavour, Family::V4, 5)
         })?
     })
 }

@@ -5,6 +5,7 @@ mod on_node;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::time::Duration;
 
 use anyhow::Result;
 use edgemesh_lab::{Node, Place, connect_from, test, test_each_flavour};
@@ -29,7 +30,8 @@ fn option(family: Family) -> &'static str {
     }
 }
 
-/// All routes, rules and addresses of the node, as text.
+/// All routes, rules and addresses of the node, but for what comes by itself a little
+/// after a device: carrier and link-local addresses.
 fn network(node: &Node) -> Result<String> {
     let mut text = String::new();
     for family in Family::BOTH {
@@ -37,7 +39,11 @@ fn network(node: &Node) -> Result<String> {
             text += &ip(node, &format!("{} {what}", option(family)))?;
         }
     }
-    Ok(text)
+    Ok(text
+        .lines()
+        .filter(|line| !line.contains("fe80:") && !line.contains("ff00:"))
+        .map(|line| line.replace(" linkdown", "").trim_end().to_owned() + "\n")
+        .collect())
 }
 
 fn routes(node: &Node, family: Family) -> Result<usize> {
@@ -46,6 +52,11 @@ fn routes(node: &Node, family: Family) -> Result<usize> {
         .args([option(family), "route", "show", "table", "9616"])
         .output()?;
     Ok(table.stdout.lines().count())
+}
+
+#[expect(clippy::print_stdout, reason = "for whoever runs it with --nocapture")]
+fn say(family: Family, what: &str, took: Duration) {
+    println!("{family}: {what}: {took:.1?}");
 }
 
 #[test]
@@ -124,15 +135,15 @@ fn ten_thousand_routes_come_and_go_by_their_difference() -> Result<()> {
                 let mut host = HostNetwork::open(intercept(family))?;
                 let many = host.apply(&addresses(10_000)).await?;
                 assert_eq!(many.routes_added, 10_000);
-                println!("{family}: 10000 routes in {:?}", many.took);
+                say(family, "10000 routes", many.took);
                 let looked = host.verify(&addresses(10_000)).await?;
-                println!("{family}: looked at in {:?}", looked.took);
+                say(family, "looked at", looked.took);
                 assert!(looked.is_nothing());
                 let one = host.apply(&addresses(10_001)).await?;
                 assert_eq!((one.routes_added, one.routes_removed), (1, 0));
                 let fewer = host.apply(&addresses(9_999)).await?;
                 assert_eq!((fewer.routes_added, fewer.routes_removed), (0, 2));
-                println!("{family}: one more in {:?}", one.took);
+                say(family, "one more", one.took);
                 assert_eq!(routes(&node, family)?, 9_999);
 
                 let mut next = HostNetwork::open(intercept(family))?;
@@ -140,6 +151,41 @@ fn ten_thousand_routes_come_and_go_by_their_difference() -> Result<()> {
                 assert_eq!((taken_over.routes_added, taken_over.routes_removed), (1, 0));
                 assert!(!taken_over.address && !taken_over.rule);
                 assert_eq!(next.remove().await?.routes_removed, 10_000);
+            }
+            Ok(())
+        })?
+    })
+}
+
+#[test]
+fn a_route_that_another_version_left_otherwise_is_replaced() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        on_node(&node, async || -> Result<()> {
+            for family in Family::BOTH {
+                let (option, device) = (option(family), "dev lo table 9616 proto 237");
+                let old = [
+                    format!("{option} route add {} {device}", cluster_ip(family, 1)),
+                    format!(
+                        "{option} route add local {} {device}",
+                        cluster_ip(family, 2)
+                    ),
+                    format!(
+                        "{option} route add blackhole {} table 9616 proto 237",
+                        cluster_ip(family, 9)
+                    ),
+                ];
+                for route in old {
+                    ip(&node, &route)?;
+                }
+                let mut host = HostNetwork::open(intercept(family))?;
+                let changes = host.apply(&addresses(3)).await?;
+                assert_eq!((changes.routes_added, changes.routes_removed), (3, 3));
+                let table = ip(&node, &format!("{option} route show table 9616"))?;
+                assert_eq!(table.matches("local ").count(), 3, "{table}");
+                assert_eq!(table.lines().count(), 3, "{table}");
+                let mut next = HostNetwork::open(intercept(family))?;
+                assert!(next.apply(&addresses(3)).await?.is_nothing());
             }
             Ok(())
         })?

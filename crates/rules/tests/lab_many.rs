@@ -120,6 +120,7 @@ fn kube_proxys(services: u16) -> Vec<String> {
     sections
 }
 
+#[expect(clippy::print_stdout, reason = "for whoever runs it with --nocapture")]
 fn say(flavour: edgemesh_lab::Flavour, what: &str, took: Duration) {
     println!("{flavour}, {SERVICES} services: {what}: {took:.1?}");
 }

@@ -33,14 +33,15 @@ const AT_ONCE: usize = 64;
 /// The routes of ours that are there.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// Each with whether it is as it must be.
-    routes: BTreeMap<IpAddr, bool>,
+    /// Those that are not as they must be, with all that the kernel says of them: by that
+    /// they can be deleted.
+    routes: BTreeMap<IpAddr, Option<Box<RouteMessage>>>,
 }
 
 impl Found {
     pub(super) fn all_ours(addresses: &BTreeSet<IpAddr>) -> Self {
         Self {
-            routes: addresses.iter().map(|&ip| (ip, true)).collect(),
+            routes: addresses.iter().map(|&ip| (ip, None)).collect(),
         }
     }
 }
@@ -51,9 +52,8 @@ pub(super) async fn read(handle: &Handle, intercept: IpAddr) -> Result<Found, Ho
     let family = Family::of(intercept);
     for_each_own_route(handle, family, |message| {
         if let Some(destination) = destination(&message) {
-            found
-                .routes
-                .insert(destination, is_right(&message, intercept));
+            let wrong = (!is_right(&message, intercept)).then(|| Box::new(message));
+            found.routes.insert(destination, wrong);
         }
     })
     .await?;
@@ -68,16 +68,18 @@ pub(super) async fn change(
     there: &Found,
     wanted: &BTreeSet<IpAddr>,
 ) -> Result<(usize, usize), HostNetworkError> {
-    let surplus: Vec<IpAddr> = there
+    let surplus: Vec<RouteMessage> = there
         .routes
         .iter()
-        .filter(|&(ip, &right)| !right || !wanted.contains(ip))
-        .map(|(&ip, _)| ip)
+        .filter_map(|(ip, wrong)| match wrong {
+            Some(message) => Some(message.as_ref().clone()),
+            None => (!wanted.contains(ip)).then(|| route(*ip, None)),
+        })
         .collect();
     let missing: Vec<IpAddr> = wanted
         .iter()
         .copied()
-        .filter(|ip| there.routes.get(ip) != Some(&true))
+        .filter(|ip| !matches!(there.routes.get(ip), Some(None)))
         .collect();
     let counts = (missing.len(), surplus.len());
     delete(handle, surplus).await?;
@@ -88,10 +90,7 @@ pub(super) async fn change(
 /// Removes all our routes, wherever they lead; how many there were.
 pub(super) async fn remove_all(handle: &Handle, family: Family) -> Result<usize, HostNetworkError> {
     let mut there = Vec::new();
-    for_each_own_route(handle, family, |message| {
-        there.extend(destination(&message));
-    })
-    .await?;
+    for_each_own_route(handle, family, |message| there.push(message)).await?;
     let count = there.len();
     delete(handle, there).await?;
     Ok(count)
@@ -116,12 +115,13 @@ async fn add(
         .await
 }
 
-async fn delete(handle: &Handle, destinations: Vec<IpAddr>) -> Result<(), HostNetworkError> {
-    stream::iter(destinations)
-        .map(|destination| async move {
-            let request = handle.route().del(route(destination, None));
-            tolerate_gone(request.execute().await).map_err(|error| {
-                let doing = format!("remove the last-resort route for {destination}");
+async fn delete(handle: &Handle, routes: Vec<RouteMessage>) -> Result<(), HostNetworkError> {
+    stream::iter(routes)
+        .map(|route| async move {
+            let to = destination(&route);
+            tolerate_gone(handle.route().del(route).execute().await).map_err(|error| {
+                let to = to.map_or_else(|| "all".to_owned(), |to| to.to_string());
+                let doing = format!("remove the last-resort route for {to}");
                 HostNetworkError::of_request(doing, error)
             })
         })

@@ -19,6 +19,8 @@ pub(crate) struct Table<'a> {
     pub(crate) references: Vec<&'a str>,
     /// Whether kube-proxy's entry chain exists.
     pub(crate) kube_services: bool,
+    /// How many lines there are in all.
+    pub(crate) lines: usize,
 }
 
 /// A rule in a chain of ours.
@@ -73,6 +75,7 @@ impl<'a> Table<'a> {
             if let Some(name) = line.strip_prefix('*') {
                 in_nat = name.trim_end() == "nat";
             } else if in_nat {
+                table.lines += 1;
                 table.read_line(line);
             }
         }
