@@ -92,9 +92,18 @@ impl Cluster {
             && (self.nodes.was_complete || self.nodes_are_missing)
     }
 
-    /// Whether the lists so far hold no Service, though Services are known.
-    pub(crate) fn would_lose_every_service(&self) -> bool {
-        self.services.arrived.is_empty() && self.fold.catalog().services().next().is_some()
+    /// Whether completing the list of a kind now would leave nothing of what is known.
+    pub(crate) fn would_lose_all(&self, kind: WatchedKind) -> bool {
+        let known = self.fold.catalog();
+        match kind {
+            WatchedKind::Services => {
+                self.services.arrived.is_empty() && known.services().next().is_some()
+            }
+            WatchedKind::EndpointSlices | WatchedKind::Endpoints => {
+                self.endpoints.arrived.is_empty() && known.slices().next().is_some()
+            }
+            WatchedKind::Nodes => self.nodes.arrived.is_empty() && known.nodes().next().is_some(),
+        }
     }
 
     /// The server does not let us read nodes. Those read before stay; those known

@@ -6,6 +6,7 @@ mod contact;
 mod delivered;
 mod kind_watch;
 mod marked_connector;
+mod offer;
 mod request_rate;
 mod retry_pause;
 mod settings;

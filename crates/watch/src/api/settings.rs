@@ -241,3 +241,88 @@ fn parse_url(url: &str) -> Result<Uri, ApiSettingsError> {
         source,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(way: ApiWay) -> ApiSettings {
+        ApiSettings {
+            way,
+            qps: 100.0,
+            burst: 200,
+            socket_mark: None,
+            user_agent: "edgemesh-agent/0".to_owned(),
+        }
+    }
+
+    async fn refusal(way: ApiWay) -> String {
+        settings(way).config().await.unwrap_err().to_string()
+    }
+
+    fn kubeconfig(cluster: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{{cluster}}}}}]\nusers: [{{name: u, user: {{}}}}]\n"
+        );
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn refusals_say_what_to_correct() {
+        let missing = ApiWay::Kubeconfig("/no/such/file".into());
+        assert_eq!(
+            refusal(missing).await,
+            "cannot use the kubeconfig /no/such/file; check the file or kubeAPIConfig.kubeConfig"
+        );
+        let no_url = ApiWay::Master {
+            url: "http://a b".to_owned(),
+            kubeconfig: None,
+        };
+        assert_eq!(
+            refusal(no_url).await,
+            "\"http://a b\" is not a URL; write https://HOST:PORT"
+        );
+        let no_files = ApiWay::MetaServer {
+            url: "127.0.0.1:10550".to_owned(),
+            security: Some(MetaServerSecurity {
+                ca_file: Some("/no/such/ca".into()),
+                ..MetaServerSecurity::default()
+            }),
+        };
+        assert_eq!(
+            refusal(no_files).await,
+            "cannot use the files of kubeAPIConfig.metaServer.security for \
+             https://127.0.0.1:10550"
+        );
+    }
+
+    #[tokio::test]
+    async fn proxy_of_the_kubeconfig_is_refused_rather_than_passed_by() {
+        let file = kubeconfig("server: 'https://192.0.2.1', proxy-url: 'http://192.0.2.9:3128'");
+        assert_eq!(
+            refusal(ApiWay::Kubeconfig(file.path().to_owned())).await,
+            "the kubeconfig's proxy-url (http://192.0.2.9:3128/) is not supported; remove it"
+        );
+    }
+
+    #[tokio::test]
+    async fn scheme_of_the_master_follows_from_the_certificates() {
+        for (cluster, scheme) in [
+            ("server: x", "http"),
+            ("server: x, insecure-skip-tls-verify: true", "https"),
+        ] {
+            let file = kubeconfig(cluster);
+            let way = ApiWay::Master {
+                url: "192.0.2.1:6443".to_owned(),
+                kubeconfig: Some(file.path().to_owned()),
+            };
+            let config = settings(way).config().await.unwrap();
+            assert_eq!(config.cluster_url.scheme_str(), Some(scheme), "{cluster}");
+            assert_eq!(config.cluster_url.port_u16(), Some(6443));
+        }
+    }
+}

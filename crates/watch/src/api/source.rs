@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
-use http::Request;
 use kube::runtime::watcher::Event;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -17,6 +16,7 @@ use super::cluster::Cluster;
 use super::contact::Contact;
 use super::delivered::{Delivered, WatchedKind};
 use super::kind_watch::{KindWatch, News};
+use super::offer::{endpoints_kind, has_slices};
 use super::retry_pause::{RetryPause, chance};
 use super::settings::ApiSettings;
 use super::trouble::{Nature, Trouble};
@@ -253,23 +253,26 @@ impl Running {
         self.after(changed);
     }
 
-    /// A whole list of a server that gives no versions: KubeEdge's metaServer, when
-    /// it has nothing of the kind in store. Without Services it is not believed.
+    /// A whole list of a server that gives no versions. KubeEdge's metaServer does so
+    /// when it is cut off and has nothing of the kind in store (edge
+    /// `metaserver/kubernetes/storage/sqlite/store.go`): an empty one is not believed.
     fn take_unversioned(&mut self, kind: WatchedKind, objects: Vec<Delivered>) {
         self.take_event(kind, Event::Init);
         for object in objects {
             self.take_event(kind, Event::InitApply(object));
         }
-        if kind == WatchedKind::Services && self.cluster.would_lose_every_service() {
-            if self.contact.failed().worth_saying {
-                warn!(
-                    "the API server lists no Service at all and gives no version; the Services \
-                     known so far stay. Check the connection of edgecore to the cloud"
-                );
-            }
+        if !self.cluster.would_lose_all(kind) {
+            self.take_event(kind, Event::InitDone);
             return;
         }
-        self.take_event(kind, Event::InitDone);
+        if self.contact.failed().worth_saying {
+            warn!(
+                %kind,
+                "the API server lists none at all and gives no version; those known so far stay. \
+                 Check the connection of edgecore to the cloud"
+            );
+        }
+        self.lose_patience();
     }
 
     fn take_trouble(&mut self, kind: WatchedKind, trouble: &Trouble) -> Next {
@@ -337,7 +340,10 @@ impl Running {
         if !self.cluster.is_complete() {
             return;
         }
-        let first = self.publisher.current().origin != Origin::Api;
+        let (first, problems) = {
+            let seen = self.publisher.current();
+            (seen.origin != Origin::Api, seen.problems)
+        };
         if first {
             self.patience_ends = None;
             self.last_good = None;
@@ -349,8 +355,15 @@ impl Running {
                 nodes = catalog.nodes().count(),
                 "the catalog of the API server is complete"
             );
-        } else if changed {
+        } else if changed || problems != self.problems() {
             self.publisher.changed();
+        }
+    }
+
+    fn problems(&self) -> Problems {
+        Problems {
+            objects: self.cluster.objects_with_problems(),
+            files: 0,
         }
     }
 
@@ -359,10 +372,7 @@ impl Running {
             catalog: self.cluster.catalog(),
             complete: true,
             origin: Origin::Api,
-            problems: Problems {
-                objects: self.cluster.objects_with_problems(),
-                files: 0,
-            },
+            problems: self.problems(),
         });
     }
 
@@ -430,50 +440,4 @@ async fn reach(
         .map_err(|error| Trouble::unprepared(&error))?;
     let kind = endpoints_kind(&client).await?;
     Ok((client, kind))
-}
-
-/// Where the server keeps its endpoints: asked by listing one slice, which works as
-/// well with servers that have no discovery of their API groups.
-async fn endpoints_kind(client: &kube::Client) -> Result<WatchedKind, Trouble> {
-    match ask_for_slices(client).await {
-        Ok(()) => {
-            info!("the API server has discovery.k8s.io/v1: reading EndpointSlices");
-            Ok(WatchedKind::EndpointSlices)
-        }
-        Err(trouble) => match trouble.nature {
-            Nature::NotFound => {
-                info!("the API server has no discovery.k8s.io/v1: reading Endpoints instead");
-                Ok(WatchedKind::Endpoints)
-            }
-            Nature::Forbidden => {
-                warn!(%trouble, "EndpointSlices may not be read: reading Endpoints instead");
-                Ok(WatchedKind::Endpoints)
-            }
-            Nature::Unauthorized
-            | Nature::Expired
-            | Nature::NoVersion
-            | Nature::Unreachable
-            | Nature::Refused => Err(trouble),
-        },
-    }
-}
-
-async fn has_slices(client: &kube::Client) -> bool {
-    let has = ask_for_slices(client).await.is_ok();
-    if has {
-        info!("the API server has EndpointSlices by now: reading them instead of Endpoints");
-    }
-    has
-}
-
-async fn ask_for_slices(client: &kube::Client) -> Result<(), Trouble> {
-    let url = format!("{}?limit=1", WatchedKind::EndpointSlices.url_path());
-    let request = Request::get(url)
-        .body(Vec::new())
-        .map_err(|error| Trouble::unprepared(&error))?;
-    client
-        .request_text(request)
-        .await
-        .map(|_| ())
-        .map_err(|error| Trouble::from(&error))
 }

@@ -45,11 +45,11 @@ impl Trouble {
         }
     }
 
-    /// A watch that came to an end where there should be none.
-    pub(crate) fn ended() -> Self {
+    /// Something that the connection did, or failed to do.
+    pub(crate) fn said(what: &str) -> Self {
         Self {
             nature: Nature::Unreachable,
-            said: "the watch ended".to_owned(),
+            said: what.to_owned(),
             retry_after: None,
         }
     }

@@ -14,9 +14,12 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 pub(crate) const SERVICES: &str = "/api/v1/services";
 pub(crate) const ENDPOINTS: &str = "/api/v1/endpoints";
@@ -27,6 +30,7 @@ pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 pub(crate) struct FakeApiServer {
     cluster: Arc<Cluster>,
     address: SocketAddr,
+    tls: Option<TlsAcceptor>,
     tasks: JoinSet<()>,
 }
 
@@ -42,6 +46,8 @@ struct Cluster {
 struct Content {
     kinds: BTreeMap<String, Kind>,
     requests: Vec<String>,
+    /// The last `Authorization` header.
+    authorization: Option<String>,
     versionless: bool,
 }
 
@@ -62,6 +68,15 @@ struct Kind {
 
 impl FakeApiServer {
     pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// The same over TLS.
+    pub(crate) async fn start_with_tls(config: Arc<ServerConfig>) -> Self {
+        Self::start_with(Some(config.into())).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let cluster = Arc::new(Cluster {
             content: Mutex::default(),
             version: watch::Sender::new(1),
@@ -72,6 +87,7 @@ impl FakeApiServer {
         let mut server = Self {
             cluster,
             address,
+            tls,
             tasks: JoinSet::new(),
         };
         server.serve(listener);
@@ -79,16 +95,28 @@ impl FakeApiServer {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     fn serve(&mut self, listener: TcpListener) {
-        let cluster = self.cluster.clone();
+        let (cluster, tls) = (self.cluster.clone(), self.tls.clone());
         self.tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(serve_connection(cluster.clone(), stream));
+                let (cluster, tls) = (cluster.clone(), tls.clone());
+                connections.spawn(async move {
+                    match tls {
+                        None => serve_connection(cluster, stream).await,
+                        Some(tls) => {
+                            // Who has no good certificate is turned away here.
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve_connection(cluster, stream).await;
+                            }
+                        }
+                    }
+                });
             }
         });
     }
@@ -195,6 +223,11 @@ impl FakeApiServer {
         self.cluster.lock().requests.clone()
     }
 
+    /// The `Authorization` header of the last request.
+    pub(crate) fn authorization(&self) -> Option<String> {
+        self.cluster.lock().authorization.clone()
+    }
+
     /// How often a kind was listed from its beginning.
     pub(crate) fn lists(&self, kind: &str) -> usize {
         let is_list = |request: &&String| {
@@ -246,7 +279,10 @@ impl Kind {
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-async fn serve_connection(cluster: Arc<Cluster>, stream: TcpStream) {
+async fn serve_connection(
+    cluster: Arc<Cluster>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
     let service = service_fn(move |request| {
         let cluster = cluster.clone();
         async move { Ok::<_, Infallible>(answer(&cluster, &request)) }
@@ -275,6 +311,8 @@ fn answer(cluster: &Arc<Cluster>, request: &Request<Incoming>) -> Answer {
         request.uri().query().unwrap_or_default(),
         agent.map_or("", |agent| agent.to_str().unwrap())
     ));
+    let authorization = request.headers().get("authorization");
+    content.authorization = authorization.map(|value| value.to_str().unwrap().to_owned());
     let versionless = content.versionless;
     let watching = query.get("watch").is_some_and(|watch| watch == "true");
     let Some(kind) = content.kinds.get(&path) else {

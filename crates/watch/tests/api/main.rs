@@ -1,0 +1,14 @@
+//! The API source against an API server in this process.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, its helpers outside of #[test] too"
+)]
+
+mod fake_api_server;
+mod following;
+mod outages;
+mod stage;
+mod ways_in;
