@@ -57,7 +57,7 @@ impl AgentSetup {
         let mode = match mode {
             FilterMode::IfLabelExists => String::new(),
             FilterMode::IfLabelDoesNotExist => {
-                format!("modules:\n  edgeProxy:\n    serviceFilterMode: {mode}\n")
+                format!("    serviceFilterMode: {mode}\n")
             }
         };
         format!(
@@ -65,6 +65,9 @@ impl AgentSetup {
              kind: EdgeMeshAgent\n\
              kubeAPIConfig:\n\
              \x20 kubeConfig: {kubeconfig}\n\
+             modules:\n\
+             \x20 edgeProxy:\n\
+             \x20   enable: true\n\
              {mode}"
         )
     }

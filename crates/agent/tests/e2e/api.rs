@@ -84,10 +84,12 @@ impl KubeApi {
 
     /// Removes a Service and its endpoints.
     pub(crate) fn delete_service(&self, service: &ClusterService) -> Result<()> {
-        let mut paths = vec![service_path(service), endpoints_path(service)];
+        let mut paths = vec![endpoints_path(service)];
         if self.has_endpoint_slices()? {
             paths.extend(["ipv4", "ipv6"].map(|family| slice_path(service, family)));
         }
+        // The Service last: the API server takes the Endpoints down with it.
+        paths.push(service_path(service));
         for path in paths {
             self.call(Method::DELETE, &path, "", String::new())?;
         }

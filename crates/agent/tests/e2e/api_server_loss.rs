@@ -54,8 +54,8 @@ fn catch_up(cluster: &mut Cluster) -> Result<()> {
     let took = start.elapsed().as_secs_f64();
     cluster.say(&format!("API server back: caught up after {took:.2} s"));
 
-    cluster.api()?.apply_service(&web)?;
     let start = Instant::now();
+    cluster.api()?.apply_service(&web)?;
     cluster.measure(start, REPAIRED, "changes are followed again", || {
         cluster.in_force()?;
         cluster.answered_by_agent()

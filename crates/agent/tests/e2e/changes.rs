@@ -27,33 +27,38 @@ fn follow(cluster: &mut Cluster) -> Result<()> {
     cluster.await_in_force()?;
     let api = cluster.api()?;
     let [first, second] = &cluster.servers;
-    let changed = |what: &str, check: &dyn Fn() -> Result<()>| {
-        cluster.measure(Instant::now(), FOLLOWED, what, check)
-    };
 
+    let start = Instant::now();
     api.apply_service(&late("http").endpoint(first))?;
-    changed("Service made: it answers", &|| {
+    cluster.measure(start, FOLLOWED, "Service made: it answers", || {
         cluster.portals()?.intercept(LATE.name)?;
         answered_by(cluster, first)
     })?;
+    let start = Instant::now();
     api.apply_service(&late("http").endpoint(second))?;
-    changed("its endpoint replaced: the new one answers", &|| {
-        answered_by(cluster, second)
-    })?;
+    cluster.measure(
+        start,
+        FOLLOWED,
+        "endpoint replaced: the new one answers",
+        || answered_by(cluster, second),
+    )?;
+    let start = Instant::now();
     api.apply_service(&late("http"))?;
-    changed("its endpoints gone: refused", &|| {
+    cluster.measure(start, FOLLOWED, "endpoints gone: refused", || {
         refused(&cluster.client, LATE)?;
         refused(&cluster.node, LATE)
     })?;
     cluster.portals()?.intercept(LATE.name)?;
+    let start = Instant::now();
     api.apply_service(&late("web").endpoint(first))?;
-    changed("its port renamed: it answers", &|| {
+    cluster.measure(start, FOLLOWED, "port renamed: it answers", || {
         cluster.portals()?.leave_alone(LATE.name)?;
         cluster.portals()?.intercept("default/late:web")?;
         answered_by(cluster, first)
     })?;
+    let start = Instant::now();
     api.delete_service(&late("web"))?;
-    changed("Service deleted: rules gone", &|| {
+    cluster.measure(start, FOLLOWED, "Service deleted: rules gone", || {
         cluster.portals()?.leave_alone("default/late")
     })?;
     cluster.in_force()

@@ -1,5 +1,6 @@
 //! One cluster: a control plane and a node with pods, Services, kube-proxy and the agent.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -88,8 +89,6 @@ pub(crate) struct Cluster {
     pub(crate) client: Pod,
     /// Pods that answer.
     pub(crate) servers: [Pod; 2],
-    /// Whether Services may have IPv6 addresses.
-    pub(crate) dual_stack: bool,
     /// The flavour of kube-proxy and kubelet.
     pub(crate) flavour: Flavour,
     /// How agents are started.
@@ -129,7 +128,6 @@ impl Cluster {
             agent: AgentSetup::new(&folder, kubeconfig.clone()),
             kube_proxy: KubeProxySetup::new(&programs, &folder, flavour, kubeconfig)?,
             _listening: listen(&servers)?,
-            dual_stack: programs.are_dual_stack(),
             control_plane,
             node,
             client,
@@ -203,14 +201,16 @@ impl Cluster {
             .map(|_| ())
     }
 
-    /// Fails unless all rules that are not the agent's are still `expected`, byte for byte.
-    pub(crate) fn foreign_rules_are(&self, expected: &str) -> Result<()> {
-        let now = self.foreign_rules()?;
-        ensure!(
-            now == expected,
-            "rules of others changed; before:\n{expected}\nnow:\n{now}"
-        );
-        Ok(())
+    /// Fails unless all rules that are not the agent's are still as `before`, byte for byte.
+    pub(crate) fn foreign_rules_are(&self, before: &str) -> Result<()> {
+        same_text(before, &self.foreign_rules()?).context("rules of others changed")
+    }
+
+    /// As [`Self::foreign_rules_are`], across a restart of kube-proxy, which may order its
+    /// rules anew.
+    pub(crate) fn foreign_rules_are_in_any_order(&self, before: &str) -> Result<()> {
+        same_text(&sorted_lines(before), &sorted_lines(&self.foreign_rules()?))
+            .context("rules of others changed")
     }
 
     /// Waits until the agent stands before kube-proxy and serves.
@@ -370,6 +370,28 @@ pub(crate) fn refused(from: &impl Place, port: Port) -> Result<()> {
         ),
     }
     Ok(())
+}
+
+/// Fails unless both are the same, naming the lines that are not.
+pub(crate) fn same_text(before: &str, now: &str) -> Result<()> {
+    let only_in = |text: &str, other: &str| {
+        let others: BTreeSet<&str> = other.lines().collect();
+        let own = text.lines().filter(|line| !others.contains(line));
+        own.collect::<Vec<_>>().join("\n")
+    };
+    ensure!(
+        before == now,
+        "gone:\n{}\nnew:\n{}\n(neither: the order changed) now:\n{now}",
+        only_in(before, now),
+        only_in(now, before)
+    );
+    Ok(())
+}
+
+fn sorted_lines(text: &str) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines.join("\n")
 }
 
 fn listen(servers: &[Pod; 2]) -> Result<Vec<Server>> {

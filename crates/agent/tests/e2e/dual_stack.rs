@@ -6,6 +6,8 @@ use anyhow::Result;
 use edgemesh_lab::{ClusterService, Family, test_each_flavour};
 
 use crate::cluster::{Cluster, Port, REPAIRED};
+use crate::logs::show;
+use crate::programs::Programs;
 
 const BOTH_V4: Port = Port {
     name: "default/both:http",
@@ -25,19 +27,14 @@ const V6_ALONE: Port = Port {
 
 #[test]
 fn services_of_both_families_and_of_ipv6_alone_are_intercepted() -> Result<()> {
-    test_each_flavour(|lab, flavour| {
-        Cluster::with(lab, flavour, |cluster| {
-            if cluster.dual_stack {
-                both_families(cluster)
-            } else {
-                cluster.say("not tried: Kubernetes before 1.23 knows one family only");
-                Ok(())
-            }
-        })
-    })
+    if !Programs::find()?.are_dual_stack() {
+        show("not tried: Kubernetes before 1.23 knows one family only");
+        return Ok(());
+    }
+    test_each_flavour(|lab, flavour| Cluster::with(lab, flavour, both_families))
 }
 
-fn both_families(cluster: &Cluster) -> Result<()> {
+fn both_families(cluster: &mut Cluster) -> Result<()> {
     let _kube_proxy = cluster.start_kube_proxy()?;
     let _agent = cluster.start_agent()?;
     cluster.await_in_force()?;
@@ -53,9 +50,9 @@ fn both_families(cluster: &Cluster) -> Result<()> {
         .cluster_ip("fd00:10:96::6")
         .udp("dns", 53, 5353)
         .endpoint(first);
+    let start = Instant::now();
     api.apply_service(&both)?;
     api.apply_service(&six)?;
-    let start = Instant::now();
     cluster.measure(
         start,
         REPAIRED,

@@ -53,8 +53,8 @@ fn label_and_unlabel(cluster: &Cluster, value: &str) -> Result<()> {
         Conversation::start(&cluster.node, WEB)?,
     ];
 
-    api.label(&web, LABEL, Some(value))?;
     let start = Instant::now();
+    api.label(&web, LABEL, Some(value))?;
     let what = format!("label {value:?} added: rules gone");
     cluster.measure(start, FILTERED, &what, || {
         cluster.portals()?.leave_alone(WEB.name)
@@ -67,8 +67,8 @@ fn label_and_unlabel(cluster: &Cluster, value: &str) -> Result<()> {
         Conversation::start(&cluster.node, WEB)?,
     ];
 
-    api.label(&web, LABEL, None)?;
     let start = Instant::now();
+    api.label(&web, LABEL, None)?;
     let what = format!("label {value:?} removed: rules back");
     cluster.measure(start, FILTERED, &what, || cluster.in_force())?;
     cluster.answered_by_agent()?;
@@ -90,8 +90,8 @@ fn inverted(cluster: &mut Cluster) -> Result<()> {
     cluster.answered_by_kube_proxy(&[DNS])?;
 
     api.label(&web, OTHER_LABEL, Some("nobody"))?;
-    api.label(&web, LABEL, None)?;
     let start = Instant::now();
+    api.label(&web, LABEL, None)?;
     cluster.measure(
         start,
         FILTERED,

@@ -51,7 +51,8 @@ impl KubeProxySetup {
             .arg(format!("--hostname-override={}", node.name()))
             .arg(format!("--cluster-cidr={}", self.pod_ranges))
             .arg("--proxy-mode=iptables")
-            .args(["--iptables-sync-period=5s", "--iptables-min-sync-period=0s"])
+            // Every sync of 1.20 puts its rules in another order; let changes alone cause them.
+            .args(["--iptables-sync-period=1h", "--iptables-min-sync-period=0s"])
             // Limits of the whole kernel, which nobody may set from a user namespace.
             .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])
             .arg("--conntrack-tcp-timeout-established=0")

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use edgemesh_lab::{Background, Place, test_each_flavour};
 
-use crate::cluster::{Cluster, DNS, DNS_TCP, PATIENCE, REPAIRED, WEB};
+use crate::cluster::{Cluster, DNS, DNS_TCP, PATIENCE, REPAIRED, WEB, same_text};
 
 #[test]
 fn a_killed_agent_takes_over_what_it_left() -> Result<()> {
@@ -80,8 +80,7 @@ fn stop_and_clean_up(cluster: &mut Cluster) -> Result<()> {
 
 fn is_as_it_was(cluster: &Cluster, before: &str) -> Result<()> {
     cluster.portals()?.are_gone()?;
-    let now = traces(cluster)?;
-    ensure!(now == before, "before:\n{before}\nnow:\n{now}");
+    same_text(before, &traces(cluster)?).context("something is left")?;
     cluster.answered_by_kube_proxy(&[WEB, DNS, DNS_TCP])
 }
 

@@ -145,8 +145,8 @@ impl Portals {
     }
 }
 
-/// All rules of a node that are not the agent's, without counters: what must stay byte
-/// for byte.
+/// All rules of a node that are not the agent's, without counters: what must stay as it
+/// is, byte for byte.
 pub(crate) fn foreign_rules(node: &impl Place, flavour: Flavour) -> Result<String> {
     let mut text = String::new();
     for family in Family::ALL {
