@@ -84,7 +84,7 @@ impl Lab {
 
     /// Mounts a folder of links to all the others over `folder`.
     fn hide_in(&self, folder: &Path, prefix: &str) -> Result<()> {
-        let name = folder.to_string_lossy().replace('/', "-");
+        let name = format!("{}-{prefix}", folder.to_string_lossy().replace('/', "-"));
         let (all, shown) = (
             self.new_folder(&format!("all{name}"))?,
             self.new_folder(&format!("shown{name}"))?,

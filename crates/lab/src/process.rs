@@ -186,6 +186,12 @@ impl Program {
         command
     }
 
+    /// The program and its arguments, for another program to run.
+    pub fn words(&self) -> impl Iterator<Item = &OsStr> {
+        let arguments = self.arguments.iter().map(OsString::as_os_str);
+        std::iter::once(self.name.as_os_str()).chain(arguments)
+    }
+
     /// The command line as a person would type it.
     #[must_use]
     pub fn line(&self) -> String {
