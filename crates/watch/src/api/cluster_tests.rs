@@ -42,8 +42,20 @@ enum Happening {
     /// The watch is told again what it was told last.
     Repeat,
     /// The watch is lost, things happen unseen, and a new list is read. It is broken off
-    /// after so many objects and begun anew, once.
-    Relist(Vec<(u8, Option<Value>)>, usize),
+    /// after so many objects, more things happen, and it is begun anew.
+    Relist(Unseen, usize, Unseen),
+}
+
+/// Objects that are written or deleted while nobody watches.
+type Unseen = Vec<(u8, Option<Value>)>;
+
+fn happen(kind: WatchedKind, unseen: Unseen, store: &mut Store) {
+    for (name, object) in unseen {
+        match object {
+            Some(object) => store.insert(key(name), named(kind, name, object)),
+            None => store.remove(&key(name)),
+        };
+    }
 }
 
 fn watched(cluster: &mut Cluster, kind: WatchedKind, happenings: Vec<Happening>) -> Store {
@@ -71,19 +83,15 @@ fn watched(cluster: &mut Cluster, kind: WatchedKind, happenings: Vec<Happening>)
                     assert!(!cluster.take(kind, event), "a repetition changes nothing");
                 }
             }
-            Happening::Relist(unseen, broken_off_after) => {
-                for (name, object) in unseen {
-                    match object {
-                        Some(object) => store.insert(key(name), named(kind, name, object)),
-                        None => store.remove(&key(name)),
-                    };
-                }
+            Happening::Relist(unseen, broken_off_after, more_unseen) => {
+                happen(kind, unseen, &mut store);
                 let before = cluster.catalog();
                 cluster.take(kind, Event::Init);
                 for object in store.values().take(broken_off_after) {
                     cluster.take(kind, Event::InitApply(delivered(object)));
                 }
                 assert_eq!(cluster.catalog(), before, "half a list takes no effect");
+                happen(kind, more_unseen, &mut store);
                 list(cluster, kind, &store);
                 last = None;
             }
@@ -190,12 +198,13 @@ fn node() -> impl Strategy<Value = Value> {
 fn happenings(
     object: impl Strategy<Value = Value> + Clone + 'static,
 ) -> impl Strategy<Value = Vec<Happening>> {
-    let unseen = prop::collection::vec((0..5_u8, prop::option::of(object.clone())), 0..4);
+    let unseen = || prop::collection::vec((0..5_u8, prop::option::of(object.clone())), 0..4);
+    let relist = (unseen(), 0..5_usize, unseen());
     let happening = prop_oneof![
-        4 => (0..5_u8, object).prop_map(|(name, object)| Happening::Put(name, object)),
+        4 => (0..5_u8, object.clone()).prop_map(|(name, object)| Happening::Put(name, object)),
         2 => (0..5_u8).prop_map(Happening::Delete),
         1 => Just(Happening::Repeat),
-        1 => (unseen, 0..5_usize).prop_map(|(unseen, after)| Happening::Relist(unseen, after)),
+        1 => relist.prop_map(|(unseen, after, more)| Happening::Relist(unseen, after, more)),
     ];
     prop::collection::vec(happening, 0..40)
 }
