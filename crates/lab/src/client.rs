@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -194,4 +194,19 @@ pub fn request(mut stream: TcpStream, text: &str) -> Result<Answer> {
     let mut echo = String::new();
     reader.read_to_string(&mut echo)?;
     Answer::parse(&greeting, &echo)
+}
+
+/// Waits until `namespace` and the owner of `address` have exchanged packets, so that both
+/// know each other's hardware address: a link that was made just now may lose its first
+/// ones, and a lost datagram would look like somebody's mistake.
+pub(crate) fn await_link(namespace: &Namespace, address: IpAddr) -> Result<()> {
+    // Nobody listens on the discard port (RFC 863): being refused takes a packet each way.
+    let to = SocketAddr::new(address, 9);
+    match connect_from(namespace, to) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => {
+            Err(error).with_context(|| format!("{} has no link to {address}", namespace.name()))
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 
-use crate::client::Place;
+use crate::client::{Place, await_link};
 use crate::iptables::Family;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
@@ -104,6 +104,9 @@ impl<'lab> NodeBuilder<'lab> {
         node.network.join(node.as_member())?;
         if self.default_route {
             node.add_default_routes()?;
+        }
+        for router in node.routers() {
+            await_link(&node.namespace, router)?;
         }
         Ok(node)
     }
@@ -208,6 +211,19 @@ impl Node {
             lines += "route del ::/0\n";
         }
         self.namespace.ip(&lines)
+    }
+
+    /// Its addresses on its segment.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let v6 = self.uplink_v6.map(IpAddr::V6);
+        [IpAddr::V4(self.uplink_v4)].into_iter().chain(v6).collect()
+    }
+
+    /// The router's addresses, of the families this node has.
+    fn routers(&self) -> Vec<IpAddr> {
+        let v6 = self.ipv6.then(|| IpAddr::V6(self.network.router_v6()));
+        let v4 = IpAddr::V4(self.network.router_v4());
+        [v4].into_iter().chain(v6).collect()
     }
 
     pub(crate) fn pod_network(&self) -> PodNetwork {

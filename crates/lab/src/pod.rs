@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
 
-use crate::client::Place;
+use crate::client::{Place, await_link};
 use crate::namespace::Namespace;
 use crate::network::{nth_v4, nth_v6};
 use crate::node::{Node, PodNetwork};
@@ -56,6 +56,9 @@ impl<'node> PodBuilder<'node> {
         match node.pod_network() {
             PodNetwork::Bridge => pod.hang_on_bridge(node, number)?,
             PodNetwork::Calico => pod.wire_like_calico(node, number)?,
+        }
+        for address in node.addresses() {
+            await_link(&pod.namespace, address)?;
         }
         Ok(pod)
     }
