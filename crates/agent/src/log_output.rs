@@ -25,7 +25,7 @@ pub(crate) enum Form {
 pub(crate) fn start(form: Form, level: &str) -> anyhow::Result<()> {
     let (text, origin) = match std::env::var(FILTER_VARIABLE) {
         Ok(text) => (text, FILTER_VARIABLE),
-        Err(_) => (level.to_owned(), "commonConfig.log.level"),
+        Err(_) => (filter_of(level), "commonConfig.log.level"),
     };
     let filter = EnvFilter::try_new(&text).with_context(|| {
         format!("{origin} is {text:?}; write error, warn, info, debug, trace, or target=level")
@@ -42,4 +42,26 @@ pub(crate) fn start(form: Form, level: &str) -> anyhow::Result<()> {
         Form::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     }
     .context("set up logging")
+}
+
+/// Below `debug`, the Kubernetes client's own warnings are left out: the source of the
+/// catalog says the same, once, and with what to do; the client repeats whole answers.
+fn filter_of(level: &str) -> String {
+    match level {
+        "info" | "warn" => format!("{level},kube_client=error,kube_runtime=error"),
+        other => other.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_configured_level_is_a_filter() {
+        for level in ["off", "error", "warn", "info", "debug", "trace"] {
+            let filter = filter_of(level);
+            assert!(EnvFilter::try_new(&filter).is_ok(), "{filter}");
+        }
+    }
 }
