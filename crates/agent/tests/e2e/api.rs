@@ -74,6 +74,10 @@ impl KubeApi {
             Some(end) => documents.split_off(end + 1),
             None => String::new(),
         };
+        if service.cluster_ips.len() > 1 {
+            let policy = "spec:\n  ipFamilyPolicy: RequireDualStack\n";
+            documents = documents.replacen("spec:\n", policy, 1);
+        }
         self.apply(&service_path(service), documents)?;
         self.apply(&endpoints_path(service), endpoints(service).to_string())?;
         if self.has_endpoint_slices()? {

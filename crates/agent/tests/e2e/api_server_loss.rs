@@ -84,8 +84,8 @@ fn start_without(cluster: &mut Cluster) -> Result<()> {
     )?;
 
     cluster.control_plane.start_api_server()?;
-    cluster.api()?.apply_service(&late(cluster))?;
     let start = Instant::now();
+    cluster.api()?.apply_service(&late(cluster))?;
     await_ok(FOUND_AGAIN, "the new Service is intercepted", || {
         cluster.portals()?.intercept(LATE)
     })?;

@@ -160,8 +160,10 @@ impl Cluster {
         let log = self.logs.folder()?.join("kube-proxy.log");
         let running = self.kube_proxy.run(&self.node).start(log)?;
         await_ok(PATIENCE, "kube-proxy has programmed its rules", || {
+            for family in self.kube_proxy.families() {
+                self.portals_of(*family)?.stand_beside_kube_proxy()?;
+            }
             let portals = self.portals()?;
-            portals.stand_beside_kube_proxy()?;
             portals.kube_proxy_serves(WEB.name)?;
             portals.kube_proxy_serves(DNS_TCP.name)
         })?;
@@ -379,11 +381,14 @@ pub(crate) fn same_text(before: &str, now: &str) -> Result<()> {
         let own = text.lines().filter(|line| !others.contains(line));
         own.collect::<Vec<_>>().join("\n")
     };
+    let (gone, new) = (only_in(before, now), only_in(now, before));
+    ensure!(
+        gone.is_empty() && new.is_empty(),
+        "gone:\n{gone}\nnew:\n{new}"
+    );
     ensure!(
         before == now,
-        "gone:\n{}\nnew:\n{}\n(neither: the order changed) now:\n{now}",
-        only_in(before, now),
-        only_in(now, before)
+        "the order of lines; before:\n{before}\nnow:\n{now}"
     );
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use edgemesh_lab::{Flavour, Node, Place, Program};
+use edgemesh_lab::{Family, Flavour, Node, Place, Program};
 
 use crate::flavoured_path::flavoured_path;
 use crate::programs::Programs;
@@ -16,7 +16,7 @@ pub(crate) struct KubeProxySetup {
     path: OsString,
     kubeconfig: PathBuf,
     endpoint_slices: bool,
-    pod_ranges: &'static str,
+    dual_stack: bool,
 }
 
 impl KubeProxySetup {
@@ -33,23 +33,33 @@ impl KubeProxySetup {
             kubeconfig,
             // Before discovery.k8s.io/v1 it reads v1beta1, which nobody writes here.
             endpoint_slices: programs.minor >= 21,
-            pod_ranges: if programs.are_dual_stack() {
-                "10.244.0.0/16,fd00:244::/32"
-            } else {
-                "10.244.0.0/16"
-            },
+            dual_stack: programs.are_dual_stack(),
         })
+    }
+
+    /// The families that it has rules for.
+    pub(crate) fn families(&self) -> &'static [Family] {
+        if self.dual_stack {
+            &Family::ALL
+        } else {
+            &[Family::V4]
+        }
     }
 
     /// kube-proxy on `node`.
     pub(crate) fn run(&self, node: &Node) -> Program {
         let gates =
             (!self.endpoint_slices).then_some("--feature-gates=EndpointSliceProxying=false");
+        let pod_ranges = if self.dual_stack {
+            "10.244.0.0/16,fd00:244::/32"
+        } else {
+            "10.244.0.0/16"
+        };
         node.program(&self.program)
             .env("PATH", &self.path)
             .arg(format!("--kubeconfig={}", self.kubeconfig.display()))
             .arg(format!("--hostname-override={}", node.name()))
-            .arg(format!("--cluster-cidr={}", self.pod_ranges))
+            .arg(format!("--cluster-cidr={pod_ranges}"))
             .arg("--proxy-mode=iptables")
             // Every sync of 1.20 puts its rules in another order; let changes alone cause them.
             .args(["--iptables-sync-period=1h", "--iptables-min-sync-period=0s"])

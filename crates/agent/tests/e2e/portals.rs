@@ -32,6 +32,7 @@ pub(crate) const ENTRIES: [Entry; 2] = [CONTAINER, HOST];
 /// The prefix of all that is the agent's.
 const OURS: &str = "EDGEMESH-";
 const KUBE_SERVICES: &str = "KUBE-SERVICES";
+const KUBE_NODEPORTS: &str = "KUBE-NODEPORTS";
 
 /// The nat table of a node, of one family.
 #[derive(Debug)]
@@ -56,12 +57,20 @@ impl Portals {
         Ok(())
     }
 
-    /// Fails unless kube-proxy's jumps are there, too.
+    /// Fails unless kube-proxy has written all that it has for this family.
     pub(crate) fn stand_beside_kube_proxy(&self) -> Result<()> {
         for Entry { from, .. } in ENTRIES {
             let jumps = self.0.jumps(from, KUBE_SERVICES);
             ensure!(!jumps.is_empty(), "{from} has no jump to {KUBE_SERVICES}");
         }
+        // It writes all rules at once, and this one in any case (kube-proxy
+        // pkg/proxy/iptables/proxier.go).
+        let last = self.0.rules(KUBE_SERVICES).last();
+        let to = last.and_then(Rule::jump);
+        ensure!(
+            to == Some(KUBE_NODEPORTS),
+            "{KUBE_SERVICES} ends with a jump to {to:?}"
+        );
         Ok(())
     }
 
