@@ -182,6 +182,18 @@ impl Balancer {
         }
     }
 
+    /// Those that failed and have not answered since, sorted by address: failures in a row,
+    /// and how long each is still left out.
+    pub(crate) fn unwell(&self, now: Instant) -> impl Iterator<Item = (SocketAddr, u32, Duration)> {
+        self.unwell.iter().map(move |(address, known)| {
+            let remaining = match known.absence {
+                Absence::LeftOutUntil(until) => until.saturating_duration_since(now),
+                Absence::OnTrial => Duration::ZERO,
+            };
+            (*address, known.failures, remaining)
+        })
+    }
+
     fn remembered(&self, client: IpAddr, tried: &[SocketAddr], now: Instant) -> Option<usize> {
         let address = self.affinity.as_ref()?.endpoint_of(client, now)?;
         let place = position(&self.endpoints, address)?;

@@ -368,3 +368,18 @@ proptest! {
         prop_assert!(most - least <= 1, "{:?}", used);
     }
 }
+
+#[test]
+fn who_is_left_out_is_told_with_failures_and_the_time_that_is_left() {
+    let now = Instant::now();
+    let mut balancer = in_turn([1, 2]);
+    fail(&mut balancer, 2, now);
+    let told = |balancer: &Balancer, now| balancer.unwell(now).collect::<Vec<_>>();
+    assert_eq!(told(&balancer, now), [(address(2), 1, SECOND)]);
+    assert_eq!(
+        told(&balancer, now + SECOND),
+        [(address(2), 1, Duration::ZERO)]
+    );
+    balancer.succeeded(address(2));
+    assert_eq!(told(&balancer, now), []);
+}

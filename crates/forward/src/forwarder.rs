@@ -18,6 +18,7 @@ use crate::addrs::ListenAddr;
 use crate::chance::Chance;
 use crate::connection::Connections;
 use crate::dial::DialLimits;
+use crate::endpoint_health::EndpointHealth;
 use crate::error::BindError;
 use crate::flow_cap::FlowCap;
 use crate::listener::Listener;
@@ -209,6 +210,12 @@ impl Forwarder {
     #[must_use]
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// What becomes known about endpoints, now and later.
+    #[must_use]
+    pub fn endpoint_health(&self) -> EndpointHealth {
+        EndpointHealth::new(self.table.subscribe())
     }
 
     /// Gets ready for the traffic of `plan`, and still serves all that was served before.

@@ -25,6 +25,7 @@ mod buffers;
 mod chance;
 mod connection;
 mod dial;
+mod endpoint_health;
 mod error;
 mod flow_cap;
 mod forwarder;
@@ -46,6 +47,7 @@ mod udp_flow;
 mod udp_portals;
 
 pub use addrs::{ClientAddr, EndpointAddr, ListenAddr, OriginalDst};
+pub use endpoint_health::{EndpointHealth, LeftOut};
 pub use error::BindError;
 pub use forwarder::{Destinations, Drained, Forwarder, TaskEnded};
 pub use metrics::{Counters, Sample, SampleKind};

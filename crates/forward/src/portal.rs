@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::Strategy;
 use crate::addrs::{ClientAddr, EndpointAddr};
 use crate::balance::{Balancer, Pick};
+use crate::endpoint_health::LeftOut;
 
 /// One portal. It lives as long as any plan keeps it, and what it knows of its endpoints
 /// and clients with it.
@@ -91,6 +92,20 @@ impl ActivePortal {
     /// `endpoint` failed a client that it served before.
     pub(crate) fn endpoint_failed(&self, endpoint: EndpointAddr, now: Instant) {
         self.balancer().failed(endpoint.0, false, now);
+    }
+
+    /// The endpoints that failed and have not answered since.
+    pub(crate) fn left_out(&self, now: Instant) -> Vec<LeftOut> {
+        self.balancer()
+            .unwell(now)
+            .map(|(endpoint, failures, remaining)| LeftOut {
+                name: self.name.clone(),
+                frontend: self.frontend,
+                endpoint,
+                failures,
+                remaining,
+            })
+            .collect()
     }
 
     fn balancer(&self) -> MutexGuard<'_, Balancer> {

@@ -32,6 +32,11 @@ impl PortalTable {
         self.portals.get(frontend)
     }
 
+    /// All portals, sorted by frontend.
+    pub(crate) fn portals(&self) -> impl Iterator<Item = &Arc<ActivePortal>> {
+        self.portals.values()
+    }
+
     /// The table with all portals of `plan` in it, and still those that `plan` has no more.
     pub(crate) fn with(&self, plan: &Plan, strategy: Strategy, chance: &Chance) -> Self {
         let mut portals = self.portals.clone();

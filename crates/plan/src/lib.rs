@@ -4,12 +4,14 @@
 //! clock, no async. Every decision about a Service is made here and carries its
 //! reason, so that rules, logs, explanations and tests have one answer to share.
 
+mod endpoint_reasons;
 mod filter;
 mod plan;
 mod policy;
 mod portal;
 mod topology;
 
+pub use endpoint_reasons::{EndpointReason, Unused, endpoint_reasons};
 pub use plan::{Plan, plan};
 pub use policy::{FilterMode, Policy};
 pub use portal::{
