@@ -25,14 +25,8 @@ fn pods_on_interfaces_without_addresses_are_served_over_tcp_and_udp_in_both_fami
         stage.start_kube_proxy()?;
         stage.agent.start()?;
         for address in ["10.96.10.1", "[fd00:96::1]"] {
-            let (web, dns) = (format!("{address}:80"), format!("{address}:53"));
-            assert_eq!(stage.handler(&stage.client, &web)?, Handler::Agent, "{web}");
-            assert_eq!(
-                stage.udp_handler(&stage.client, &dns)?,
-                Handler::Agent,
-                "{dns}"
-            );
-            assert_eq!(stage.handler(&stage.node, &web)?, Handler::Agent, "{web}");
+            stage.check_handled_by(Handler::Agent, &format!("{address}:80"))?;
+            stage.check_udp_handled_by(Handler::Agent, &format!("{address}:53"))?;
         }
         Ok(())
     })

@@ -67,9 +67,7 @@ fn say_and_hear(stream: &mut TcpStream) -> Result<()> {
 
 fn await_agent_serves(stage: &SideBySide, to: &str) -> Result<()> {
     await_ok(LONG, &format!("the agent serves {to}"), || {
-        let handler = stage.handler(&stage.client, to)?;
-        ensure!(handler == Handler::Agent, "{handler:?} does");
-        Ok(())
+        stage.check_handled_by(Handler::Agent, to)
     })
 }
 
@@ -127,9 +125,7 @@ fn a_second_signal_ends_the_wait_for_open_connections() -> Result<()> {
         let process = stage.agent.process().context("the agent does not run")?;
         process.signal(Signal::SIGTERM)?;
         await_ok(LONG, "kube-proxy serves", || {
-            let handler = stage.handler(&stage.client, "10.96.10.1:80")?;
-            ensure!(handler == Handler::KubeProxy, "{handler:?} does");
-            Ok(())
+            stage.check_handled_by(Handler::KubeProxy, "10.96.10.1:80")
         })?;
         check_all_go_on(&mut open, "SIGTERM")?;
         let process = stage.agent.process().context("the agent does not run")?;

@@ -39,13 +39,7 @@ fn running_stage(lab: &Lab, flavour: Flavour, services: &[ClusterService]) -> Re
 
 fn await_handled_by(stage: &SideBySide, handler: Handler) -> Result<()> {
     await_ok(APPLIED, &format!("{handler:?} handles {WEB}"), || {
-        for (place, seen) in [
-            ("pod", stage.handler(&stage.client, WEB)?),
-            ("host", stage.handler(&stage.node, WEB)?),
-        ] {
-            ensure!(seen == handler, "{seen:?} handles it for the {place}");
-        }
-        Ok(())
+        stage.check_handled_by(handler, WEB)
     })
 }
 
@@ -116,10 +110,9 @@ fn the_labels_presence_counts_not_its_value_and_kube_proxys_own_label_does_not()
                     .label("service.kubernetes.io/service-proxy-name", "other"),
             ],
         )?;
-        let handler = |to| stage.handler(&stage.client, to);
-        assert_eq!(handler("10.96.10.2:80")?, Handler::KubeProxy);
-        assert_eq!(handler("10.96.10.3:80")?, Handler::KubeProxy);
-        assert_eq!(handler("10.96.10.4:80")?, Handler::Agent);
+        stage.check_handled_by(Handler::KubeProxy, "10.96.10.2:80")?;
+        stage.check_handled_by(Handler::KubeProxy, "10.96.10.3:80")?;
+        stage.check_handled_by(Handler::Agent, "10.96.10.4:80")?;
         assert!(!is_mentioned(&stage, "-value")?);
         Ok(())
     })
@@ -160,7 +153,7 @@ fn with_the_inverted_mode_only_labelled_services_are_intercepted() -> Result<()>
         stage.publish(&[web()])?;
         stage.start_kube_proxy()?;
         stage.agent.start()?;
-        assert_eq!(stage.handler(&stage.client, WEB)?, Handler::KubeProxy);
+        stage.check_handled_by(Handler::KubeProxy, WEB)?;
 
         stage.publish(&[web().label(LABEL, "")])?;
         await_handled_by(&stage, Handler::Agent)?;

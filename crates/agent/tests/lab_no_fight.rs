@@ -106,7 +106,5 @@ fn check_order(stage: &SideBySide) -> Result<()> {
             "{ours} stands behind"
         );
     }
-    ensure!(stage.handler(&stage.client, WEB)? == Handler::Agent);
-    ensure!(stage.handler(&stage.node, WEB)? == Handler::Agent);
-    Ok(())
+    stage.check_handled_by(Handler::Agent, WEB)
 }

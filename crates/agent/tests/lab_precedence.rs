@@ -35,10 +35,7 @@ fn await_agent_first(stage: &SideBySide, after: &str) -> Result<()> {
 fn agent_is_first(stage: &SideBySide) -> Result<()> {
     stage.check_precedence(&["default/web:http"])?;
     for to in WEB {
-        let pod = stage.handler(&stage.client, to)?;
-        let host = stage.handler(&stage.node, to)?;
-        ensure!(pod == Handler::Agent, "{pod:?} handles {to} for the pod");
-        ensure!(host == Handler::Agent, "{host:?} handles {to} for the host");
+        stage.check_handled_by(Handler::Agent, to)?;
     }
     Ok(())
 }
@@ -49,7 +46,7 @@ fn started_after_kube_proxy_the_agent_stands_before_it() -> Result<()> {
         let mut stage = stage(lab, flavour)?;
         stage.start_kube_proxy()?;
         for to in WEB {
-            assert_eq!(stage.handler(&stage.client, to)?, Handler::KubeProxy);
+            stage.check_handled_by(Handler::KubeProxy, to)?;
         }
         let foreign = stage.foreign_rules()?;
         stage.agent.start()?;
@@ -83,7 +80,7 @@ fn an_agent_that_came_before_every_sign_follows_kube_proxy_to_its_flavour() -> R
         let mut stage = stage(lab, flavour)?;
         stage.agent.start()?;
         for to in WEB {
-            assert_eq!(stage.handler(&stage.client, to)?, Handler::Agent);
+            stage.check_handled_by(Handler::Agent, to)?;
         }
         stage.start_kube_proxy()?;
         await_agent_first(&stage, "kube-proxy started")?;

@@ -71,28 +71,10 @@ fn tcp_and_udp_are_answered_from_pod_and_host_in_both_families() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let stage = running_stage(lab, flavour, &[all()])?;
         for to in both(IDENTITY) {
-            assert_eq!(
-                stage.handler(&stage.client, &to)?,
-                Handler::Agent,
-                "pod, {to}"
-            );
-            assert_eq!(
-                stage.handler(&stage.node, &to)?,
-                Handler::Agent,
-                "host, {to}"
-            );
+            stage.check_handled_by(Handler::Agent, &to)?;
         }
         for to in both(UDP_IDENTITY) {
-            assert_eq!(
-                stage.udp_handler(&stage.client, &to)?,
-                Handler::Agent,
-                "pod, {to}"
-            );
-            assert_eq!(
-                stage.udp_handler(&stage.node, &to)?,
-                Handler::Agent,
-                "host, {to}"
-            );
+            stage.check_udp_handled_by(Handler::Agent, &to)?;
         }
         Ok(())
     })
@@ -210,14 +192,8 @@ fn ports_of_one_service_lead_to_their_own_target_ports() -> Result<()> {
             .udp("also-80", 80, 5353)
             .tcp("count", 5201, 8081);
         let stage = running_stage(lab, flavour, &[two_port])?;
-        assert_eq!(
-            stage.handler(&stage.client, "10.96.10.3:80")?,
-            Handler::Agent
-        );
-        assert_eq!(
-            stage.udp_handler(&stage.client, "10.96.10.3:80")?,
-            Handler::Agent
-        );
+        stage.check_handled_by(Handler::Agent, "10.96.10.3:80")?;
+        stage.check_udp_handled_by(Handler::Agent, "10.96.10.3:80")?;
         let stream = stage.client.connect("10.96.10.3:5201")?;
         stream.shutdown(Shutdown::Write)?;
         let mut answer = String::new();
@@ -235,11 +211,7 @@ fn a_target_port_given_by_name_is_the_endpoints_number() -> Result<()> {
             .tcp("http", 80, 8080)
             .by_target_name("web");
         let stage = running_stage(lab, flavour, &[named])?;
-        assert_eq!(
-            stage.handler(&stage.client, "10.96.10.4:80")?,
-            Handler::Agent
-        );
-        assert_eq!(stage.handler(&stage.node, "10.96.10.4:80")?, Handler::Agent);
+        stage.check_handled_by(Handler::Agent, "10.96.10.4:80")?;
         Ok(())
     })
 }
@@ -252,16 +224,7 @@ fn single_stack_services_of_either_family_are_answered() -> Result<()> {
         let services = [v4.tcp("", 80, 8080), v6.tcp("", 80, 8080)];
         let stage = running_stage(lab, flavour, &services)?;
         for to in ["10.96.10.5:80", "[fd00:96::6]:80"] {
-            assert_eq!(
-                stage.handler(&stage.client, to)?,
-                Handler::Agent,
-                "pod, {to}"
-            );
-            assert_eq!(
-                stage.handler(&stage.node, to)?,
-                Handler::Agent,
-                "host, {to}"
-            );
+            stage.check_handled_by(Handler::Agent, to)?;
         }
         Ok(())
     })
@@ -289,8 +252,7 @@ fn a_service_without_endpoints_is_refused_at_once_until_it_has_one() -> Result<(
         }
         stage.agent.publish(&[all().endpoint(&stage.agents_pod)])?;
         await_ok(LONG, "the new endpoint answers", || {
-            ensure!(stage.handler(&stage.client, &both(IDENTITY)[0])? == Handler::Agent);
-            Ok(())
+            stage.check_handled_by(Handler::Agent, &both(IDENTITY)[0])
         })
     })
 }

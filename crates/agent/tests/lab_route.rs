@@ -43,9 +43,8 @@ fn without_a_default_route_the_host_reaches_cluster_ips_while_the_agent_runs() -
         }
         stage.agent.start()?;
         for (web, dns) in WEB.into_iter().zip(DNS) {
-            assert_eq!(stage.handler(&stage.node, web)?, Handler::Agent);
-            assert_eq!(stage.udp_handler(&stage.node, dns)?, Handler::Agent);
-            assert_eq!(stage.handler(&stage.client, web)?, Handler::Agent);
+            stage.check_handled_by(Handler::Agent, web)?;
+            stage.check_udp_handled_by(Handler::Agent, dns)?;
         }
         assert_eq!(stage.agent.stop()?.code(), Some(0));
         for to in WEB {
@@ -67,7 +66,7 @@ fn the_last_resort_sleeps_while_there_is_another_route_and_wakes_without_delay()
         }
         stage.node.remove_default_routes()?;
         for to in WEB {
-            assert_eq!(stage.handler(&stage.node, to)?, Handler::Agent);
+            stage.check_handled_by(Handler::Agent, to)?;
         }
         Ok(())
     })

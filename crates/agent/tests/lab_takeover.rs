@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use edgemesh_lab::{
     ClusterService, Family, Flavour, Handler, Lab, Place, Serve, SideBySide, Signal, await_ok,
     test, test_each_flavour,
@@ -43,10 +43,7 @@ fn stage(lab: &Lab, flavour: Flavour) -> Result<SideBySide> {
 
 fn check_handled_by(stage: &SideBySide, handler: Handler) -> Result<()> {
     for to in WEB {
-        let pod = stage.handler(&stage.client, to)?;
-        ensure!(pod == handler, "{pod:?} handles {to} for the pod");
-        let host = stage.handler(&stage.node, to)?;
-        ensure!(host == handler, "{host:?} handles {to} for the host");
+        stage.check_handled_by(handler, to)?;
     }
     Ok(())
 }
@@ -168,8 +165,7 @@ fn a_host_without_ipv6_is_no_error() -> Result<()> {
         stage.publish(&[web()])?;
         stage.start_kube_proxy()?;
         stage.agent.start()?;
-        assert_eq!(stage.handler(&stage.client, WEB[0])?, Handler::Agent);
-        assert_eq!(stage.handler(&stage.node, WEB[0])?, Handler::Agent);
+        stage.check_handled_by(Handler::Agent, WEB[0])?;
         stage.check_precedence(&["default/web:http"])?;
         assert_eq!(stage.agent.stop()?.code(), Some(0));
         stage.check_nothing_left()
@@ -182,8 +178,8 @@ fn a_host_without_ip6tables_is_no_error() -> Result<()> {
         let mut stage = stage(lab, flavour)?;
         lab.hide_programs("ip6tables")?;
         stage.agent.start()?;
-        assert_eq!(stage.handler(&stage.client, WEB[0])?, Handler::Agent);
-        assert_eq!(stage.handler(&stage.client, WEB[1])?, Handler::KubeProxy);
+        stage.check_handled_by(Handler::Agent, WEB[0])?;
+        stage.check_handled_by(Handler::KubeProxy, WEB[1])?;
         Ok(())
     })
 }

@@ -15,61 +15,59 @@ use crate::namespace::Namespace;
 use crate::node::Node;
 use crate::service::ClusterService;
 
+/// A jump from a built-in chain to one of kube-proxy's.
+struct Jump {
+    table: Table,
+    from: &'static str,
+    to: &'static str,
+    comment: &'static str,
+}
+
+impl Jump {
+    const fn new(
+        table: Table,
+        from: &'static str,
+        to: &'static str,
+        comment: &'static str,
+    ) -> Self {
+        Self {
+            table,
+            from,
+            to,
+            comment,
+        }
+    }
+
+    /// The rule's words; only new connections go through KUBE-SERVICES in filter.
+    fn rule(&self) -> Vec<&'static str> {
+        let mut words = match (self.table, self.to) {
+            (Table::Filter, "KUBE-SERVICES") => vec!["-m", "conntrack", "--ctstate", "NEW"],
+            _ => Vec::new(),
+        };
+        words.extend(["-m", "comment", "--comment", self.comment, "-j", self.to]);
+        words
+    }
+}
+
+const PORTALS: &str = "kubernetes service portals";
+
 /// The jumps kube-proxy puts first into built-in chains, in the order it does so.
-const JUMPS: [(Table, &str, &str, &[&str]); 6] = [
-    (
-        Table::Filter,
-        "FORWARD",
-        "KUBE-SERVICES",
-        &[
-            "-m",
-            "conntrack",
-            "--ctstate",
-            "NEW",
-            "-m",
-            "comment",
-            "--comment",
-            "kubernetes service portals",
-        ],
-    ),
-    (
-        Table::Filter,
-        "OUTPUT",
-        "KUBE-SERVICES",
-        &[
-            "-m",
-            "conntrack",
-            "--ctstate",
-            "NEW",
-            "-m",
-            "comment",
-            "--comment",
-            "kubernetes service portals",
-        ],
-    ),
-    (
+const JUMPS: [Jump; 6] = [
+    Jump::new(Table::Filter, "FORWARD", "KUBE-SERVICES", PORTALS),
+    Jump::new(Table::Filter, "OUTPUT", "KUBE-SERVICES", PORTALS),
+    Jump::new(
         Table::Filter,
         "FORWARD",
         "KUBE-FORWARD",
-        &["-m", "comment", "--comment", "kubernetes forwarding rules"],
+        "kubernetes forwarding rules",
     ),
-    (
-        Table::Nat,
-        "OUTPUT",
-        "KUBE-SERVICES",
-        &["-m", "comment", "--comment", "kubernetes service portals"],
-    ),
-    (
-        Table::Nat,
-        "PREROUTING",
-        "KUBE-SERVICES",
-        &["-m", "comment", "--comment", "kubernetes service portals"],
-    ),
-    (
+    Jump::new(Table::Nat, "OUTPUT", "KUBE-SERVICES", PORTALS),
+    Jump::new(Table::Nat, "PREROUTING", "KUBE-SERVICES", PORTALS),
+    Jump::new(
         Table::Nat,
         "POSTROUTING",
         "KUBE-POSTROUTING",
-        &["-m", "comment", "--comment", "kubernetes postrouting rules"],
+        "kubernetes postrouting rules",
     ),
 ];
 
@@ -159,8 +157,8 @@ impl KubeProxy {
     pub fn restart(&self) -> Result<()> {
         for family in self.families {
             self.flavour.restore(self, *family, SIGNS)?;
-            for (table, chain, target, matches) in JUMPS {
-                self.ensure_jump(*family, table, chain, target, matches)?;
+            for jump in &JUMPS {
+                self.ensure(*family, jump)?;
             }
             let text = render(&self.services, *family, cluster_range(*family));
             self.flavour.restore(self, *family, &text)?;
@@ -168,19 +166,11 @@ impl KubeProxy {
         Ok(())
     }
 
-    fn ensure_jump(
-        &self,
-        family: Family,
-        table: Table,
-        chain: &str,
-        target: &str,
-        matches: &[&str],
-    ) -> Result<()> {
+    fn ensure(&self, family: Family, jump: &Jump) -> Result<()> {
         let command = |action: &'static str| {
             self.program(self.flavour.tool(family, ""))
-                .args(["--wait", "5", "-t", table.name(), action, chain])
-                .args(matches)
-                .args(["-j", target])
+                .args(["--wait", "5", "-t", jump.table.name(), action, jump.from])
+                .args(jump.rule())
         };
         if command("-C").output()?.status.success() {
             return Ok(());

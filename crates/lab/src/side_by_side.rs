@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::agent::Agent;
 use crate::client::{Answer, Place};
@@ -142,6 +142,31 @@ impl SideBySide {
         self.handler_behind(&place.ask_udp(to, "who are you?")?)
     }
 
+    /// Checks that TCP requests to `to`, from the client pod and from the host, are handled
+    /// by `expected`.
+    ///
+    /// # Errors
+    ///
+    /// When nobody answers, or the other one does.
+    pub fn check_handled_by(&self, expected: Handler, to: &str) -> Result<()> {
+        let (pod, host) = (
+            self.handler(&self.client, to)?,
+            self.handler(&self.node, to)?,
+        );
+        check_both(expected, to, pod, host)
+    }
+
+    /// As [`Self::check_handled_by`], for datagrams.
+    ///
+    /// # Errors
+    ///
+    /// When nobody answers, or the other one does.
+    pub fn check_udp_handled_by(&self, expected: Handler, to: &str) -> Result<()> {
+        let pod = self.udp_handler(&self.client, to)?;
+        let host = self.udp_handler(&self.node, to)?;
+        check_both(expected, to, pod, host)
+    }
+
     /// The nat table of one family, in the flavour of this stage.
     ///
     /// # Errors
@@ -208,6 +233,18 @@ impl SideBySide {
             None => bail!("{} answered, an endpoint of neither", answer.server),
         }
     }
+}
+
+fn check_both(expected: Handler, to: &str, pod: Handler, host: Handler) -> Result<()> {
+    ensure!(
+        pod == expected,
+        "{pod:?} handles {to} for the pod, not {expected:?}"
+    );
+    ensure!(
+        host == expected,
+        "{host:?} handles {to} for the host, not {expected:?}"
+    );
+    Ok(())
 }
 
 fn with_endpoint(services: &[ClusterService], pod: &Pod) -> Vec<ClusterService> {

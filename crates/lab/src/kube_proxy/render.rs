@@ -180,3 +180,48 @@ fn probability(left: usize) -> String {
     let digits = 10_000_000_000_u64 / u64::try_from(left).unwrap_or(u64::MAX).max(1);
     format!("0.{digits:010}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::Endpoint;
+
+    fn service(endpoints: &[&str]) -> ClusterService {
+        let mut service = ClusterService::new("default/web")
+            .cluster_ip("10.96.10.1")
+            .cluster_ip("fd00:96::1")
+            .tcp("http", 80, 8080);
+        for address in endpoints {
+            service.endpoints.push(Endpoint {
+                addresses: vec![address.parse().unwrap()],
+                node: None,
+                ready: true,
+            });
+        }
+        service
+    }
+
+    #[test]
+    fn each_endpoint_has_the_same_share() {
+        let three = service(&["10.244.1.11", "10.244.1.12", "10.244.1.13"]);
+        let text = render(&[three], Family::V4, "10.244.0.0/16");
+        let shares: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains(" -> 10.244.1."))
+            .map(|line| line.split("--probability ").nth(1).unwrap_or("the rest"))
+            .map(|tail| tail.split(' ').next().unwrap_or_default())
+            .collect();
+        assert_eq!(shares, ["0.3333333333", "0.5000000000", "the"]);
+    }
+
+    #[test]
+    fn a_family_without_endpoints_is_refused_and_has_no_nat_rule() {
+        let v4_only = service(&["10.244.1.11"]);
+        let text = render(&[v4_only], Family::V6, "fd00:244::/32");
+        assert!(text.contains(
+            "-A KUBE-SERVICES -d fd00:96::1/128 -p tcp -m comment --comment \"default/web:http has \
+             no endpoints\" -m tcp --dport 80 -j REJECT --reject-with icmp6-port-unreachable\n"
+        ));
+        assert!(!text.contains("KUBE-SVC-"));
+    }
+}
