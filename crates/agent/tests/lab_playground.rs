@@ -14,10 +14,12 @@ fn every_promise_is_kept_in_both_flavours() -> Result<()> {
     for flavour in ["nft", "legacy"] {
         let shown = Program::new(AGENT)
             .args(["playground", "--flavour", flavour])
-            .run()?;
-        assert!(shown.contains("EDGEMESH-PORTALS-CONTAINER"), "{shown}");
-        assert!(!shown.contains("   NO  "), "{shown}");
-        assert!(shown.contains("promises kept"), "{shown}");
+            .output()?;
+        let screen = format!("{}{}", shown.stdout, shown.stderr);
+        assert!(shown.status.success(), "{screen}");
+        assert!(screen.contains("EDGEMESH-PORTALS-CONTAINER"), "{screen}");
+        assert!(!screen.contains("   NO  "), "{screen}");
+        assert!(screen.contains("promises kept"), "{screen}");
     }
     Ok(())
 }
