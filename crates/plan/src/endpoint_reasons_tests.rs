@@ -81,12 +81,12 @@ fn cluster(service: Service, endpoints: Vec<Endpoint>) -> Catalog {
 }
 
 /// Last number of each address, and why it is not used.
-fn reasons(service: Service, endpoints: Vec<Endpoint>) -> Vec<(String, Option<Unused>)> {
+fn reasons(service: &Service, endpoints: Vec<Endpoint>) -> Vec<(String, Option<Unused>)> {
     let catalog = cluster(service.clone(), endpoints);
     endpoint_reasons(
         &catalog,
         &policy(),
-        &service,
+        service,
         &service.ports[0],
         service.cluster_ips[0],
     )
@@ -103,7 +103,7 @@ fn expect(found: &[(String, Option<Unused>)], wanted: &[(&str, Option<Unused>)])
 #[test]
 fn every_endpoint_is_told_of_with_the_reason_why_it_is_not_used() {
     let found = reasons(
-        web(TrafficPolicy::Cluster),
+        &web(TrafficPolicy::Cluster),
         vec![
             endpoint("10.0.0.3", "there", EndpointState::ServingTerminating),
             endpoint("10.0.0.1", "here", EndpointState::Ready),
@@ -128,7 +128,7 @@ fn every_endpoint_is_told_of_with_the_reason_why_it_is_not_used() {
 fn endpoints_of_other_nodes_are_told_apart_from_those_hinted_for_others() {
     let ready = |address, node| endpoint(address, node, EndpointState::Ready);
     let local = reasons(
-        web(TrafficPolicy::Local),
+        &web(TrafficPolicy::Local),
         vec![ready("10.0.0.1", "here"), ready("10.0.0.2", "there")],
     );
     expect(
@@ -136,7 +136,7 @@ fn endpoints_of_other_nodes_are_told_apart_from_those_hinted_for_others() {
         &[("10.0.0.1", None), ("10.0.0.2", Some(Unused::OtherNode))],
     );
     let by_hints = reasons(
-        web(TrafficPolicy::Cluster),
+        &web(TrafficPolicy::Cluster),
         vec![
             hinted(ready("10.0.0.1", "here"), "here"),
             hinted(ready("10.0.0.2", "there"), "there"),
