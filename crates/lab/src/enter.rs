@@ -23,7 +23,7 @@ use crate::await_until::pause;
 use crate::iptables::Flavour;
 use crate::lab::Lab;
 use crate::process::{Output, Program, pid_of};
-use crate::way_in::{WayIn, way_in};
+use crate::way_in::{WayIn, way_in, way_in_of_root};
 
 /// Tells the process inside that it is inside, and which case of a test to run.
 pub(crate) const CASE: &str = "EDGEMESH_LAB_CASE";
@@ -123,6 +123,12 @@ impl Inside {
         format!("nsenter --target {pid} {user}--mount --pid")
     }
 
+    /// Whether the lab is in a user namespace, which [`enter_as_root_if_possible`] may avoid.
+    #[must_use]
+    pub fn is_in_user_namespace(&self) -> bool {
+        self.outside.way_in == WayIn::UserNamespace
+    }
+
     /// Whether the user asked for the end (SIGINT, SIGTERM or SIGHUP).
     #[must_use]
     pub fn interrupted(&self) -> bool {
@@ -140,8 +146,23 @@ impl Inside {
 ///
 /// When no lab can be made here, with what to enable.
 pub fn enter() -> Result<Entered> {
+    enter_by(way_in)
+}
+
+/// As [`enter()`], but without a user namespace where root calls it: within one,
+/// iptables-nft can't enlarge its socket's buffer, so that programs that want more than
+/// some hundred rules in one transaction fail ("Message too long").
+///
+/// # Errors
+///
+/// As [`enter()`].
+pub fn enter_as_root_if_possible() -> Result<Entered> {
+    enter_by(way_in_of_root)
+}
+
+fn enter_by(way_in: fn() -> Result<WayIn>) -> Result<Entered> {
     if std::env::var_os(CASE).is_none() {
-        return run_again_for_command().map(Entered::Over);
+        return run_again_for_command(way_in()?).map(Entered::Over);
     }
     let interrupted = Arc::new(AtomicBool::new(false));
     // The first process of a pid namespace ignores every signal it has no handler for.
@@ -249,7 +270,7 @@ fn run_again_for_test(name: &str, case: &str, default_limit: Duration) -> Result
         .try_clone()
         .context("cannot share the file for the test's output")?;
     let arguments = ["--exact", name, "--nocapture", "--test-threads=1"];
-    let mut first = start_inside(&arguments, case, Output::File(output))?;
+    let mut first = start_inside(way_in()?, &arguments, case, Output::File(output))?;
     let ended = wait_within(&mut first.unshare, limit)?;
     let report = read_from_start(&mut written)?;
     let Some(status) = ended else {
@@ -313,7 +334,7 @@ fn wait_within(unshare: &mut Child, limit: Duration) -> Result<Option<ExitStatus
     Ok(None)
 }
 
-fn run_again_for_command() -> Result<i32> {
+fn run_again_for_command(way_in: WayIn) -> Result<i32> {
     let asked_to_end: Vec<(Signal, Arc<AtomicBool>)> =
         [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
             .into_iter()
@@ -324,7 +345,7 @@ fn run_again_for_command() -> Result<i32> {
             .context("cannot handle signals")?;
     }
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let mut first = start_inside(&arguments, "command", Output::Shared)?;
+    let mut first = start_inside(way_in, &arguments, "command", Output::Shared)?;
     loop {
         if let Some(status) = first
             .unshare
@@ -356,12 +377,12 @@ struct First {
 }
 
 fn start_inside<A: AsRef<std::ffi::OsStr>>(
+    way_in: WayIn,
     arguments: &[A],
     case: &str,
     output: Output,
 ) -> Result<First> {
     let executable = std::env::current_exe().context("cannot find this executable")?;
-    let way_in = way_in()?;
     let mut unshare = Program::new("unshare")
         .args(way_in.options())
         .arg("--")

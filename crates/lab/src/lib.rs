@@ -67,7 +67,9 @@ mod way_in;
 pub use agent::Agent;
 pub use await_until::{await_ok, await_until};
 pub use client::{Answer, Place, connect_from, request};
-pub use enter::{Entered, Inside, enter, test, test_each_flavour, test_within};
+pub use enter::{
+    Entered, Inside, enter, enter_as_root_if_possible, test, test_each_flavour, test_within,
+};
 pub use iptables::{Family, Flavour, Table};
 pub use kube_proxy::{KubeProxy, endpoint_chain, leave_kubelets_signs, render, service_chain};
 pub use lab::Lab;

@@ -59,6 +59,19 @@ pub(crate) fn way_in() -> Result<WayIn> {
         .map_err(|text| anyhow!(text))
 }
 
+/// Without a user namespace if this is root, and root may; else as [`way_in`].
+///
+/// # Errors
+///
+/// As [`way_in`].
+pub(crate) fn way_in_of_root() -> Result<WayIn> {
+    if Uid::effective().is_root() && WayIn::Root.attempt().is_ok() {
+        Ok(WayIn::Root)
+    } else {
+        way_in()
+    }
+}
+
 fn find_way_in() -> Result<WayIn> {
     let Err(refusal) = WayIn::UserNamespace.attempt() else {
         return Ok(WayIn::UserNamespace);
