@@ -1,6 +1,6 @@
 //! What becomes of every endpoint of a service port, used or not, and why: for people.
 //!
-//! [`crate::plan`] keeps only the endpoints that are used; this tells of the others, by the
+//! [`crate::plan()`] keeps only the endpoints that are used; this tells of the others, by the
 //! same rules.
 
 use std::fmt;

@@ -1,6 +1,6 @@
 //! What this node shall do about the catalog.
 //!
-//! [`plan`] is a pure function: catalog and policy in, portals out; no I/O, no
+//! [`plan()`] is a pure function: catalog and policy in, portals out; no I/O, no
 //! clock, no async. Every decision about a Service is made here and carries its
 //! reason, so that rules, logs, explanations and tests have one answer to share.
 
