@@ -12,6 +12,7 @@ mod error;
 mod family;
 mod host_network;
 mod host_support;
+mod inspect;
 mod iptables;
 mod netlink;
 mod nf_tables;
@@ -31,6 +32,10 @@ pub use host_network::{
     OWN_PROTOCOL,
 };
 pub use host_support::{HostSupport, host_supports};
+pub use inspect::{
+    BaseChain, Hook, Inspected, KubeAction, KubeRule, NatView, PortalFound, StandingRule,
+    ToolFound, base_chains, find_tools, inspect,
+};
 pub use iptables::{Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render};
 pub use precedence::Misplacement;
 pub use removal::Removed;

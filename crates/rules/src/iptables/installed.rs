@@ -29,6 +29,16 @@ impl Tools {
         .await
     }
 
+    /// The same with how many packets each rule matched.
+    pub(crate) async fn save_with_counters(&self, table: &str) -> Result<String, ToolError> {
+        door::run(Invocation {
+            program: &self.save,
+            arguments: &["-c", "-t", table],
+            input: "",
+        })
+        .await
+    }
+
     /// Changes what the input names, and nothing else.
     pub(crate) async fn restore(&self, input: &str) -> Result<(), ToolError> {
         door::run(Invocation {
@@ -51,6 +61,22 @@ impl Tools {
                 .is_ok_and(|names| names.lines().any(|name| name == table)),
         }
     }
+}
+
+/// What a program says of its version, in one line; none when it is not there.
+pub(crate) async fn version_of(program: &str, flag: &str) -> Option<Result<String, String>> {
+    let program = door::find(program)?;
+    let answer = door::run(Invocation {
+        program: &program,
+        arguments: &[flag],
+        input: "",
+    })
+    .await;
+    Some(
+        answer
+            .map_err(|error| error.to_string())
+            .map(|text| text.lines().next().unwrap_or_default().trim().to_owned()),
+    )
 }
 
 /// The tools of every flavour that is installed, nft first.

@@ -4,16 +4,17 @@ pub(crate) mod difference;
 mod door;
 mod flavour;
 pub(crate) mod installed;
-mod own_rule;
+pub(crate) mod own_rule;
 pub(crate) mod parse;
 pub(crate) mod probe;
 mod render;
 pub(crate) mod transaction;
-mod words;
+pub(crate) mod words;
 
 #[cfg(test)]
 mod difference_tests;
 
 pub use door::ToolError;
 pub use flavour::{Flavour, FlavourChoice, FlavourSetting, NoFlavour};
+pub(crate) use installed::version_of;
 pub use render::render;

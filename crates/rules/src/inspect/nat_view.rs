@@ -1,0 +1,415 @@
+//! A nat table by portal: which rule of ours and which of kube-proxy's is there for it. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use edgemesh_catalog::Protocol;
+use edgemesh_plan::Frontend;
+
+use crate::iptables::own_rule::{OwnRule, recognise};
+use crate::iptables::words::Words;
+use crate::{KUBE_SERVICES, OwnChain};
+
+/// A rule as it stands in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandingRule {
+    /// Its chain.
+    pub chain: String,
+    /// Its place in the chain, counted from 1.
+    pub place: usize,
+    /// Its text as iptables-save prints it, without the chain.
+    pub text: String,
+    /// Packets that it matched; in nat tables, where only the first packet of a connection
+    /// comes by, these are connections.
+    pub packets: u64,
+}
+
+/// `PREROUTING` (pods and strangers) or `OUTPUT` (the host's own processes).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hook {
+    /// Our jump, the first of them.
+    pub own_jump: Option<StandingRule>,
+    /// kube-proxy's jump, the first of them.
+    pub kube_jump: Option<StandingRule>,
+    /// Rules of others that stand before both.
+    pub before: Vec<StandingRule>,
+    /// How many rules there are in all.
+    pub rules: usize,
+}
+
+/// A rule of ours for a portal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortalFound {
+    /// Where it leads.
+    pub to: SocketAddr,
+    /// Whether the kernel refuses what is sent there.
+    pub refused: bool,
+    /// The service port that it names.
+    pub comment: String,
+    /// The rule.
+    pub rule: StandingRule,
+}
+
+/// A rule of kube-proxy's for a portal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubeRule {
+    /// What it does.
+    pub action: KubeAction,
+    /// The service port that it names.
+    pub service_port: String,
+    /// The rule.
+    pub rule: StandingRule,
+}
+
+/// What kube-proxy does with a portal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KubeAction {
+    /// Sends it to an endpoint.
+    Serves,
+    /// Refuses it for want of endpoints (a rule in the filter table).
+    Refuses,
+}
+
+/// What one nat table holds, by portal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NatView {
+    hooks: [Hook; 2],
+    own: [BTreeMap<Frontend, PortalFound>; 2],
+    unknown: [Vec<StandingRule>; 2],
+    kube: BTreeMap<Frontend, KubeRule>,
+    chains: BTreeSet<String>,
+    refused_at: Option<SocketAddr>,
+}
+
+impl NatView {
+    /// The hook that leads to a chain of ours.
+    #[must_use]
+    pub fn hook(&self, chain: OwnChain) -> &Hook {
+        &self.hooks[chain.index()]
+    }
+
+    /// Our rule for a portal in one of our chains.
+    #[must_use]
+    pub fn own_rule(&self, chain: OwnChain, frontend: &Frontend) -> Option<&PortalFound> {
+        self.own[chain.index()].get(frontend)
+    }
+
+    /// How many portals one of our chains has rules for.
+    #[must_use]
+    pub fn own_portals(&self, chain: OwnChain) -> usize {
+        self.own[chain.index()].len()
+    }
+
+    /// Rules in one of our chains that are for no portal and for no traffic of our own: gates
+    /// and strangers.
+    #[must_use]
+    pub fn other_own_rules(&self, chain: OwnChain) -> &[StandingRule] {
+        &self.unknown[chain.index()]
+    }
+
+    /// kube-proxy's rule for a portal.
+    #[must_use]
+    pub fn kube_rule(&self, frontend: &Frontend) -> Option<&KubeRule> {
+        self.kube.get(frontend)
+    }
+
+    /// Whether the nat table has a chain.
+    #[must_use]
+    pub fn has_chain(&self, name: &str) -> bool {
+        self.chains.contains(name)
+    }
+
+    /// The names of all chains of the nat table, sorted.
+    pub fn chain_names(&self) -> impl Iterator<Item = &str> {
+        self.chains.iter().map(String::as_str)
+    }
+
+    /// Every portal that we or kube-proxy have a rule for, with the name of its service port,
+    /// sorted by frontend.
+    pub fn portals(&self) -> impl Iterator<Item = (&Frontend, &str)> {
+        let own = self.own.iter().flatten();
+        let kube = self.kube.iter();
+        own.map(|(frontend, found)| (frontend, found.comment.as_str()))
+            .chain(kube.map(|(frontend, rule)| (frontend, rule.service_port.as_str())))
+            .collect::<BTreeMap<_, _>>()
+            .into_iter()
+    }
+
+    /// Takes in what `iptables-save --counters` printed of a table.
+    pub(crate) fn read(&mut self, table: &str, text: &str) {
+        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+        for line in text.lines() {
+            if let Some(chain) = line.strip_prefix(':').filter(|_| table == "nat") {
+                let name = chain.split(' ').next().unwrap_or_default();
+                self.chains.insert(name.to_owned());
+            }
+            let Some((packets, chain, spec)) = rule(line) else {
+                continue;
+            };
+            let place = places.entry(chain).or_insert(0);
+            *place += 1;
+            let concerns_us = OwnChain::by_name(chain).is_some()
+                || OwnChain::by_hook(chain).is_some()
+                || chain == KUBE_SERVICES;
+            if concerns_us {
+                let rule = StandingRule {
+                    chain: chain.to_owned(),
+                    place: *place,
+                    text: spec.to_owned(),
+                    packets,
+                };
+                self.take_in(table, rule);
+            }
+        }
+        // The refusal port is told by a rule that may stand behind those that lead there.
+        if let Some(at) = self.refused_at {
+            for found in self.own.iter_mut().flat_map(BTreeMap::values_mut) {
+                found.refused = found.to == at;
+            }
+        }
+    }
+
+    fn take_in(&mut self, table: &str, rule: StandingRule) {
+        if rule.chain == KUBE_SERVICES {
+            self.take_in_kube(table, rule);
+        } else if table != "nat" {
+            // Only kube-proxy refuses in the filter table.
+        } else if let Some(chain) = OwnChain::by_name(&rule.chain) {
+            self.take_in_own(chain, rule);
+        } else if let Some(chain) = OwnChain::by_hook(&rule.chain) {
+            self.hooks[chain.index()].take_in(chain, rule);
+        }
+    }
+
+    fn take_in_own(&mut self, chain: OwnChain, rule: StandingRule) {
+        let own = match recognise(&rule.text) {
+            Some(OwnRule::Portal {
+                frontend,
+                to,
+                comment,
+            }) => Some((frontend, to, comment.into_owned())),
+            Some(OwnRule::OwnTraffic(_)) => return,
+            Some(OwnRule::NotThroughPortal { refused_at, .. }) => {
+                self.refused_at = Some(refused_at);
+                return;
+            }
+            None => None,
+        };
+        match own {
+            Some((frontend, to, comment)) => {
+                // Of several the first one counts.
+                self.own[chain.index()]
+                    .entry(frontend)
+                    .or_insert(PortalFound {
+                        to,
+                        refused: false,
+                        comment,
+                        rule,
+                    });
+            }
+            None => self.unknown[chain.index()].push(rule),
+        }
+    }
+
+    fn take_in_kube(&mut self, table: &str, rule: StandingRule) {
+        let Some(seen) = Seen::of(&rule.text) else {
+            return;
+        };
+        let action = match (table, seen.target.as_str()) {
+            ("nat", target) if target.starts_with("KUBE-SVC-") => KubeAction::Serves,
+            ("nat", target) if target.starts_with("KUBE-SVL-") => KubeAction::Serves,
+            ("filter", "REJECT" | "DROP") => KubeAction::Refuses,
+            _ => return,
+        };
+        self.kube.entry(seen.frontend).or_insert(KubeRule {
+            action,
+            service_port: seen.service_port,
+            rule,
+        });
+    }
+}
+
+impl Hook {
+    fn take_in(&mut self, chain: OwnChain, rule: StandingRule) {
+        self.rules += 1;
+        let target = target(&rule.text);
+        if target.as_deref() == Some(chain.name()) {
+            self.own_jump.get_or_insert(rule);
+        } else if target.as_deref() == Some(KUBE_SERVICES) {
+            self.kube_jump.get_or_insert(rule);
+        } else if self.own_jump.is_none() && self.kube_jump.is_none() {
+            self.before.push(rule);
+        }
+    }
+}
+
+/// Counters, chain and the rest of a rule.
+fn rule(line: &str) -> Option<(u64, &str, &str)> {
+    let (packets, rest) = match line.strip_prefix('[') {
+        Some(counted) => {
+            let (counters, rest) = counted.split_once("] ")?;
+            (counters.split(':').next()?.parse().ok()?, rest)
+        }
+        None => (0, line),
+    };
+    let (chain, spec) = rest
+        .strip_prefix("-A ")?
+        .split_once(' ')
+        .unwrap_or((rest.strip_prefix("-A ")?, ""));
+    Some((packets, chain, spec))
+}
+
+fn target(spec: &str) -> Option<String> {
+    let mut words = Words::of(spec);
+    words
+        .by_ref()
+        .find(|word| matches!(word.as_ref(), "-j" | "--jump" | "-g" | "--goto"))?;
+    words.next().map(std::borrow::Cow::into_owned)
+}
+
+/// What a rule of kube-proxy's says of its portal.
+struct Seen {
+    frontend: Frontend,
+    service_port: String,
+    target: String,
+}
+
+impl Seen {
+    /// None for rules that are for no portal, or under a condition on the sender.
+    fn of(spec: &str) -> Option<Self> {
+        let (mut ip, mut protocol, mut port) = (None, None, None);
+        let (mut comment, mut target) = (String::new(), None);
+        let mut words = Words::of(spec);
+        while let Some(word) = words.next() {
+            match word.as_ref() {
+                "-d" => ip = single_address(&words.next()?),
+                "-p" => {
+                    protocol = match words.next()?.as_ref() {
+                        "tcp" => Some(Protocol::Tcp),
+                        "udp" => Some(Protocol::Udp),
+                        "sctp" => Some(Protocol::Sctp),
+                        _ => None,
+                    };
+                }
+                "--dport" => port = words.next()?.parse().ok(),
+                "--comment" => comment = words.next()?.into_owned(),
+                "-j" => target = words.next().map(std::borrow::Cow::into_owned),
+                "-s" => return None,
+                _ => {}
+            }
+        }
+        Some(Self {
+            frontend: Frontend {
+                ip: ip?,
+                protocol: protocol?,
+                port: port?,
+            },
+            // "default/web:http cluster IP", "default/web:http has no endpoints".
+            service_port: comment.split(' ').next().unwrap_or_default().to_owned(),
+            target: target?,
+        })
+    }
+}
+
+fn single_address(text: &str) -> Option<IpAddr> {
+    let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
+    let address: IpAddr = address.parse().ok()?;
+    let whole = match address {
+        IpAddr::V4(_) => matches!(prefix, "" | "32"),
+        IpAddr::V6(_) => matches!(prefix, "" | "128"),
+    };
+    whole.then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAT: &str = r#"# Generated by iptables-save v1.8.9 (nf_tables)
+*nat
+:PREROUTING ACCEPT [5:300]
+:OUTPUT ACCEPT [5:300]
+:KUBE-SERVICES - [0:0]
+:EDGEMESH-PORTALS-CONTAINER - [0:0]
+:EDGEMESH-PORTALS-HOST - [0:0]
+[7:420] -A PREROUTING -m comment --comment "cali:x" -j cali-PREROUTING
+[6:360] -A PREROUTING -m comment --comment "handle ClusterIPs; NOTE: this must be before the NodePort rules" -j EDGEMESH-PORTALS-CONTAINER
+[5:300] -A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+[4:240] -A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+[0:0] -A EDGEMESH-PORTALS-CONTAINER -m mark --mark 0x2000/0x2000 -m comment --comment "edgemesh: the agent's own traffic" -j RETURN
+[0:0] -A EDGEMESH-PORTALS-CONTAINER -m set ! --match-set EDGEMESH-ALIVE dst -j RETURN
+[0:0] -A EDGEMESH-PORTALS-CONTAINER -d 169.254.96.16/32 -p tcp -m comment --comment "edgemesh: not through a portal" -j DNAT --to-destination 169.254.96.16:9
+[3:180] -A EDGEMESH-PORTALS-CONTAINER -d 10.96.0.1/32 -p tcp -m comment --comment "default/web:http" -m tcp --dport 80 -j DNAT --to-destination 169.254.96.16:20007
+[1:60] -A EDGEMESH-PORTALS-CONTAINER -d 10.96.0.2/32 -p udp -m comment --comment "default/dns" -m udp --dport 53 -j DNAT --to-destination 169.254.96.16:9
+[2:120] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment "default/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-ABC
+[0:0] -A KUBE-SERVICES -m comment --comment "kubernetes service nodeports" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+COMMIT
+"#;
+    const FILTER: &str = r#"*filter
+:KUBE-SERVICES - [0:0]
+[0:0] -A OUTPUT -m conntrack --ctstate NEW -j KUBE-SERVICES
+[9:540] -A KUBE-SERVICES -d 10.96.0.3/32 -p tcp -m comment --comment "default/empty has no endpoints" -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable
+COMMIT
+"#;
+
+    fn view() -> NatView {
+        let mut view = NatView::default();
+        view.read("nat", NAT);
+        view.read("filter", FILTER);
+        view
+    }
+
+    fn frontend(ip: &str, protocol: Protocol, port: u16) -> Frontend {
+        Frontend {
+            ip: ip.parse().unwrap(),
+            protocol,
+            port,
+        }
+    }
+
+    #[test]
+    fn jumps_are_found_with_place_and_packets() {
+        let view = view();
+        let hook = view.hook(OwnChain::Container);
+        let own = hook.own_jump.as_ref().unwrap();
+        let kube = hook.kube_jump.as_ref().unwrap();
+        assert_eq!((own.place, own.packets), (2, 6));
+        assert_eq!((kube.place, kube.packets), (3, 5));
+        assert_eq!((hook.before.len(), hook.rules), (1, 3));
+        let output = view.hook(OwnChain::Host);
+        assert_eq!(output.own_jump, None);
+        assert_eq!(output.kube_jump.as_ref().unwrap().place, 1);
+    }
+
+    #[test]
+    fn rules_of_a_portal_are_found_with_what_they_do() {
+        let view = view();
+        let web = frontend("10.96.0.1", Protocol::Tcp, 80);
+        let found = view.own_rule(OwnChain::Container, &web).unwrap();
+        assert_eq!((found.refused, found.rule.packets), (false, 3));
+        assert_eq!(found.comment, "default/web:http");
+        assert_eq!(view.own_rule(OwnChain::Host, &web), None);
+        let dns = frontend("10.96.0.2", Protocol::Udp, 53);
+        assert!(view.own_rule(OwnChain::Container, &dns).unwrap().refused);
+        let kube = view.kube_rule(&web).unwrap();
+        assert_eq!(kube.action, KubeAction::Serves);
+        assert_eq!(kube.service_port, "default/web:http");
+        let empty = frontend("10.96.0.3", Protocol::Tcp, 80);
+        assert_eq!(view.kube_rule(&empty).unwrap().action, KubeAction::Refuses);
+    }
+
+    #[test]
+    fn a_gate_in_our_chain_is_told_apart_from_portals() {
+        let view = view();
+        let gates = view.other_own_rules(OwnChain::Container);
+        assert_eq!(gates.len(), 1);
+        assert!(gates[0].text.contains("EDGEMESH-ALIVE"));
+    }
+
+    #[test]
+    fn every_portal_is_listed_once_with_its_service_port() {
+        let view = view();
+        let names: Vec<&str> = view.portals().map(|(_, name)| name).collect();
+        assert_eq!(names, ["default/web:http", "default/dns", "default/empty"]);
+    }
+}
