@@ -1,8 +1,10 @@
 //! The command line: one file per command.
 
 mod cleanup;
+mod output;
 mod playground;
 mod run;
+mod status;
 
 pub(crate) use run::read_config;
 
@@ -27,6 +29,8 @@ pub(crate) struct Arguments {
 enum Command {
     /// Run the agent until SIGTERM.
     Run(run::RunArguments),
+    /// Show how the agent that runs on this node fares.
+    Status(status::StatusArguments),
     /// Show the main job on this machine, in private namespaces: no cluster, no root.
     Playground(playground::PlaygroundArguments),
     /// Remove everything that an agent can have left on this node.
@@ -38,6 +42,7 @@ impl Arguments {
     pub(crate) fn execute(self) -> ExitCode {
         let outcome = match self.command {
             Command::Run(arguments) => run::execute(&arguments),
+            Command::Status(arguments) => status::execute(&arguments),
             Command::Playground(arguments) => playground::execute(&arguments),
             Command::Cleanup(arguments) => cleanup::execute(&arguments),
         };

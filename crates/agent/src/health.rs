@@ -93,6 +93,24 @@ impl Health {
         })
     }
 
+    /// What readiness depends on, each reached or not and why; `stopping` is there only when
+    /// it is so.
+    pub(crate) fn conditions(&self) -> Vec<(&'static str, Result<(), String>)> {
+        self.with(|state| {
+            let stopping = state
+                .stopping
+                .then(|| ("stopping", Err("the agent is ending".to_owned())));
+            [
+                ("catalog", state.catalog.clone()),
+                ("rules", state.rules.clone()),
+                ("listener", state.listener.clone()),
+            ]
+            .into_iter()
+            .chain(stopping)
+            .collect()
+        })
+    }
+
     /// Whether the sync loop still goes round; if not, for how long it has not.
     pub(crate) fn alive(&self) -> Result<(), Duration> {
         let silent = self.with(|state| state.last_tick.elapsed());

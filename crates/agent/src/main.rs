@@ -2,23 +2,31 @@
 //! its ClusterIP, beside kube-proxy.
 
 mod admin;
+mod answers;
 mod api_way;
+mod ask;
 mod cli;
 mod config;
+mod explain;
 mod file_limit;
 mod health;
+mod in_force;
 mod log_output;
 mod metrics;
+mod moment;
 mod node_lock;
 mod node_name;
+mod precedence_record;
 mod privileges;
 mod reload;
 #[cfg(test)]
 mod scenarios;
+mod status;
 mod supervisor;
 mod sync;
 mod sync_figures;
 mod termination;
+mod text;
 mod wanted;
 
 use std::process::ExitCode;

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use edgemesh_catalog::NodeName;
@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
+use crate::answers;
 use crate::api_way::{CLOUD_VARIABLE, api_settings};
 use crate::cli::read_config;
 use crate::config::{Config, Flavour};
@@ -30,6 +31,7 @@ use crate::health::{Condition, Health};
 use crate::metrics::Metrics;
 use crate::node_lock::NodeLock;
 use crate::reload::{Reason, Reload};
+use crate::status::Observer;
 use crate::sync::{FamilyParts, Inputs, Parts, Sync};
 use crate::sync_figures::SyncFigures;
 use crate::termination::Termination;
@@ -45,6 +47,8 @@ pub(crate) struct Start {
     pub(crate) state_dir: PathBuf,
     /// How many files this process may have open.
     pub(crate) open_files: u64,
+    /// When the agent was started.
+    pub(crate) at: SystemTime,
 }
 
 /// How often the last good catalog is saved at the most: writing wears flash out.
@@ -166,6 +170,7 @@ async fn idle(
         );
     }
     serve_admin(start, health, Metrics::new(vec![]), tasks).await?;
+    serve_answers(Observer::of_idle(start.node.clone(), health.clone()), tasks);
     let signal = termination.next().await;
     tracing::info!(signal, "ending");
     Ok(())
@@ -207,7 +212,15 @@ async fn assemble(
         // Without routes: listeners need their address first, portals come with the catalog.
         family.host.apply(&BTreeSet::new()).await?;
     }
-    let opened = open_listeners(start, &intercepts, health, &figures, watch_counters, admin).await;
+    let opened = open_listeners(
+        start,
+        &intercepts,
+        health,
+        &figures,
+        Arc::clone(&watch_counters),
+        admin,
+    )
+    .await;
     let forwarder = match opened {
         Ok(forwarder) => forwarder,
         Err(error) => {
@@ -220,9 +233,10 @@ async fn assemble(
         }
     };
     let (policy, policy_seen) = watch::channel(policy(config, start, &intercepts));
+    let (forward_counters, endpoint_health) = (forwarder.counters(), forwarder.endpoint_health());
     let sync = Sync::new(Parts {
         inputs: Inputs {
-            source,
+            source: source.clone(),
             policy: policy_seen,
         },
         forwarder,
@@ -232,6 +246,17 @@ async fn assemble(
         figures,
         check_period: config.edge_proxy.iptables_check_period,
     });
+    let observer = Observer {
+        node: start.node.clone(),
+        started: start.at,
+        health: health.clone(),
+        in_force: sync.in_force(),
+        source,
+        source_counters: watch_counters,
+        forward_counters,
+        endpoint_health: Some(endpoint_health),
+    };
+    serve_answers(observer, admin);
     Ok((sync, policy))
 }
 
@@ -387,6 +412,13 @@ async fn serve_admin(
         "the admin listener"
     });
     Ok(())
+}
+
+fn serve_answers(observer: Observer, tasks: &mut JoinSet<&'static str>) {
+    tasks.spawn(async move {
+        answers::serve(observer).await;
+        "the socket for status and explain"
+    });
 }
 
 /// Waits for the next reason to read the configuration again; for ever when there is no file.

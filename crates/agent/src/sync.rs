@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::health::{Condition, Health};
+use crate::in_force::{InForce, Planned, Telling, in_words};
 use crate::sync_figures::SyncFigures;
 use crate::wanted;
 
@@ -52,6 +53,7 @@ pub(crate) struct Sync {
     families: Vec<FamilyRules>,
     health: Health,
     figures: Arc<SyncFigures>,
+    telling: Telling,
     check_period: Duration,
     failures: u32,
 }
@@ -101,9 +103,15 @@ impl Sync {
             families,
             health: parts.health,
             figures: parts.figures,
+            telling: Telling::default(),
             check_period: parts.check_period,
             failures: 0,
         }
+    }
+
+    /// What is in force, now and from now on, for those who ask.
+    pub(crate) fn in_force(&self) -> watch::Receiver<InForce> {
+        self.telling.subscribe()
     }
 
     /// Goes round until `stop`, between two steps and never within one; or until the
@@ -197,16 +205,24 @@ impl Sync {
             return Ok(());
         }
         self.health.set(Condition::Catalog, Ok(()));
-        let plan = plan(&catalog, &self.inputs.policy.borrow_and_update());
+        let policy = self.inputs.policy.borrow_and_update().clone();
+        let plan = plan(&catalog, &policy);
         let destinations = self.forwarder.prepare(&plan);
         self.apply(&plan, &destinations).await?;
         self.forwarder.retire(&plan);
         self.figures
             .planned(&catalog, wanted::handling(&plan, &destinations));
-        if destinations.failed.is_empty() {
+        let unserved = destinations.failed.len();
+        self.telling.planned(Planned {
+            catalog,
+            policy,
+            plan: Arc::new(plan),
+            destinations: Arc::new(destinations),
+        });
+        if unserved == 0 {
             Ok(())
         } else {
-            Err(SyncError::Unserved(destinations.failed.len()))
+            Err(SyncError::Unserved(unserved))
         }
     }
 
@@ -225,17 +241,23 @@ impl Sync {
             let applied = family.backend.apply(&wanted).await?;
             tracing::debug!(family = %wanted.family(), ?applied, "rules follow the catalog");
             self.figures.applied(&applied);
-            match family.wanted.replace(Arc::clone(&wanted)) {
-                Some(_) => report_repairs(&self.figures, wanted.family(), &applied.repairs),
+            let repairs = match family.wanted.replace(Arc::clone(&wanted)) {
+                Some(_) => applied.repairs.as_slice(),
                 // The first time there is nothing to repair, only what another run left.
-                None => tracing::info!(
-                    family = %wanted.family(),
-                    portals = wanted.portals().len(),
-                    lines = applied.lines,
-                    took = ?applied.took,
-                    "rules are in"
-                ),
-            }
+                None => {
+                    tracing::info!(
+                        family = %wanted.family(),
+                        portals = wanted.portals().len(),
+                        lines = applied.lines,
+                        took = ?applied.took,
+                        "rules are in"
+                    );
+                    &[]
+                }
+            };
+            report_repairs(&self.figures, wanted.family(), repairs);
+            self.telling
+                .holds(wanted.family(), family.backend.choice(), &in_words(repairs));
         }
         Ok(())
     }
@@ -249,12 +271,18 @@ impl Sync {
             report_changes(&self.figures, wanted.family(), &changes);
             let verified = family.backend.verify(wanted).await?;
             report_repairs(&self.figures, wanted.family(), &verified.repairs);
+            let mut repairs = in_words(&verified.repairs);
+            if !changes.is_nothing() {
+                repairs.push(format!("address or routes: {changes}"));
+            }
             if let Some(switched) = family.backend.reconsider(wanted).await? {
                 tracing::warn!(
                     family = %wanted.family(), flavour = %switched.choice,
                     "moved the rules to kube-proxy's flavour of iptables"
                 );
             }
+            self.telling
+                .holds(wanted.family(), family.backend.choice(), &repairs);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::Args;
@@ -32,6 +33,7 @@ pub(super) struct RunArguments {
 
 /// Runs the agent until it is told to end.
 pub(super) fn execute(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
+    let at = SystemTime::now();
     let (config, warnings) = match &arguments.config {
         Some(path) => read_config(path)?,
         None => (Config::without_file(), Vec::new()),
@@ -62,6 +64,7 @@ pub(super) fn execute(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         manifests: arguments.manifests.clone(),
         state_dir: arguments.state_dir.clone(),
         open_files: files,
+        at,
     }))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -25,6 +25,7 @@ mod settings;
 mod values;
 
 pub(crate) use findings::{ConfigErrors, Finding};
+pub(crate) use near_match::near_matches;
 pub(crate) use parse::parse;
 pub(crate) use settings::{Config, Flavour, KubeApiConfig, MetaServer};
 

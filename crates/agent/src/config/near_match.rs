@@ -7,19 +7,34 @@ const LONGEST: usize = 64;
 ///
 /// Case doesn't count. A third of the letters may differ, at least one.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    near_matches(word, known, 1).pop()
+}
+
+/// The words of `known` that are near enough to `word`, nearest first, `most` of them.
+pub(crate) fn near_matches<'a>(
+    word: &str,
+    known: impl IntoIterator<Item = &'a str>,
+    most: usize,
+) -> Vec<&'a str> {
     if word.len() > LONGEST {
-        return None;
+        return Vec::new();
     }
     let word: Vec<char> = word.to_lowercase().chars().collect();
-    known
+    let mut near: Vec<(usize, &str)> = known
         .into_iter()
+        .filter(|candidate| candidate.len() <= 2 * LONGEST)
         .map(|candidate| {
             let letters: Vec<char> = candidate.to_lowercase().chars().collect();
             (distance(&word, &letters), candidate)
         })
         .filter(|(distance, candidate)| *distance <= (candidate.len().min(word.len()) / 3).max(1))
-        .min()
+        .collect();
+    near.sort_unstable();
+    near.dedup();
+    near.into_iter()
+        .take(most)
         .map(|(_, candidate)| candidate)
+        .collect()
 }
 
 /// How many letters to add, remove, replace or swap with their neighbour (the optimal
@@ -60,6 +75,13 @@ mod tests {
         ] {
             assert_eq!(nearest(word, KNOWN), meant, "{word}");
         }
+    }
+
+    #[test]
+    fn several_near_words_are_told_nearest_first() {
+        let known = ["web", "wed", "webs", "dns"];
+        assert_eq!(near_matches("web", known, 2), ["web", "webs"]);
+        assert_eq!(near_matches("dms", known, 3), ["dns"]);
     }
 
     #[test]

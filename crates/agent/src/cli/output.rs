@@ -1,0 +1,45 @@
+//! The form of a command's result, and where it goes.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use serde::Serialize;
+
+/// Form of the result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+impl Output {
+    /// Writes `value` to standard output, as JSON or as the text that `screen` makes of it.
+    pub(super) fn print<T: Serialize>(
+        self,
+        value: &T,
+        screen: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        match self {
+            Output::Text => print(&screen(value)),
+            Output::Json => {
+                let mut text =
+                    serde_json::to_string_pretty(value).context("write the result as JSON")?;
+                text.push('\n');
+                print(&text)
+            }
+        }
+    }
+}
+
+/// Writes `text` to standard output. A reader who has seen enough (`| head`) is no error.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.context("write to standard output"),
+    }
+}

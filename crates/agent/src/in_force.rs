@@ -1,0 +1,99 @@
+//! What the sync loop has put in force, published for whoever asks.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use edgemesh_catalog::Catalog;
+use edgemesh_forward::Destinations;
+use edgemesh_plan::{Plan, Policy};
+use edgemesh_rules::{Family, FlavourChoice, Repair};
+use tokio::sync::watch;
+
+use crate::precedence_record::PrecedenceRecord;
+
+/// The plan that is in force, what it was made of, and how each family's rules fare.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InForce {
+    /// None before the first plan.
+    pub(crate) planned: Option<Planned>,
+    /// The families that are intercepted.
+    pub(crate) families: Vec<FamilyInForce>,
+}
+
+/// A plan with all that it follows from and leads to.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    pub(crate) catalog: Catalog,
+    pub(crate) policy: Policy,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) destinations: Arc<Destinations>,
+}
+
+/// How one family's rules fare.
+#[derive(Clone, Debug)]
+pub(crate) struct FamilyInForce {
+    pub(crate) family: Family,
+    /// What the rules are programmed through, for example `iptables-nft`.
+    pub(crate) backend: String,
+    /// Why that one.
+    pub(crate) reason: String,
+    pub(crate) precedence: PrecedenceRecord,
+}
+
+/// The sync loop's end of the channel.
+#[derive(Debug, Default)]
+pub(crate) struct Telling(watch::Sender<InForce>);
+
+impl Telling {
+    /// The readers' end.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<InForce> {
+        self.0.subscribe()
+    }
+
+    /// A plan is in force from now on.
+    pub(crate) fn planned(&self, planned: Planned) {
+        self.0.send_modify(|told| told.planned = Some(planned));
+    }
+
+    /// A family's rules are in and stand where they must; `repairs` were needed for it.
+    pub(crate) fn holds(&self, family: Family, choice: &FlavourChoice, repairs: &[String]) {
+        let now = SystemTime::now();
+        self.0.send_if_modified(|told| {
+            let (known, new) = family_of(told, family);
+            let backend = format!("{}-{}", family.tool(), choice.flavour);
+            let moved = known.backend != backend || known.reason != choice.reason;
+            if moved {
+                (known.backend, known.reason) = (backend, choice.reason.clone());
+            }
+            for what in repairs {
+                known.precedence.repaired(what.clone(), None, now);
+            }
+            known.precedence.holds(now);
+            new || moved || !repairs.is_empty()
+        });
+    }
+}
+
+/// Repairs as they are told.
+pub(crate) fn in_words(repairs: &[Repair]) -> Vec<String> {
+    repairs.iter().map(ToString::to_string).collect()
+}
+
+/// What is known of a family, and whether it is new.
+fn family_of(told: &mut InForce, family: Family) -> (&mut FamilyInForce, bool) {
+    let place = told
+        .families
+        .iter()
+        .position(|known| known.family == family);
+    let new = place.is_none();
+    let place = place.unwrap_or_else(|| {
+        told.families.push(FamilyInForce {
+            family,
+            backend: String::new(),
+            reason: String::new(),
+            precedence: PrecedenceRecord::default(),
+        });
+        told.families.len() - 1
+    });
+    (&mut told.families[place], new)
+}

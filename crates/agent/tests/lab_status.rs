@@ -1,0 +1,150 @@
+//! What `edgemesh-agent status` shows of a real agent, and who may ask.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use edgemesh_lab::{
+    ClusterService, Family, Flavour, Lab, Place, Serve, SideBySide, await_ok, test,
+    test_each_flavour,
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
+/// The agent promises 2 s; the rest is for a machine that is busy with other tests.
+const REPAIRED: Duration = Duration::from_secs(15);
+
+fn running(lab: &Lab, flavour: Flavour) -> Result<SideBySide> {
+    let mut stage = SideBySide::on(lab, lab.node("edge-1").create()?, flavour, AGENT)?;
+    stage.serve(8080, Serve::Identity)?;
+    stage.publish(&[
+        ClusterService::new("default/web")
+            .cluster_ip("10.96.10.1")
+            .tcp("http", 80, 8080),
+        ClusterService::new("default/theirs")
+            .cluster_ip("10.96.10.2")
+            .tcp("http", 80, 8080)
+            .label("service.edgemesh.kubeedge.io/service-proxy-name", ""),
+        ClusterService::new("default/headless").tcp("http", 80, 8080),
+    ])?;
+    stage.start_kube_proxy()?;
+    stage.agent.start()?;
+    Ok(stage)
+}
+
+fn status(stage: &SideBySide) -> Result<serde_json::Value> {
+    let text = stage
+        .agent
+        .command("status")
+        .args(["--output", "json"])
+        .run()?;
+    serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
+}
+
+#[test]
+fn a_running_agent_tells_what_it_does_with_which_services_and_through_what() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let stage = running(lab, flavour)?;
+        stage.client.ask("10.96.10.1:80", "hello")?;
+        let status = status(&stage)?;
+        assert_eq!(status["node"], "edge-1");
+        assert_eq!(status["ready"], true);
+        assert_eq!(status["source"]["origin"], "the manifests directory");
+        assert_eq!(status["source"]["services"], 3);
+        assert_eq!(status["families"][0]["family"], "IPv4");
+        assert_eq!(
+            status["families"][0]["backend"],
+            format!("iptables-{flavour}")
+        );
+        assert_eq!(status["families"][0]["precedence"]["repairs"], 0);
+        assert_eq!(status["services"]["ports"], 3);
+        assert_eq!(status["services"]["forwarded"], 1);
+        assert_eq!(
+            status["services"]["left_alone"]
+                .as_object()
+                .map(serde_json::Map::len),
+            Some(2)
+        );
+        assert_eq!(status["tcp"]["accepted"], 1);
+        assert!(status["process"]["memory_bytes"].as_u64() > Some(0));
+
+        let screen = stage.agent.command("status").run()?;
+        assert!(screen.starts_with("READY "), "{screen}");
+        assert!(
+            screen.lines().all(|line| line.chars().count() <= 80),
+            "{screen}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_flush_that_was_repaired_is_told_with_what_and_when() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let stage = running(lab, flavour)?;
+        stage.iptables(Family::V4, "-t nat -F")?;
+        await_ok(REPAIRED, "status tells of the repair", || {
+            let status = status(&stage)?;
+            let precedence = &status["families"][0]["precedence"];
+            ensure!(precedence["repairs"].as_u64() > Some(0), "{precedence}");
+            let what = &precedence["latest"][0]["what"];
+            ensure!(
+                what.as_str().is_some_and(|w| w.contains("EDGEMESH")),
+                "{what}"
+            );
+            ensure!(
+                precedence["latest"][0]["at"]["at"].is_string(),
+                "{precedence}"
+            );
+            ensure!(precedence["held_since"].is_object(), "{precedence}");
+            Ok(())
+        })?;
+        let screen = stage.agent.command("status").run()?;
+        assert!(screen.contains("last repair"), "{screen}");
+        Ok(())
+    })
+}
+
+#[test]
+fn without_an_agent_it_says_so_and_fails() -> Result<()> {
+    test(|lab| {
+        let mut stage = running(lab, Flavour::Nft)?;
+        stage.agent.stop()?;
+        let finished = stage.agent.command("status").output()?;
+        assert_eq!(finished.status.code(), Some(1));
+        assert!(
+            finished.stderr.contains("no agent answers"),
+            "{}",
+            finished.stderr
+        );
+        assert_eq!(finished.stdout, "");
+        Ok(())
+    })
+}
+
+#[test]
+fn only_root_is_told() -> Result<()> {
+    test(|lab| {
+        let stage = running(lab, Flavour::Nft)?;
+        let Ok(asked_by_nobody) = as_nobody(&stage) else {
+            // A user namespace of one user, as most are here, has nobody else in it.
+            return Ok(());
+        };
+        assert!(
+            asked_by_nobody.contains("only root may ask"),
+            "{asked_by_nobody}"
+        );
+        Ok(())
+    })
+}
+
+/// What a user without rights is told; an error where there is no other user.
+fn as_nobody(stage: &SideBySide) -> Result<String> {
+    let command = stage.agent.command("status");
+    let finished = stage
+        .node
+        .program("setpriv")
+        .args(["--reuid=65534", "--clear-groups"])
+        .args(command.words())
+        .output()?;
+    ensure!(!finished.stderr.contains("setpriv"), "{}", finished.stderr);
+    Ok(finished.stderr)
+}
