@@ -6,8 +6,6 @@ mod playground;
 mod run;
 mod status;
 
-pub(crate) use run::read_config;
-
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

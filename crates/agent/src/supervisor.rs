@@ -25,8 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::Admin;
 use crate::answers;
 use crate::api_way::{CLOUD_VARIABLE, api_settings};
-use crate::cli::read_config;
-use crate::config::{Config, Flavour};
+use crate::config::{self, Config, Flavour, Parsed};
 use crate::health::{Condition, Health};
 use crate::metrics::Metrics;
 use crate::node_lock::NodeLock;
@@ -435,8 +434,8 @@ fn apply_reload(start: &Start, reason: Reason, policy: &watch::Sender<Policy>) {
     let Some(path) = &start.config_file else {
         return;
     };
-    let (config, warnings) = match read_config(path) {
-        Ok(read) => read,
+    let Parsed { config, warnings } = match config::read(path) {
+        Ok(parsed) => parsed,
         Err(error) => {
             tracing::error!(
                 ?reason,

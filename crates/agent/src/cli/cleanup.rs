@@ -23,7 +23,7 @@ pub(super) struct CleanupArguments {
 pub(super) fn execute(arguments: &CleanupArguments) -> anyhow::Result<ExitCode> {
     log_output::start(log_output::Form::Human, "warn")?;
     let config = match &arguments.config {
-        Some(path) => super::run::read_config(path)?.0,
+        Some(path) => crate::config::read(path)?.config,
         None => crate::config::Config::without_file(),
     };
     privileges::check()?;

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use clap::Args;
 
-use crate::config::{self, Config, Finding};
+use crate::config::{self, Config};
 use crate::node_name::node_name;
 use crate::supervisor::{self, Start};
 use crate::{file_limit, log_output, privileges};
@@ -35,7 +35,10 @@ pub(super) struct RunArguments {
 pub(super) fn execute(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     let at = SystemTime::now();
     let (config, warnings) = match &arguments.config {
-        Some(path) => read_config(path)?,
+        Some(path) => {
+            let parsed = config::read(path)?;
+            (parsed.config, parsed.warnings)
+        }
         None => (Config::without_file(), Vec::new()),
     };
     log_output::start(config.common.log_form, config.common.log_level)?;
@@ -67,16 +70,4 @@ pub(super) fn execute(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         at,
     }))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Reads and checks a configuration file.
-///
-/// # Errors
-///
-/// When it cannot be read, or with every mistake in it.
-pub(crate) fn read_config(path: &Path) -> anyhow::Result<(Config, Vec<Finding>)> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("read the configuration file {}", path.display()))?;
-    let parsed = config::parse(&text, &path.display().to_string())?;
-    Ok((parsed.config, parsed.warnings))
 }

@@ -12,6 +12,7 @@
 
 mod consistency;
 mod duration;
+mod file;
 mod findings;
 mod key;
 mod keys;
@@ -24,9 +25,10 @@ mod reference;
 mod settings;
 mod values;
 
+pub(crate) use file::read;
 pub(crate) use findings::{ConfigErrors, Finding};
 pub(crate) use near_match::near_matches;
-pub(crate) use parse::parse;
+pub(crate) use parse::{Parsed, parse};
 pub(crate) use settings::{Config, Flavour, KubeApiConfig, MetaServer};
 
 #[cfg(test)]
