@@ -32,6 +32,9 @@ impl Namespace {
         // Duplicate address detection would keep each IPv6 address unusable for a second.
         for scope in ["all", "default"] {
             namespace.sysctl_if_present(&format!("net.ipv6.conf.{scope}.accept_dad"), "0")?;
+            // Where a node sends a pod's packet back over the bridge it came by, it also tells
+            // the pod of the shorter way; with DNAT in between that way is a wrong one.
+            namespace.sysctl_if_present(&format!("net.ipv6.conf.{scope}.accept_redirects"), "0")?;
         }
         namespace.ip("link set lo up\n")?;
         Ok(namespace)

@@ -7,6 +7,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::namespace::Namespace;
 
+/// The hardware address of each bridge. Without one of its own, a bridge has the lowest of
+/// its ports' addresses, so that it changes with new ports and neighbours lose it.
+pub(crate) const BRIDGE_HARDWARE: &str = "02:00:00:00:00:01";
+
 /// A segment: a bridge in a namespace of its own, which is also the default router (its
 /// addresses end in 1). Nodes on it know the ways to each other's pods.
 #[derive(Debug)]
@@ -34,7 +38,7 @@ impl Network {
         namespace.sysctl("net.ipv4.ip_forward", "1")?;
         namespace.sysctl_if_present("net.ipv6.conf.all.forwarding", "1")?;
         namespace.ip(&format!(
-            "link add br0 type bridge\n\
+            "link add br0 address {BRIDGE_HARDWARE} type bridge\n\
              link set br0 up\n\
              address add {}/24 dev br0\n\
              address add {}/64 dev br0 nodad\n",

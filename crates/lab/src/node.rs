@@ -10,7 +10,7 @@ use crate::client::{Place, await_link};
 use crate::iptables::Family;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
-use crate::network::{Member, Network, next_number, nth_v4, nth_v6};
+use crate::network::{BRIDGE_HARDWARE, Member, Network, next_number, nth_v4, nth_v6};
 use crate::pod::PodBuilder;
 
 /// How the pods of a node are wired.
@@ -307,7 +307,7 @@ impl Node {
 
     fn make_bridge(&self) -> Result<()> {
         let mut lines = format!(
-            "link add cni0 type bridge\n\
+            "link add cni0 address {BRIDGE_HARDWARE} type bridge\n\
              link set cni0 up\n\
              address add {}/24 dev cni0\n",
             self.gateway_v4()

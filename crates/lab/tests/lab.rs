@@ -68,6 +68,30 @@ fn a_calico_pod_interface_has_no_ipv4_address() -> Result<()> {
     })
 }
 
+/// Otherwise pods that know the node by its old address lose it, in IPv6 for many seconds.
+#[test]
+fn a_nodes_bridge_keeps_its_hardware_address_whatever_pods_come() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        let bridge = || {
+            let shown = node
+                .program("ip")
+                .args(["-o", "link", "show", "cni0"])
+                .run()?;
+            let words: Vec<&str> = shown.split_whitespace().collect();
+            let place = words.iter().position(|word| *word == "link/ether");
+            Ok::<_, anyhow::Error>(place.map(|place| words[place + 1].to_owned()))
+        };
+        let before = bridge()?;
+        assert!(before.is_some());
+        for number in 0..4 {
+            node.pod(&format!("pod-{number}")).create()?;
+            assert_eq!(bridge()?, before);
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn pods_of_two_nodes_reach_each_other() -> Result<()> {
     test(|lab| {
