@@ -20,6 +20,10 @@ use crate::programs::Programs;
 /// asserted, so that a busy machine fails nothing.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
+/// kube-proxy is at rest when its rules have been the same for so long: many times the
+/// pause between the first two times it writes them.
+const AT_REST: Duration = Duration::from_millis(1500);
+
 /// Within this time the agent's rules shall stand (again).
 pub(crate) const REPAIRED: Duration = Duration::from_secs(2);
 
@@ -201,6 +205,21 @@ impl Cluster {
         self.flavour
             .command(&self.node, Family::V4, arguments)
             .map(|_| ())
+    }
+
+    /// As [`Self::foreign_rules`], once kube-proxy has come to rest: at its start it writes
+    /// all rules more than once, 1.20 in another order each time.
+    pub(crate) fn settled_foreign_rules(&self) -> Result<String> {
+        let mut seen = (String::new(), Instant::now());
+        await_ok(PATIENCE, "kube-proxy leaves its rules alone", || {
+            let now = self.foreign_rules()?;
+            if now != seen.0 {
+                seen = (now, Instant::now());
+            }
+            ensure!(seen.1.elapsed() > AT_REST, "they changed just now");
+            Ok(())
+        })?;
+        Ok(seen.0)
     }
 
     /// Fails unless all rules that are not the agent's are still as `before`, byte for byte.

@@ -12,7 +12,7 @@ fn a_killed_agent_takes_over_what_it_left() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         Cluster::with(lab, flavour, |cluster| {
             let _kube_proxy = cluster.start_kube_proxy()?;
-            let before = cluster.foreign_rules()?;
+            let before = cluster.settled_foreign_rules()?;
             let mut agent = cluster.start_agent()?;
             cluster.await_in_force()?;
             second_agent_refuses(cluster)?;
@@ -55,6 +55,7 @@ fn kill_and_start(cluster: &Cluster, mut agent: Background) -> Result<Background
 
 fn stop_and_clean_up(cluster: &mut Cluster) -> Result<()> {
     let _kube_proxy = cluster.start_kube_proxy()?;
+    cluster.settled_foreign_rules()?;
     let before = traces(cluster)?;
     let mut agent = cluster.start_agent()?;
     cluster.await_in_force()?;

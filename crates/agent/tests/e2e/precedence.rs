@@ -56,7 +56,7 @@ fn agent_first(cluster: &Cluster) -> Result<Background> {
 }
 
 fn kube_proxy_first(cluster: &Cluster) -> Result<Background> {
-    let before = cluster.foreign_rules()?;
+    let before = cluster.settled_foreign_rules()?;
     cluster.answered_by_kube_proxy(&[WEB, DNS, DNS_TCP])?;
     let start = Instant::now();
     let agent = cluster.start_agent()?;

@@ -20,7 +20,7 @@ fn each_deleted_rule_comes_back() -> Result<()> {
 
 fn tables_and_jumps(cluster: &mut Cluster) -> Result<()> {
     let mut kube_proxy = cluster.start_kube_proxy()?;
-    let before = cluster.foreign_rules()?;
+    let before = cluster.settled_foreign_rules()?;
     let _agent = cluster.start_agent()?;
     cluster.await_in_force()?;
 
@@ -60,7 +60,7 @@ fn tables_and_jumps(cluster: &mut Cluster) -> Result<()> {
 
 fn rule_by_rule(cluster: &mut Cluster) -> Result<()> {
     let _kube_proxy = cluster.start_kube_proxy()?;
-    let before = cluster.foreign_rules()?;
+    let before = cluster.settled_foreign_rules()?;
     let _agent = cluster.start_agent()?;
     cluster.await_in_force()?;
     let mut slowest = Duration::ZERO;
