@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use edgemesh_catalog::Catalog;
 use edgemesh_forward::Destinations;
 use edgemesh_plan::{Plan, Policy};
-use edgemesh_rules::{Family, FlavourChoice, Repair};
+use edgemesh_rules::{BackendChoice, BackendKind, Family, Repair};
 use tokio::sync::watch;
 
 use crate::precedence_record::PrecedenceRecord;
@@ -56,11 +56,14 @@ impl Telling {
     }
 
     /// A family's rules are in and stand where they must; `repairs` were needed for it.
-    pub(crate) fn holds(&self, family: Family, choice: &FlavourChoice, repairs: &[String]) {
+    pub(crate) fn holds(&self, family: Family, choice: &BackendChoice, repairs: &[String]) {
         let now = SystemTime::now();
         self.0.send_if_modified(|told| {
             let (known, new) = family_of(told, family);
-            let backend = format!("{}-{}", family.tool(), choice.flavour);
+            let backend = match choice.kind {
+                BackendKind::Iptables(flavour) => format!("{}-{flavour}", family.tool()),
+                BackendKind::Nftables => choice.kind.to_string(),
+            };
             let moved = known.backend != backend || known.reason != choice.reason;
             if moved {
                 (known.backend, known.reason) = (backend, choice.reason.clone());

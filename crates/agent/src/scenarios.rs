@@ -9,7 +9,7 @@ use std::sync::Arc;
 use edgemesh_catalog::{Catalog, NodeName, Protocol};
 use edgemesh_forward::Destinations;
 use edgemesh_plan::{Plan, Policy, PortalEndpoint, Target, plan};
-use edgemesh_rules::{Mark, Ruleset, render};
+use edgemesh_rules::{Mark, Ruleset, render, render_nftables};
 use edgemesh_watch::{Counters, ManifestsSource};
 use tokio_util::sync::CancellationToken;
 
@@ -53,17 +53,20 @@ async fn play(folder: &Path) -> Vec<(&'static str, String)> {
     };
     let plan = plan(&catalog, &policy);
     let destinations = destinations(&plan);
-    let rules = |intercept: IpAddr| {
+    let [v4, v6] = [
+        IpAddr::from(config.common.intercept_v4),
+        IpAddr::from(config.edge_proxy.intercept_v6),
+    ]
+    .map(|intercept| {
         let empty = Ruleset::new(intercept, REFUSAL_PORT, Mark::AGENT);
-        render(&wanted::ruleset(empty, &plan, &destinations))
-    };
+        wanted::ruleset(empty, &plan, &destinations)
+    });
+    let tables = [&v4, &v6].map(render_nftables).join("\n");
     vec![
         ("plan.txt", describe(&plan)),
-        ("rules.iptables", rules(config.common.intercept_v4.into())),
-        (
-            "rules.ip6tables",
-            rules(config.edge_proxy.intercept_v6.into()),
-        ),
+        ("rules.iptables", render(&v4)),
+        ("rules.ip6tables", render(&v6)),
+        ("rules.nft", tables),
     ]
 }
 

@@ -12,7 +12,7 @@ use edgemesh_catalog::NodeName;
 use edgemesh_forward::{Forwarder, Limits, Settings};
 use edgemesh_plan::Policy;
 use edgemesh_rules::{
-    Backend, Family, FlavourSetting, HostNetwork, HostSupport, Mark, host_supports,
+    Backend, BackendSetting, Family, FlavourSetting, HostNetwork, HostSupport, Mark, host_supports,
 };
 use edgemesh_watch::{
     ApiSource, ApiTiming, Counters, LastGoodFile, LastGoodSaver, ManifestsSource, SourceState,
@@ -329,22 +329,31 @@ async fn open_family(
     config: &Config,
 ) -> anyhow::Result<Result<FamilyParts, String>> {
     let family = Family::of(intercept);
-    let setting = match config.edge_proxy.iptables_flavour {
-        Flavour::Auto => FlavourSetting::Auto,
-        Flavour::Nft => FlavourSetting::Fixed(edgemesh_rules::Flavour::Nft),
-        Flavour::Legacy => FlavourSetting::Fixed(edgemesh_rules::Flavour::Legacy),
-    };
+    let setting = backend_setting(config);
     if let HostSupport::Unavailable(reason) = host_supports(family, setting).await {
         tracing::info!(%family, reason, "this family is not intercepted");
         return Ok(Err(format!("{family}: {reason}")));
     }
     let backend = Backend::open(family, setting).await?;
-    tracing::info!(%family, flavour = %backend.choice(), "using iptables");
+    tracing::info!(%family, backend = %backend.choice(), "the rules' way into the kernel");
     Ok(Ok(FamilyParts {
         intercept,
         host: HostNetwork::open(intercept)?,
         backend,
     }))
+}
+
+fn backend_setting(config: &Config) -> BackendSetting {
+    let flavour = match config.edge_proxy.iptables_flavour {
+        Flavour::Auto => FlavourSetting::Auto,
+        Flavour::Nft => FlavourSetting::Fixed(edgemesh_rules::Flavour::Nft),
+        Flavour::Legacy => FlavourSetting::Fixed(edgemesh_rules::Flavour::Legacy),
+    };
+    match config.edge_proxy.backend {
+        config::Backend::Auto => BackendSetting::Auto(flavour),
+        config::Backend::Iptables => BackendSetting::Iptables(flavour),
+        config::Backend::Nftables => BackendSetting::Nftables,
+    }
 }
 
 /// Starts the source of the catalog, and for the Kubernetes API the saver of the last good one.

@@ -277,8 +277,8 @@ impl Sync {
             }
             if let Some(switched) = family.backend.reconsider(wanted).await? {
                 tracing::warn!(
-                    family = %wanted.family(), flavour = %switched.choice,
-                    "moved the rules to kube-proxy's flavour of iptables"
+                    family = %wanted.family(), backend = %switched.choice,
+                    "kube-proxy's rules are elsewhere now; ours were moved there"
                 );
             }
             self.telling
@@ -330,7 +330,7 @@ fn report_repairs(figures: &SyncFigures, family: Family, repairs: &[Repair]) {
 /// Why a round of the loop did not reach its end.
 #[derive(Debug, thiserror::Error)]
 enum SyncError {
-    /// iptables would not.
+    /// iptables or nf_tables would not.
     #[error(transparent)]
     Rules(#[from] edgemesh_rules::RulesError),
     /// The kernel refused an address or a route.

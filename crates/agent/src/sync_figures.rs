@@ -128,7 +128,7 @@ impl Figures for std::sync::Arc<SyncFigures> {
             ),
             single(
                 "edgemesh_rule_lines",
-                "Lines of rule text handed to iptables-restore",
+                "Rules, chains and map elements that the kernel was told to add or delete",
                 Kind::Counter,
                 state.lines as f64,
             ),

@@ -1,42 +1,43 @@
-//! One family's rules in the kernel: brings them there, keeps them there, takes them out.
+//! One family's rules in the kernel: brings them there, keeps them there, takes them out,
+//! by whichever way kube-proxy's mode asks for.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::backend_choice::{Signs, choose};
 use crate::error::RulesError;
-use crate::iptables::difference::{Difference, Means, against, between};
-use crate::iptables::installed::Tools;
-use crate::iptables::parse::Table;
-use crate::iptables::probe::{probe, probe_again};
-use crate::iptables::transaction::Transaction;
-use crate::removal::{Removed, remove_all};
-use crate::unchanged::{Look, Watch};
+use crate::iptables::backend::IptablesBackend;
+use crate::iptables::probe::kube_services_in;
+use crate::leftover::remove_all_but;
+use crate::nf_tables::NfTables;
+use crate::nftables::backend::NftablesBackend;
+use crate::nftables::table_name::TableName;
 use crate::{
-    Family, Flavour, FlavourChoice, FlavourSetting, KUBE_SERVICES, Repair, Ruleset, ToolError,
+    BackendChoice, BackendKind, BackendSetting, Family, FlavourSetting, Removed, Repair, Ruleset,
 };
-
-/// Rules per step, once the kernel refused a message for its length. In a user namespace
-/// iptables-nft can't enlarge its socket's buffer, and some 270 rules fit into the
-/// default one (`net.core.wmem_default`, 208 KiB).
-const RULES_PER_STEP: usize = 200;
 
 /// Owner of one family's rules. It expects to be the only one on the node.
 ///
 /// It remembers what it brought into the kernel, so that an added Service costs one small
-/// restore whatever the number of others; [`verify`](Self::verify) finds out whether that
-/// is still there.
+/// transaction whatever the number of others; [`verify`](Self::verify) finds out whether
+/// that is still there. To be used within a tokio runtime with time.
 #[derive(Debug)]
 pub struct Backend {
-    tools: Tools,
-    choice: FlavourChoice,
-    /// The other flavour, where it is not the operator who decides.
-    alternative: Option<Tools>,
-    watch: Watch,
-    known: Option<Arc<Ruleset>>,
-    last_read: LastRead,
-    rules_per_step: Option<usize>,
-    /// A flavour that was left and still has to be emptied.
-    left: Option<Tools>,
+    family: Family,
+    setting: BackendSetting,
+    way: Way,
+    choice: BackendChoice,
+    /// A way that was left and still has to be emptied.
+    left: Option<Way>,
+    /// Whether there may still be rules of an agent that came before and went another way.
+    leftovers: bool,
+}
+
+/// A way into the kernel.
+#[derive(Debug)]
+enum Way {
+    Iptables(Box<IptablesBackend>),
+    Nftables(Box<NftablesBackend>),
 }
 
 /// How the kernel was brought to hold what is wanted.
@@ -48,6 +49,8 @@ pub enum Change {
     Incremental,
     /// By the difference to what was read back.
     ReadBack,
+    /// By making all of it anew, in one step (nftables).
+    Rewritten,
 }
 
 /// What [`Backend::apply`] did.
@@ -55,7 +58,8 @@ pub enum Change {
 pub struct Applied {
     /// How.
     pub change: Change,
-    /// Lines of the transaction: rules added and deleted, chains made, jumps moved.
+    /// Lines of the transaction: rules or elements added and deleted, chains made, jumps
+    /// moved.
     pub lines: usize,
     /// How long it took.
     pub took: Duration,
@@ -69,7 +73,7 @@ pub struct Applied {
 pub struct Verified {
     /// What was put right; empty when all was as it should be.
     pub repairs: Vec<Repair>,
-    /// Whether the rules had to be read back for that.
+    /// Whether the rules had to be read back, or made anew, for that.
     pub read_back: bool,
     /// How long it took.
     pub took: Duration,
@@ -78,278 +82,266 @@ pub struct Verified {
 /// What [`Backend::reconsider`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Switched {
-    /// The flavour that the rules are in now, and why.
-    pub choice: FlavourChoice,
+    /// Where the rules are now, and why.
+    pub choice: BackendChoice,
 }
 
 impl Backend {
-    /// Chooses the flavour and makes ready; changes nothing.
+    /// Chooses the way and makes ready; changes nothing.
     ///
     /// # Errors
     ///
-    /// When the programs for it are not installed.
-    pub async fn open(family: Family, setting: FlavourSetting) -> Result<Self, RulesError> {
-        let probed = probe(family, setting).await?;
-        Ok(Self::new(probed.tools, probed.choice, probed.alternative))
-    }
-
-    fn new(tools: Tools, choice: FlavourChoice, alternative: Option<Tools>) -> Self {
-        Self {
-            watch: Watch::of(&tools),
-            tools,
+    /// When the programs for it are not installed, or the kernel has no nf_tables where
+    /// nftables was chosen.
+    pub async fn open(family: Family, setting: BackendSetting) -> Result<Self, RulesError> {
+        let (way, choice) = match setting {
+            BackendSetting::Auto(flavour) => open_auto(family, flavour).await?,
+            BackendSetting::Iptables(flavour) => open_iptables(family, flavour).await?,
+            BackendSetting::Nftables => {
+                let choice = BackendChoice {
+                    kind: BackendKind::Nftables,
+                    reason: "the configuration says so".to_owned(),
+                };
+                (open_nftables(family).await?, choice)
+            }
+        };
+        Ok(Self {
+            family,
+            setting,
+            way,
             choice,
-            alternative,
-            known: None,
-            last_read: LastRead::default(),
-            rules_per_step: None,
             left: None,
-        }
+            leftovers: true,
+        })
     }
 
     /// The family.
     #[must_use]
     pub fn family(&self) -> Family {
-        self.tools.family
+        self.family
     }
 
-    /// The flavour in use, and why.
+    /// The way in use, and why.
     #[must_use]
-    pub fn choice(&self) -> &FlavourChoice {
+    pub fn choice(&self) -> &BackendChoice {
         &self.choice
     }
 
     /// Brings the kernel to hold `wanted`, in one atomic step.
     ///
-    /// The first call reads back what is there and takes it over, also what another
-    /// process of the agent left.
+    /// The first call takes over what another process of the agent left: with iptables by
+    /// the difference to it, with nftables by making the table anew. What such a process
+    /// left on another way is removed once the new rules stand.
     ///
     /// # Errors
     ///
-    /// When a program fails, twice; the kernel keeps what it had, and the next call reads
-    /// back what that is.
+    /// When a program fails twice, or the kernel refuses; it keeps what it had, and the
+    /// next call finds out what that is.
     pub async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
-        let started = Instant::now();
         self.expect_own_family(wanted)?;
-        let tampered_with = self.watch.look() == Look::Changed;
-        if let Some(known) = self.known.take().filter(|_| !tampered_with) {
-            let transaction = between(&known, wanted);
-            match self.commit(&transaction).await {
-                Ok(()) => {
-                    self.known = Some(Arc::clone(wanted));
-                    return Ok(Applied {
-                        change: match transaction.lines() {
-                            0 => Change::None,
-                            _ => Change::Incremental,
-                        },
-                        lines: transaction.lines(),
-                        took: started.elapsed(),
-                        repairs: Vec::new(),
-                    });
-                }
-                Err(error) => tracing::warn!(
-                    %error,
-                    "can't change the rules as they were known to be; reading them back"
-                ),
-            }
+        let applied = self.way.apply(wanted).await?;
+        if std::mem::take(&mut self.leftovers) {
+            remove_all_but(self.family, self.choice.kind, self.way.table_name()).await;
         }
-        let difference = self.set_right(wanted).await?;
-        Ok(Applied {
-            change: match difference.transaction.lines() {
-                0 => Change::None,
-                _ => Change::ReadBack,
-            },
-            lines: difference.transaction.lines(),
-            took: started.elapsed(),
-            repairs: difference.repairs,
-        })
+        Ok(applied)
     }
 
     /// Finds out whether the kernel still holds `wanted`, and puts right what it doesn't.
     ///
-    /// To be called every 2 s or so. With iptables-nft it costs next to nothing as long as
-    /// nobody adds or removes rules of ours. That one of them was exchanged for another is
-    /// noticed at once in a nat table of up to 2,000 lines, one call later for each 2,000
-    /// more. With iptables-legacy the whole nat table is read each time.
+    /// To be called at least every 2 s. With nftables it costs next to nothing. So it does
+    /// with iptables-nft as long as nobody adds or removes rules of ours; that one of them
+    /// was exchanged for another is noticed at once in a nat table of up to 2,000 lines,
+    /// one call later for each 2,000 more. With iptables-legacy the whole nat table is read
+    /// each time.
     ///
     /// # Errors
     ///
     /// As [`Self::apply`].
     pub async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
-        let started = Instant::now();
         self.expect_own_family(wanted)?;
-        let known = self.known.take();
-        if known.as_ref() == Some(wanted)
-            && self.watch.look() == Look::Same
-            && !self.watch.is_overdue(self.last_read.lines)
-        {
-            self.known = known;
-            return Ok(Verified {
-                repairs: Vec::new(),
-                read_back: false,
-                took: started.elapsed(),
-            });
-        }
-        let difference = self.set_right(wanted).await?;
-        Ok(Verified {
-            repairs: difference.repairs,
-            read_back: true,
-            took: started.elapsed(),
-        })
+        self.way.verify(wanted).await
     }
 
-    /// Moves to the other flavour if kube-proxy turns out to use that one: it may have been
-    /// started after us. To be called every now and then; costs little.
+    /// Goes the other way if kube-proxy turns out to: it may have been started after us, or
+    /// again in another mode. To be called every now and then; costs little.
     ///
-    /// The rules are brought into the new flavour first, then taken out of the old.
+    /// The rules are brought in by the new way first, then taken out of the old.
     ///
     /// # Errors
     ///
-    /// When a program fails. If that was about the new flavour, the rules are still in the
-    /// old one; if it was about the old, they are in both, and the next call goes on there.
+    /// When a program fails or the kernel refuses. If that was about the new way, the rules
+    /// are still where they were; if it was about the old, they are in both places, and the
+    /// next call goes on there.
     pub async fn reconsider(
         &mut self,
         wanted: &Arc<Ruleset>,
     ) -> Result<Option<Switched>, RulesError> {
         self.expect_own_family(wanted)?;
-        self.empty_left_flavour().await?;
-        if self.sees_kube_services() {
-            return Ok(None);
-        }
-        let Some(alternative) = &self.alternative else {
-            return Ok(None);
-        };
-        let Some(choice) = probe_again([&self.tools, alternative]).await else {
-            return Ok(None);
-        };
-        if choice.flavour == self.tools.flavour {
+        self.empty_left_way().await?;
+        if let BackendSetting::Auto(flavour) = self.setting
+            && let Some((mut way, choice)) = self.other_way(flavour).await?
+        {
+            way.apply(wanted).await?;
+            self.left = Some(std::mem::replace(&mut self.way, way));
             self.choice = choice;
-            return Ok(None);
+            self.empty_left_way().await?;
+            return Ok(Some(self.switched()));
         }
-        let mut moved = Self::new(alternative.clone(), choice, Some(self.tools.clone()));
-        moved.apply(wanted).await?;
-        moved.left = Some(self.tools.clone());
-        *self = moved;
-        self.empty_left_flavour().await?;
-        Ok(Some(Switched {
-            choice: self.choice.clone(),
-        }))
+        match &mut self.way {
+            Way::Nftables(_) => Ok(None),
+            Way::Iptables(iptables) => {
+                let moved = iptables.reconsider(wanted).await?;
+                self.choice = iptables.choice().clone().into();
+                Ok(moved.map(|_| self.switched()))
+            }
+        }
     }
 
-    /// Takes out all that is ours, in this flavour. Fine when nothing is there.
+    /// Whether the way in use can be gone, as far as that is seen without changing anything.
+    pub(crate) async fn try_out(&self) -> Result<(), RulesError> {
+        match &self.way {
+            Way::Iptables(iptables) => iptables.try_out().await,
+            // It was tried out when it was opened.
+            Way::Nftables(_) => Ok(()),
+        }
+    }
+
+    /// Takes out all that is ours, by the way in use. Fine when nothing is there.
     ///
     /// # Errors
     ///
-    /// When a program fails.
+    /// When a program fails, or the kernel refuses.
     pub async fn remove(&mut self) -> Result<Removed, RulesError> {
-        self.known = None;
-        self.empty_left_flavour().await?;
-        remove_all(&self.tools).await
+        self.empty_left_way().await?;
+        self.way.remove().await
     }
 
-    async fn empty_left_flavour(&mut self) -> Result<(), RulesError> {
-        if let Some(tools) = &self.left {
-            remove_all(tools).await?;
+    /// The way that kube-proxy's mode asks for, if that is not the one in use.
+    async fn other_way(
+        &mut self,
+        flavour: FlavourSetting,
+    ) -> Result<Option<(Way, BackendChoice)>, RulesError> {
+        let nftables_mode = signs(self.family).nftables_mode_seen_in(self.family);
+        match (self.choice.kind, nftables_mode) {
+            (BackendKind::Iptables(_), Some(_)) => Ok(Some(open_auto(self.family, flavour).await?)),
+            // Our table stands before every mode's rules: without a sign of another one
+            // there is no reason to move.
+            (BackendKind::Nftables, None) if kube_services_in(self.family).await => {
+                match open_auto(self.family, flavour).await? {
+                    (Way::Nftables(_), _) => Ok(None),
+                    iptables @ (Way::Iptables(_), _) => Ok(Some(iptables)),
+                }
+            }
+            (BackendKind::Iptables(_) | BackendKind::Nftables, _) => Ok(None),
+        }
+    }
+
+    async fn empty_left_way(&mut self) -> Result<(), RulesError> {
+        if let Some(left) = &mut self.left {
+            left.remove().await?;
             self.left = None;
         }
         Ok(())
     }
 
-    fn sees_kube_services(&mut self) -> bool {
-        match self.tools.flavour {
-            Flavour::Nft => self.watch.has_chain("nat", KUBE_SERVICES),
-            Flavour::Legacy => self.last_read.kube_services,
+    fn switched(&self) -> Switched {
+        Switched {
+            choice: self.choice.clone(),
         }
     }
 
     fn expect_own_family(&self, wanted: &Ruleset) -> Result<(), RulesError> {
-        let (given, own) = (wanted.family(), self.family());
+        let (given, own) = (wanted.family(), self.family);
         if given == own {
             Ok(())
         } else {
             Err(RulesError::OtherFamily { given, own })
         }
     }
+}
 
-    /// Reads back what is there and changes what differs. What can't be changed rule by
-    /// rule, because somebody else changes it too or because a rule's own text is not
-    /// understood, is read again and made anew.
-    async fn set_right(&mut self, wanted: &Arc<Ruleset>) -> Result<Difference, RulesError> {
-        match self.set_right_by(wanted, Means::SmallestChange).await {
-            Ok(difference) => Ok(difference),
-            Err(error) => {
-                tracing::warn!(%error, "reading the rules back and trying once more");
-                self.set_right_by(wanted, Means::Rewrite).await
-            }
+impl Way {
+    fn table_name(&self) -> Option<TableName> {
+        match self {
+            Way::Iptables(_) => None,
+            Way::Nftables(nftables) => nftables.table_name(),
         }
     }
 
-    async fn set_right_by(
-        &mut self,
-        wanted: &Arc<Ruleset>,
-        means: Means,
-    ) -> Result<Difference, RulesError> {
-        self.known = None;
-        self.watch.begin();
-        let text = self.tools.save("nat").await?;
-        let difference;
-        (difference, self.last_read) = difference_to(text, Arc::clone(wanted), means).await;
-        self.commit(&difference.transaction).await?;
-        self.known = Some(Arc::clone(wanted));
-        Ok(difference)
+    async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
+        match self {
+            Way::Iptables(iptables) => iptables.apply(wanted).await,
+            Way::Nftables(nftables) => nftables.apply(wanted).await,
+        }
     }
 
-    /// Hands the transaction to the kernel; an empty one is not worth a call.
-    async fn commit(&mut self, transaction: &Transaction) -> Result<(), RulesError> {
-        if transaction.is_empty() {
-            self.watch.settle(0);
-            return Ok(());
+    async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
+        match self {
+            Way::Iptables(iptables) => iptables.verify(wanted).await,
+            Way::Nftables(nftables) => nftables.verify(wanted).await,
         }
-        match self.restore(transaction).await {
-            // One message that is too long is refused whole: nothing has changed yet.
-            Err(error) if error.is_too_long() && self.rules_per_step.is_none() => {
-                self.rules_per_step = Some(RULES_PER_STEP);
-                self.restore(transaction).await
-            }
-            outcome => outcome,
-        }
-        .map_err(|error| {
-            self.watch.forget();
-            error.into()
-        })
     }
 
-    async fn restore(&mut self, transaction: &Transaction) -> Result<(), ToolError> {
-        let (text, steps) = match self.rules_per_step {
-            Some(most) if transaction.lines() > most => transaction.sections(most),
-            Some(_) | None => (transaction.text(), 1),
-        };
-        self.tools.restore(&text).await?;
-        self.last_read.lines += transaction.lines();
-        self.watch.settle(steps);
-        Ok(())
+    async fn remove(&mut self) -> Result<Removed, RulesError> {
+        match self {
+            Way::Iptables(iptables) => iptables.remove().await,
+            Way::Nftables(nftables) => nftables.remove().await,
+        }
     }
 }
 
-/// What else the nat table told when it was read last.
-#[derive(Clone, Copy, Debug, Default)]
-struct LastRead {
-    /// About how long it is: what was changed since is added.
-    lines: usize,
-    kube_services: bool,
+async fn open_iptables(
+    family: Family,
+    flavour: FlavourSetting,
+) -> Result<(Way, BackendChoice), RulesError> {
+    let iptables = IptablesBackend::open(family, flavour).await?;
+    let choice = iptables.choice().clone().into();
+    Ok((Way::Iptables(Box::new(iptables)), choice))
 }
 
-/// Tens of thousands of lines take a while, in which other tasks shall go on.
-async fn difference_to(text: String, wanted: Arc<Ruleset>, means: Means) -> (Difference, LastRead) {
-    let work = tokio::task::spawn_blocking(move || {
-        let table = Table::parse(&text);
-        let read = LastRead {
-            lines: table.lines,
-            kube_services: table.kube_services,
-        };
-        (against(&table, &wanted, means), read)
-    });
-    match work.await {
-        Ok(outcome) => outcome,
-        Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+async fn open_nftables(family: Family) -> Result<Way, RulesError> {
+    let nftables = NftablesBackend::open(family).await?;
+    Ok(Way::Nftables(Box::new(nftables)))
+}
+
+async fn open_auto(
+    family: Family,
+    flavour: FlavourSetting,
+) -> Result<(Way, BackendChoice), RulesError> {
+    let (iptables, found) = match IptablesBackend::open(family, flavour).await {
+        Ok(iptables) => {
+            let choice = iptables.choice().clone();
+            (Some(iptables), Ok(choice))
+        }
+        Err(missing) => (None, Err(missing)),
+    };
+    let choice = choose(family, signs(family), found)?;
+    let way = match (choice.kind, iptables) {
+        (BackendKind::Iptables(_), Some(iptables)) => Way::Iptables(Box::new(iptables)),
+        (BackendKind::Iptables(_), None) | (BackendKind::Nftables, _) => {
+            open_nftables(family).await?
+        }
+    };
+    Ok((way, choice))
+}
+
+/// Asks the kernel alone; where it does not answer, there are none.
+fn signs(family: Family) -> Signs {
+    // Of kube-proxy in nftables mode (kubernetes `pkg/proxy/nftables/proxier.go`): the chain
+    // that all its others are reached from. The table alone may be an empty remainder.
+    const TABLE: &str = "kube-proxy";
+    const CHAIN: &str = "services";
+    let Ok(mut nf_tables) = NfTables::open() else {
+        return Signs::default();
+    };
+    let mut has = |family, table, chain| {
+        nf_tables
+            .has_chain(family, table, chain)
+            .unwrap_or_default()
+    };
+    Signs {
+        nftables_mode: has(family, TABLE, CHAIN),
+        nftables_mode_in_other: has(family.other(), TABLE, CHAIN),
+        iptables_mode: has(family, "nat", crate::KUBE_SERVICES),
     }
 }

@@ -5,9 +5,11 @@ use std::net::IpAddr;
 
 use crate::host_network::remove_left_behind;
 use crate::iptables::installed::installed;
+use crate::leftover::may_hold_chains;
 use crate::nf_tables::NfTables;
+use crate::nftables::leftover::remove_leftovers;
 use crate::removal::remove_all;
-use crate::{Family, Flavour, OwnChain, Removed};
+use crate::{Family, Flavour, Removed};
 
 /// What [`cleanup`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +36,7 @@ impl fmt::Display for CleanedUp {
 }
 
 /// Removes everything that an agent can have left: chains and jumps of both families in
-/// both flavours of iptables, last-resort routes and their rule, the intercept address.
+/// both flavours of iptables, tables of nftables that no process holds, last-resort routes and their rule, the intercept address.
 ///
 /// `intercepts` are the intercept addresses to look for; they are needed on kernels before
 /// 5.18 alone, where an address can't carry a tag. To be called while no agent runs. Fine
@@ -43,6 +45,7 @@ pub async fn cleanup(intercepts: &[IpAddr]) -> CleanedUp {
     let mut done = CleanedUp::default();
     for family in Family::BOTH {
         clean_rules(&mut done, family).await;
+        clean_tables(&mut done, family);
         match remove_left_behind(family, intercepts).await {
             Ok(changes) if changes.is_nothing() => {}
             Ok(changes) => done.removed.push(format!("{changes} ({family})")),
@@ -59,7 +62,7 @@ pub async fn cleanup(intercepts: &[IpAddr]) -> CleanedUp {
 async fn clean_rules(done: &mut CleanedUp, family: Family) {
     let tools = installed(family).await;
     for flavour in Flavour::BOTH {
-        if !may_hold_ours(family, flavour) {
+        if !may_hold_chains(family, flavour) {
             continue;
         }
         let Some(tools) = tools.iter().find(|tools| tools.flavour == flavour) else {
@@ -74,6 +77,27 @@ async fn clean_rules(done: &mut CleanedUp, family: Family) {
             Ok(removed) => report(done, family, flavour, &removed),
             Err(error) => done.problems.push(error.to_string()),
         }
+    }
+}
+
+fn clean_tables(done: &mut CleanedUp, family: Family) {
+    if NfTables::open().is_err() {
+        return;
+    }
+    match remove_leftovers(family, None) {
+        Ok(leftovers) => {
+            let tables = leftovers.removed.iter();
+            done.removed
+                .extend(tables.map(|table| format!("the nftables table {table}")));
+            for (table, owner) in leftovers.held {
+                done.problems.push(format!(
+                    "the nftables table {table} belongs to a process that runs (its netlink \
+                     port is {owner}; mostly that is its process id) and goes with it; stop \
+                     that agent"
+                ));
+            }
+        }
+        Err(error) => done.problems.push(error.to_string()),
     }
 }
 
@@ -92,20 +116,5 @@ fn report(done: &mut CleanedUp, family: Family, flavour: Flavour, removed: &Remo
              \"{rule}\" ({}, {flavour}); delete that rule and run this again",
             family.tool()
         ));
-    }
-}
-
-/// Whether it is worth a look, asked of the kernel alone.
-fn may_hold_ours(family: Family, flavour: Flavour) -> bool {
-    match flavour {
-        Flavour::Nft => NfTables::open().is_ok_and(|mut nf_tables| {
-            OwnChain::BOTH.into_iter().any(|chain| {
-                nf_tables
-                    .has_chain(family, "nat", chain.name())
-                    .unwrap_or(true)
-            })
-        }),
-        Flavour::Legacy => std::fs::read_to_string(family.legacy_table_names())
-            .is_ok_and(|names| names.lines().any(|name| name == "nat")),
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong between us and the kernel.
 
-use crate::{Family, NoFlavour, ToolError};
+use crate::{Family, NftablesError, NoFlavour, ToolError};
 
 /// Rules could not be read or changed. The kernel keeps what it had.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,9 @@ pub enum RulesError {
     /// A program failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
+    /// nf_tables refused a change of our table.
+    #[error(transparent)]
+    Nftables(#[from] NftablesError),
     /// A ruleset was given to the other family's backend.
     #[error("{given} rules were given to the {own} backend")]
     OtherFamily {
@@ -41,6 +44,7 @@ impl RulesError {
         match self {
             RulesError::NoFlavour(_) | RulesError::OtherFamily { .. } => false,
             RulesError::Tool(error) => error.is_retryable(),
+            RulesError::Nftables(error) => error.is_retryable(),
             RulesError::NotRemoved { .. } => true,
         }
     }

@@ -1,7 +1,7 @@
 //! The two IP families; each has rules, addresses and routes of its own.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IP family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +40,31 @@ impl Family {
         match self {
             Family::V4 => "iptables",
             Family::V6 => "ip6tables",
+        }
+    }
+
+    /// What nft calls tables of the family, and the address in its packets: `ip`, `ip6`.
+    #[must_use]
+    pub fn nft_name(self) -> &'static str {
+        match self {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        }
+    }
+
+    /// The address by which a host speaks to itself.
+    pub(crate) fn loopback(self) -> IpAddr {
+        match self {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    /// `NFPROTO_IPV4`, `NFPROTO_IPV6` (`include/uapi/linux/netfilter.h`).
+    pub(crate) fn netfilter_number(self) -> u8 {
+        match self {
+            Family::V4 => 2,
+            Family::V6 => 10,
         }
     }
 

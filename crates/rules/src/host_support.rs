@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::iptables::probe::probe;
-use crate::{Family, FlavourSetting};
+use crate::error::RulesError;
+use crate::{Backend, BackendSetting, Family};
 
 /// Whether the host can intercept a family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,20 +24,20 @@ impl fmt::Display for HostSupport {
     }
 }
 
-/// Finds out whether the host has the family, the programs for its nat table, and the
-/// right to read it.
-pub async fn host_supports(family: Family, setting: FlavourSetting) -> HostSupport {
+/// Finds out whether the host has the family, what its rules are programmed with, and the
+/// right to use it. Changes nothing.
+pub async fn host_supports(family: Family, setting: BackendSetting) -> HostSupport {
     if let Some(reason) = missing_from_kernel(family) {
         return HostSupport::Unavailable(reason.to_owned());
     }
-    let tools = match probe(family, setting).await {
-        Ok(probed) => probed.tools,
-        Err(error) => return HostSupport::Unavailable(error.to_string()),
-    };
-    match tools.save("nat").await {
-        Ok(_) => HostSupport::Available,
+    match try_out(family, setting).await {
+        Ok(()) => HostSupport::Available,
         Err(error) => HostSupport::Unavailable(error.to_string()),
     }
+}
+
+async fn try_out(family: Family, setting: BackendSetting) -> Result<(), RulesError> {
+    Backend::open(family, setting).await?.try_out().await
 }
 
 fn missing_from_kernel(family: Family) -> Option<&'static str> {

@@ -6,6 +6,7 @@
 //! iptables-restore. Where nothing differs, nothing is called.
 
 mod backend;
+mod backend_choice;
 mod chain_names;
 mod cleanup;
 mod error;
@@ -14,8 +15,10 @@ mod host_network;
 mod host_support;
 mod inspect;
 mod iptables;
+mod leftover;
 mod netlink;
 mod nf_tables;
+mod nftables;
 mod precedence;
 mod removal;
 mod repair;
@@ -23,6 +26,7 @@ mod ruleset;
 mod unchanged;
 
 pub use backend::{Applied, Backend, Change, Switched, Verified};
+pub use backend_choice::{BackendChoice, BackendKind, BackendSetting};
 pub use chain_names::{JUMP_COMMENT, KUBE_SERVICES, OwnChain};
 pub use cleanup::{CleanedUp, cleanup};
 pub use error::RulesError;
@@ -37,6 +41,7 @@ pub use inspect::{
     ToolFound, base_chains, find_tools, inspect,
 };
 pub use iptables::{Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render};
+pub use nftables::{NftablesError, render_nftables};
 pub use precedence::Misplacement;
 pub use removal::Removed;
 pub use repair::Repair;

@@ -8,12 +8,13 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+    recv, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
 const REQUEST: u16 = 0x1;
+const ACK: u16 = 0x4;
 const DUMP: u16 = 0x300;
 const KIND_ERROR: u16 = 2;
 const KIND_DONE: u16 = 3;
@@ -29,6 +30,23 @@ pub(crate) struct NetlinkSocket {
     fd: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
+}
+
+/// One of several messages that are sent together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) kind: u16,
+    /// Those beside that of a request.
+    pub(crate) flags: u16,
+    pub(crate) payload: &'a [u8],
+}
+
+/// The kernel did not take what was sent together.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// Place of the message that it refused, from 0.
+    pub(crate) at: usize,
+    pub(crate) error: io::Error,
 }
 
 /// One message of an answer.
@@ -123,28 +141,89 @@ impl NetlinkSocket {
         }
     }
 
+    /// Sends messages as one, and waits until the kernel has answered the one at
+    /// `answered`. By then it has told of every one that it refuses, and the first counts;
+    /// a refusal of the first message is one of the whole.
+    pub(crate) fn send_together(
+        &mut self,
+        messages: &[Outgoing<'_>],
+        answered: usize,
+    ) -> Result<(), Refused> {
+        let whole = |error| Refused { at: 0, error };
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        for (place, message) in messages.iter().enumerate() {
+            self.sequence = self.sequence.wrapping_add(1);
+            let ack = if place == answered { ACK } else { 0 };
+            let flags = REQUEST | message.flags | ack;
+            self.push_message(&mut bytes, message.kind, flags, message.payload)
+                .map_err(whole)?;
+        }
+        self.make_room(bytes.len());
+        send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()).map_err(|e| whole(e.into()))?;
+        let mut refused = None;
+        let mut over = false;
+        while !over {
+            let length = self.receive_bytes().map_err(whole)?;
+            for answer in self::messages(self.buffer.get(..length).unwrap_or_default()) {
+                let place = usize::try_from(answer.sequence.wrapping_sub(first));
+                let Some(at) = place.ok().filter(|at| *at < messages.len()) else {
+                    continue;
+                };
+                let outcome = answer.outcome();
+                over |= at == answered || (at == 0 && outcome.is_err());
+                if let Err(error) = outcome {
+                    refused.get_or_insert(Refused { at, error });
+                }
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// The number by which the kernel knows this socket.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        Ok(getsockname::<NetlinkAddr>(self.fd.as_raw_fd())?.pid())
+    }
+
+    /// Asks for a buffer that takes so many bytes at once. Where that is not granted (in a
+    /// user namespace the limit is `net.core.wmem_max`), sending says so.
+    fn make_room(&self, bytes: usize) {
+        const ALWAYS_THERE: usize = 64 * 1024;
+        if bytes > ALWAYS_THERE {
+            let _ = setsockopt(&self.fd, sockopt::SndBufForce, &bytes)
+                .or_else(|_| setsockopt(&self.fd, sockopt::SndBuf, &bytes));
+        }
+    }
+
     fn send(&mut self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let length = u32::try_from(HEADER + payload.len())
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut message = Vec::with_capacity(HEADER + payload.len());
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend([0; 4]);
-        message.extend(payload);
+        self.push_message(&mut message, kind, flags, payload)?;
         send(self.fd.as_raw_fd(), &message, MsgFlags::empty())?;
         Ok(())
     }
 
+    fn push_message(
+        &self,
+        bytes: &mut Vec<u8>,
+        kind: u16,
+        flags: u16,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        let length = u32::try_from(HEADER + payload.len())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        Ok(())
+    }
+
     fn receive(&mut self, mut each: impl FnMut(Message<'_>) -> io::Result<()>) -> io::Result<()> {
-        let length = loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
-                Err(nix::Error::EINTR) => {}
-                other => break other?,
-            }
-        };
+        let length = self.receive_bytes()?;
         for message in messages(self.buffer.get(..length).unwrap_or_default()) {
             // What is left of an answer that was given up belongs to an older question.
             if message.sequence != self.sequence {
@@ -156,6 +235,15 @@ impl NetlinkSocket {
             each(message)?;
         }
         Ok(())
+    }
+
+    fn receive_bytes(&mut self) -> io::Result<usize> {
+        loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Err(nix::Error::EINTR) => {}
+                other => return Ok(other?),
+            }
+        }
     }
 }
 
@@ -179,6 +267,11 @@ impl<'a> Message<'a> {
             Some(_) | None => Ok(()),
         }
     }
+}
+
+/// The attributes that a nested attribute holds.
+pub(crate) fn nested(value: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    attributes(value)
 }
 
 /// Adds an attribute to a message's payload.

@@ -40,6 +40,12 @@ pub enum Repair {
         /// What was wrong with it.
         because: Misplacement,
     },
+    /// The table of this name was gone; it was made again, with all that is in it.
+    TableMissing(String),
+    /// The table of this name was another one or held something else; it was made anew.
+    TableAltered(String),
+    /// The table let everything pass: no sign of life had reached it for a while.
+    GateClosed,
 }
 
 impl fmt::Display for Repair {
@@ -71,6 +77,14 @@ impl fmt::Display for Repair {
             Repair::Jump { chain, because } => {
                 write!(f, "the jump from {} to {chain} was {because}", chain.hook())
             }
+            Repair::TableMissing(table) => write!(f, "table {table} was missing"),
+            Repair::TableAltered(table) => {
+                write!(f, "table {table} was not as it had been made")
+            }
+            Repair::GateClosed => f.write_str(
+                "the gate was closed: no sign of the agent's life had reached the kernel for a \
+                 while",
+            ),
         }
     }
 }

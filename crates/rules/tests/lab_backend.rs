@@ -6,7 +6,7 @@ mod on_node;
 use anyhow::Result;
 use edgemesh_lab::{Flavour, Lab, Node, Place, RuleList, Table, test, test_each_flavour};
 use edgemesh_rules::{
-    Backend, Change, Family, FlavourSetting, Misplacement, OwnChain, Repair, render,
+    Backend, BackendKind, BackendSetting, Change, Family, Misplacement, OwnChain, Repair, render,
 };
 use on_node::{backend, labs, nat, on_node, ours, rules_for, start_kube_proxy};
 
@@ -324,10 +324,10 @@ fn kube_proxys_flavour_is_chosen_and_followed_when_it_comes_later() -> Result<()
         let node = lab.node("edge-1").create()?;
         let rules = rules_for(Family::V4, 3)?;
         on_node(&node, async || -> Result<()> {
-            let mut backend = Backend::open(Family::V4, FlavourSetting::Auto).await?;
+            let mut backend = Backend::open(Family::V4, BackendSetting::default()).await?;
             assert_eq!(
                 backend.choice().to_string(),
-                "nft: neither kube-proxy nor kubelet left a trace in either flavour"
+                "iptables-nft: neither kube-proxy nor kubelet left a trace in either flavour"
             );
             backend.apply(&rules).await?;
             assert_eq!(backend.reconsider(&rules).await?, None);
@@ -338,18 +338,18 @@ fn kube_proxys_flavour_is_chosen_and_followed_when_it_comes_later() -> Result<()
             backend.verify(&rules).await?;
             let switched = backend.reconsider(&rules).await?;
             assert_eq!(switched.is_some(), flavour == Flavour::Legacy);
-            assert_eq!(backend.choice().flavour, ours(flavour));
+            assert_eq!(backend.choice().kind, BackendKind::Iptables(ours(flavour)));
             check(&node, flavour, Family::V4, 3)?;
             assert!(!nat(&node, other(flavour), Family::V4)?.contains("EDGEMESH-"));
             assert_eq!(backend.reconsider(&rules).await?, None);
 
-            let next = Backend::open(Family::V4, FlavourSetting::Auto).await?;
+            let next = Backend::open(Family::V4, BackendSetting::default()).await?;
             assert_eq!(
                 next.choice().to_string(),
-                format!("{flavour}: KUBE-SERVICES is in its IPv4 nat table")
+                format!("iptables-{flavour}: KUBE-SERVICES is in its IPv4 nat table")
             );
-            let v6 = Backend::open(Family::V6, FlavourSetting::Auto).await?;
-            assert_eq!(v6.choice().flavour, ours(flavour));
+            let v6 = Backend::open(Family::V6, BackendSetting::default()).await?;
+            assert_eq!(v6.choice().kind, BackendKind::Iptables(ours(flavour)));
             Ok(())
         })?
     })

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use edgemesh_lab::{Node, Place, connect_from, test, test_each_flavour};
-use edgemesh_rules::{Family, FlavourSetting, HostNetwork, HostSupport, cleanup, host_supports};
+use edgemesh_rules::{BackendSetting, Family, HostNetwork, HostSupport, cleanup, host_supports};
 use on_node::{backend, cluster_ip, intercept, labs, nat, on_node, rules_for, start_kube_proxy};
 
 fn addresses(count: u16) -> BTreeSet<IpAddr> {
@@ -237,10 +237,13 @@ fn cleanup_finds_both_families_and_flavours_whatever_the_settings_were() -> Resu
         on_node(&node, async || -> Result<()> {
             assert_eq!(cleanup(&[]).await.to_string(), "nothing to remove\n");
             for family in Family::BOTH {
-                for flavour in edgemesh_lab::Flavour::ALL {
-                    let rules = rules_for(family, 3)?;
-                    backend(family, flavour).await?.apply(&rules).await?;
-                }
+                let rules = rules_for(family, 3)?;
+                let mut nft = backend(family, edgemesh_lab::Flavour::Nft).await?;
+                nft.apply(&rules).await?;
+                // It removes what the first one left; that puts it back.
+                let mut legacy = backend(family, edgemesh_lab::Flavour::Legacy).await?;
+                legacy.apply(&rules).await?;
+                nft.verify(&rules).await?;
                 let mut host = HostNetwork::open(intercept(family))?;
                 host.apply(&addresses(3)).await?;
             }
@@ -270,7 +273,7 @@ fn looking_leaves_no_table_behind() -> Result<()> {
         on_node(&node, async || -> Result<()> {
             cleanup(&[]).await;
             for family in Family::BOTH {
-                let support = host_supports(family, FlavourSetting::Auto).await;
+                let support = host_supports(family, BackendSetting::default()).await;
                 assert_eq!(support, HostSupport::Available);
             }
             Ok(())
@@ -289,12 +292,12 @@ fn a_host_without_ipv6_is_no_error_and_says_why() -> Result<()> {
     test(|lab| {
         let node = lab.node("edge-1").without_ipv6().create()?;
         on_node(&node, async || {
-            let v6 = host_supports(Family::V6, FlavourSetting::Auto).await;
+            let v6 = host_supports(Family::V6, BackendSetting::default()).await;
             assert!(
                 v6.to_string()
                     .starts_with("unavailable: IPv6 is switched off")
             );
-            let v4 = host_supports(Family::V4, FlavourSetting::Auto).await;
+            let v4 = host_supports(Family::V4, BackendSetting::default()).await;
             assert_eq!(v4, HostSupport::Available);
         })
     })

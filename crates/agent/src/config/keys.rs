@@ -11,7 +11,7 @@ use super::keys_of_absent_modules::{EDGE_CNI, EDGE_DNS, EDGE_TUNNEL};
 use super::readers::{
     AbsolutePath, InterceptV4, InterceptV6, Limit, Listen, MarkBit, OrNone, Span, Url,
 };
-use super::settings::Flavour;
+use super::settings::{Backend, Flavour};
 use super::values::{AtLeast, Bool, OneOf, Text, Whole};
 use crate::log_output::Form;
 
@@ -195,6 +195,13 @@ static EDGE_PROXY: &[Key] = &[
         edge_proxy.dial_deadline =
             Span { least: Duration::from_millis(10), most: Duration::from_secs(300) },
         "How long all endpoints tried for one connection may take together; `dialTimeout` or more."),
+    honoured!(Own Restart "modules.edgeProxy.backend",
+        edge_proxy.backend = OneOf(&[("auto", Backend::Auto),
+            ("iptables", Backend::Iptables), ("nftables", Backend::Nftables)]),
+        "How the rules are put into the kernel: `iptables` puts chains before kube-proxy's, `nftables` \
+         makes a table of its own before everybody's, which vanishes with the agent. `auto` is \
+         nftables where kube-proxy runs in nftables mode or no iptables is installed, else iptables, \
+         and follows kube-proxy when its mode changes."),
     honoured!(Own Restart "modules.edgeProxy.iptables.flavour",
         edge_proxy.iptables_flavour = OneOf(&[("auto", Flavour::Auto),
             ("nft", Flavour::Nft), ("legacy", Flavour::Legacy)]),

@@ -29,7 +29,7 @@ pub(crate) use file::read;
 pub(crate) use findings::{ConfigErrors, Finding};
 pub(crate) use near_match::near_matches;
 pub(crate) use parse::{Parsed, parse};
-pub(crate) use settings::{Config, Flavour, KubeApiConfig, MetaServer};
+pub(crate) use settings::{Backend, Config, Flavour, KubeApiConfig, MetaServer};
 
 #[cfg(test)]
 mod tests;

@@ -120,10 +120,24 @@ pub(crate) struct EdgeProxyConfig {
     pub(crate) dial_timeout: Duration,
     /// How long all endpoints tried for one connection may take.
     pub(crate) dial_deadline: Duration,
+    /// How the rules are put into the kernel.
+    pub(crate) backend: Backend,
     /// Which iptables to use.
     pub(crate) iptables_flavour: Flavour,
     /// How often the rules in the kernel are compared with those wanted.
     pub(crate) iptables_check_period: Duration,
+}
+
+/// `modules.edgeProxy.backend`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// As kube-proxy does; iptables if there is no kube-proxy.
+    #[default]
+    Auto,
+    /// `iptables`, whatever kube-proxy does.
+    Iptables,
+    /// `nftables`, whatever kube-proxy does.
+    Nftables,
 }
 
 /// `modules.edgeProxy.iptables.flavour`.
@@ -202,6 +216,7 @@ impl Default for EdgeProxyConfig {
             udp_idle_timeout: Duration::from_secs(60),
             dial_timeout: Duration::from_secs(2),
             dial_deadline: Duration::from_secs(5),
+            backend: Backend::Auto,
             iptables_flavour: Flavour::Auto,
             iptables_check_period: Duration::from_secs(1),
         }

@@ -1,5 +1,6 @@
 //! iptables and ip6tables, in both flavours.
 
+pub(crate) mod backend;
 pub(crate) mod difference;
 mod door;
 mod flavour;

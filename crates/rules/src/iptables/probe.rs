@@ -60,6 +60,20 @@ pub(crate) async fn probe_again(tools: [&Tools; 2]) -> Option<FlavourChoice> {
     .ok()
 }
 
+/// Whether kube-proxy's entry chain is in the nat table of either flavour.
+pub(crate) async fn kube_services_in(family: Family) -> bool {
+    let is_entry = |hints: Vec<Hint>| hints.contains(&Hint::KubeServices);
+    if is_entry(nft_traces(family)) {
+        return true;
+    }
+    let tools = installed(family).await;
+    let legacy = tools.iter().find(|tools| tools.flavour == Flavour::Legacy);
+    match legacy {
+        Some(tools) => is_entry(legacy_traces(tools).await),
+        None => false,
+    }
+}
+
 async fn traces(family: Family, tools: &[Tools]) -> Traces {
     let legacy = tools.iter().find(|tools| tools.flavour == Flavour::Legacy);
     Traces {

@@ -11,7 +11,8 @@ use edgemesh_catalog::Protocol;
 use edgemesh_lab::{ClusterService, KubeProxy, Node, Place};
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
-    Backend, Family, Flavour, FlavourSetting, Mark, PortalRule, RuleComment, Ruleset,
+    Backend, BackendSetting, Family, Flavour, FlavourSetting, Mark, PortalRule, RuleComment,
+    Ruleset,
 };
 
 /// Runs `job` in the node's network namespace, on a runtime of its own.
@@ -26,7 +27,13 @@ pub(crate) fn on_node<T: Send>(node: &Node, job: impl AsyncFnOnce() -> T + Send)
 
 /// A backend of the given flavour.
 pub(crate) async fn backend(family: Family, flavour: edgemesh_lab::Flavour) -> Result<Backend> {
-    Ok(Backend::open(family, FlavourSetting::Fixed(ours(flavour))).await?)
+    let setting = BackendSetting::Iptables(FlavourSetting::Fixed(ours(flavour)));
+    Ok(Backend::open(family, setting).await?)
+}
+
+/// A backend that uses nftables.
+pub(crate) async fn nftables(family: Family) -> Result<Backend> {
+    Ok(Backend::open(family, BackendSetting::Nftables).await?)
 }
 
 pub(crate) fn ours(flavour: edgemesh_lab::Flavour) -> Flavour {

@@ -1,0 +1,316 @@
+//! One family's rules by way of iptables: brings them there, keeps them there, takes them
+//! out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::backend::{Applied, Change, Verified};
+use crate::error::RulesError;
+use crate::iptables::difference::{Difference, Means, against, between};
+use crate::iptables::installed::Tools;
+use crate::iptables::parse::Table;
+use crate::iptables::probe::{probe, probe_again};
+use crate::iptables::transaction::Transaction;
+use crate::removal::{Removed, remove_all};
+use crate::unchanged::{Look, Watch};
+use crate::{
+    Family, Flavour, FlavourChoice, FlavourSetting, KUBE_SERVICES, NoFlavour, Ruleset, ToolError,
+};
+
+/// Rules per step, once the kernel refused a message for its length. In a user namespace
+/// iptables-nft can't enlarge its socket's buffer, and some 270 rules fit into the
+/// default one (`net.core.wmem_default`, 208 KiB).
+const RULES_PER_STEP: usize = 200;
+
+/// Owner of one family's rules. It expects to be the only one on the node.
+///
+/// It remembers what it brought into the kernel, so that an added Service costs one small
+/// restore whatever the number of others; [`verify`](Self::verify) finds out whether that
+/// is still there.
+#[derive(Debug)]
+pub(crate) struct IptablesBackend {
+    tools: Tools,
+    choice: FlavourChoice,
+    /// The other flavour, where it is not the operator who decides.
+    alternative: Option<Tools>,
+    watch: Watch,
+    known: Option<Arc<Ruleset>>,
+    last_read: LastRead,
+    rules_per_step: Option<usize>,
+    /// A flavour that was left and still has to be emptied.
+    left: Option<Tools>,
+}
+
+impl IptablesBackend {
+    /// Chooses the flavour and makes ready; changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the programs for it are not installed.
+    pub(crate) async fn open(family: Family, setting: FlavourSetting) -> Result<Self, NoFlavour> {
+        let probed = probe(family, setting).await?;
+        Ok(Self::new(probed.tools, probed.choice, probed.alternative))
+    }
+
+    fn new(tools: Tools, choice: FlavourChoice, alternative: Option<Tools>) -> Self {
+        Self {
+            watch: Watch::of(&tools),
+            tools,
+            choice,
+            alternative,
+            known: None,
+            last_read: LastRead::default(),
+            rules_per_step: None,
+            left: None,
+        }
+    }
+
+    /// The family.
+    pub(crate) fn family(&self) -> Family {
+        self.tools.family
+    }
+
+    /// The flavour in use, and why.
+    pub(crate) fn choice(&self) -> &FlavourChoice {
+        &self.choice
+    }
+
+    /// Brings the kernel to hold `wanted`, in one atomic step.
+    ///
+    /// The first call reads back what is there and takes it over, also what another
+    /// process of the agent left.
+    ///
+    /// # Errors
+    ///
+    /// When a program fails, twice; the kernel keeps what it had, and the next call reads
+    /// back what that is.
+    pub(crate) async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
+        let started = Instant::now();
+        self.expect_own_family(wanted)?;
+        let tampered_with = self.watch.look() == Look::Changed;
+        if let Some(known) = self.known.take().filter(|_| !tampered_with) {
+            let transaction = between(&known, wanted);
+            match self.commit(&transaction).await {
+                Ok(()) => {
+                    self.known = Some(Arc::clone(wanted));
+                    return Ok(Applied {
+                        change: match transaction.lines() {
+                            0 => Change::None,
+                            _ => Change::Incremental,
+                        },
+                        lines: transaction.lines(),
+                        took: started.elapsed(),
+                        repairs: Vec::new(),
+                    });
+                }
+                Err(error) => tracing::warn!(
+                    %error,
+                    "can't change the rules as they were known to be; reading them back"
+                ),
+            }
+        }
+        let difference = self.set_right(wanted).await?;
+        Ok(Applied {
+            change: match difference.transaction.lines() {
+                0 => Change::None,
+                _ => Change::ReadBack,
+            },
+            lines: difference.transaction.lines(),
+            took: started.elapsed(),
+            repairs: difference.repairs,
+        })
+    }
+
+    /// Finds out whether the kernel still holds `wanted`, and puts right what it doesn't.
+    ///
+    /// To be called every 2 s or so. With iptables-nft it costs next to nothing as long as
+    /// nobody adds or removes rules of ours. That one of them was exchanged for another is
+    /// noticed at once in a nat table of up to 2,000 lines, one call later for each 2,000
+    /// more. With iptables-legacy the whole nat table is read each time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::apply`].
+    pub(crate) async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
+        let started = Instant::now();
+        self.expect_own_family(wanted)?;
+        let known = self.known.take();
+        if known.as_ref() == Some(wanted)
+            && self.watch.look() == Look::Same
+            && !self.watch.is_overdue(self.last_read.lines)
+        {
+            self.known = known;
+            return Ok(Verified {
+                repairs: Vec::new(),
+                read_back: false,
+                took: started.elapsed(),
+            });
+        }
+        let difference = self.set_right(wanted).await?;
+        Ok(Verified {
+            repairs: difference.repairs,
+            read_back: true,
+            took: started.elapsed(),
+        })
+    }
+
+    /// Moves to the other flavour if kube-proxy turns out to use that one: it may have been
+    /// started after us. To be called every now and then; costs little.
+    ///
+    /// The rules are brought into the new flavour first, then taken out of the old.
+    ///
+    /// # Errors
+    ///
+    /// When a program fails. If that was about the new flavour, the rules are still in the
+    /// old one; if it was about the old, they are in both, and the next call goes on there.
+    pub(crate) async fn reconsider(
+        &mut self,
+        wanted: &Arc<Ruleset>,
+    ) -> Result<Option<FlavourChoice>, RulesError> {
+        self.expect_own_family(wanted)?;
+        self.empty_left_flavour().await?;
+        if self.sees_kube_services() {
+            return Ok(None);
+        }
+        let Some(alternative) = &self.alternative else {
+            return Ok(None);
+        };
+        let Some(choice) = probe_again([&self.tools, alternative]).await else {
+            return Ok(None);
+        };
+        if choice.flavour == self.tools.flavour {
+            self.choice = choice;
+            return Ok(None);
+        }
+        let mut moved = Self::new(alternative.clone(), choice, Some(self.tools.clone()));
+        moved.apply(wanted).await?;
+        moved.left = Some(self.tools.clone());
+        *self = moved;
+        self.empty_left_flavour().await?;
+        Ok(Some(self.choice.clone()))
+    }
+
+    /// Whether the nat table can be read.
+    pub(crate) async fn try_out(&self) -> Result<(), RulesError> {
+        self.tools.save("nat").await?;
+        Ok(())
+    }
+
+    /// Takes out all that is ours, in this flavour. Fine when nothing is there.
+    ///
+    /// # Errors
+    ///
+    /// When a program fails.
+    pub(crate) async fn remove(&mut self) -> Result<Removed, RulesError> {
+        self.known = None;
+        self.empty_left_flavour().await?;
+        remove_all(&self.tools).await
+    }
+
+    async fn empty_left_flavour(&mut self) -> Result<(), RulesError> {
+        if let Some(tools) = &self.left {
+            remove_all(tools).await?;
+            self.left = None;
+        }
+        Ok(())
+    }
+
+    fn sees_kube_services(&mut self) -> bool {
+        match self.tools.flavour {
+            Flavour::Nft => self.watch.has_chain("nat", KUBE_SERVICES),
+            Flavour::Legacy => self.last_read.kube_services,
+        }
+    }
+
+    fn expect_own_family(&self, wanted: &Ruleset) -> Result<(), RulesError> {
+        let (given, own) = (wanted.family(), self.family());
+        if given == own {
+            Ok(())
+        } else {
+            Err(RulesError::OtherFamily { given, own })
+        }
+    }
+
+    /// Reads back what is there and changes what differs. What can't be changed rule by
+    /// rule, because somebody else changes it too or because a rule's own text is not
+    /// understood, is read again and made anew.
+    async fn set_right(&mut self, wanted: &Arc<Ruleset>) -> Result<Difference, RulesError> {
+        match self.set_right_by(wanted, Means::SmallestChange).await {
+            Ok(difference) => Ok(difference),
+            Err(error) => {
+                tracing::warn!(%error, "reading the rules back and trying once more");
+                self.set_right_by(wanted, Means::Rewrite).await
+            }
+        }
+    }
+
+    async fn set_right_by(
+        &mut self,
+        wanted: &Arc<Ruleset>,
+        means: Means,
+    ) -> Result<Difference, RulesError> {
+        self.known = None;
+        self.watch.begin();
+        let text = self.tools.save("nat").await?;
+        let difference;
+        (difference, self.last_read) = difference_to(text, Arc::clone(wanted), means).await;
+        self.commit(&difference.transaction).await?;
+        self.known = Some(Arc::clone(wanted));
+        Ok(difference)
+    }
+
+    /// Hands the transaction to the kernel; an empty one is not worth a call.
+    async fn commit(&mut self, transaction: &Transaction) -> Result<(), RulesError> {
+        if transaction.is_empty() {
+            self.watch.settle(0);
+            return Ok(());
+        }
+        match self.restore(transaction).await {
+            // One message that is too long is refused whole: nothing has changed yet.
+            Err(error) if error.is_too_long() && self.rules_per_step.is_none() => {
+                self.rules_per_step = Some(RULES_PER_STEP);
+                self.restore(transaction).await
+            }
+            outcome => outcome,
+        }
+        .map_err(|error| {
+            self.watch.forget();
+            error.into()
+        })
+    }
+
+    async fn restore(&mut self, transaction: &Transaction) -> Result<(), ToolError> {
+        let (text, steps) = match self.rules_per_step {
+            Some(most) if transaction.lines() > most => transaction.sections(most),
+            Some(_) | None => (transaction.text(), 1),
+        };
+        self.tools.restore(&text).await?;
+        self.last_read.lines += transaction.lines();
+        self.watch.settle(steps);
+        Ok(())
+    }
+}
+
+/// What else the nat table told when it was read last.
+#[derive(Clone, Copy, Debug, Default)]
+struct LastRead {
+    /// About how long it is: what was changed since is added.
+    lines: usize,
+    kube_services: bool,
+}
+
+/// Tens of thousands of lines take a while, in which other tasks shall go on.
+async fn difference_to(text: String, wanted: Arc<Ruleset>, means: Means) -> (Difference, LastRead) {
+    let work = tokio::task::spawn_blocking(move || {
+        let table = Table::parse(&text);
+        let read = LastRead {
+            lines: table.lines,
+            kube_services: table.kube_services,
+        };
+        (against(&table, &wanted, means), read)
+    });
+    match work.await {
+        Ok(outcome) => outcome,
+        Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+    }
+}

@@ -1,0 +1,195 @@
+//! One family's rules by way of nftables: brings them there, keeps them there, takes them
+//! out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::change::between;
+use super::heartbeat::Heartbeat;
+use super::table::{Look, OwnTable};
+use super::table_name::TableName;
+use super::transaction::NftablesError;
+use crate::backend::{Applied, Change, Verified};
+use crate::error::RulesError;
+use crate::{Family, Removed, Repair, Ruleset};
+
+/// Owner of one family's table.
+#[derive(Debug)]
+pub(crate) struct NftablesBackend {
+    family: Family,
+    /// None only if a call was given up half-way: then it is opened anew.
+    table: Option<OwnTable>,
+    known: Option<Arc<Ruleset>>,
+    heartbeat: Option<Heartbeat>,
+    told_of_lost_beats: bool,
+}
+
+impl NftablesBackend {
+    /// Finds out whether this kernel can do it, and makes ready; changes nothing.
+    pub(crate) async fn open(family: Family) -> Result<Self, NftablesError> {
+        let table = in_background(move || OwnTable::open(family)).await?;
+        if !table.is_owned() {
+            tracing::info!(
+                %family,
+                "this kernel does not let a process own a table (Linux 5.12 and later do): if \
+                 the agent ends without notice, its table lets everything pass a few seconds \
+                 later, and stays until the next start or `edgemesh-agent cleanup`"
+            );
+        }
+        Ok(Self {
+            family,
+            table: Some(table),
+            known: None,
+            heartbeat: None,
+            told_of_lost_beats: false,
+        })
+    }
+
+    /// Brings the kernel to hold `wanted`, in one atomic step.
+    pub(crate) async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
+        let started = Instant::now();
+        if let Some(known) = self.known.take()
+            && let Some(changes) = between(&known, wanted)
+        {
+            let changed = self.with_table(move |table| table.change(&changes)).await?;
+            match changed {
+                Ok(lines) => {
+                    self.known = Some(Arc::clone(wanted));
+                    let change = match lines {
+                        0 => Change::None,
+                        _ => Change::Incremental,
+                    };
+                    return Ok(applied(change, lines, started, Vec::new()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "making the table anew");
+                    let repairs = vec![Repair::TableAltered(self.shown_name())];
+                    let lines = self.make(wanted).await?;
+                    return Ok(applied(Change::Rewritten, lines, started, repairs));
+                }
+            }
+        }
+        let lines = self.make(wanted).await?;
+        Ok(applied(Change::Rewritten, lines, started, Vec::new()))
+    }
+
+    /// Finds out whether the kernel still holds `wanted`, and puts right what it doesn't.
+    pub(crate) async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
+        let started = Instant::now();
+        let mut repairs = Vec::new();
+        let known = self.known.clone().unwrap_or_else(|| Arc::clone(wanted));
+        let name = self.shown_name();
+        match self.with_table(move |table| table.look(&known)).await?? {
+            Look::Same => {}
+            Look::Gone => repairs.push(Repair::TableMissing(name)),
+            Look::Altered => repairs.push(Repair::TableAltered(name)),
+        }
+        let read_back = !repairs.is_empty();
+        if read_back {
+            self.make(wanted).await?;
+        } else if self.known.as_ref() != Some(wanted) {
+            repairs.extend(self.apply(wanted).await?.repairs);
+        }
+        if self.keep_open(wanted).await? {
+            repairs.push(Repair::GateClosed);
+        }
+        Ok(Verified {
+            repairs,
+            read_back,
+            took: started.elapsed(),
+        })
+    }
+
+    /// Takes the table out.
+    pub(crate) async fn remove(&mut self) -> Result<Removed, RulesError> {
+        self.heartbeat = None;
+        let portals = self.known.take().map_or(0, |known| known.portals().len());
+        let there = self.with_table(OwnTable::delete).await??;
+        Ok(Removed {
+            rules: if there { portals } else { 0 },
+            ..Removed::default()
+        })
+    }
+
+    async fn make(&mut self, wanted: &Arc<Ruleset>) -> Result<usize, RulesError> {
+        self.known = None;
+        let rules = Arc::clone(wanted);
+        let lines = self.with_table(move |table| table.make(&rules)).await??;
+        self.known = Some(Arc::clone(wanted));
+        // The mark of its packets is one of the things that a new table may be made for.
+        self.heartbeat = None;
+        self.beat(wanted);
+        Ok(lines)
+    }
+
+    /// Sees to it that signs of life are shown and arrive; tells whether the gate was closed.
+    async fn keep_open(&mut self, wanted: &Ruleset) -> Result<bool, RulesError> {
+        self.beat(wanted);
+        let kept = self.with_table(OwnTable::keep_open).await??;
+        if kept.renewed && !std::mem::replace(&mut self.told_of_lost_beats, true) {
+            tracing::warn!(
+                family = %self.family,
+                "signs of life come late or don't come through on lo (is something dropping \
+                 them, or exempting lo from connection tracking?); renewing the gate otherwise"
+            );
+        }
+        Ok(kept.was_closed)
+    }
+
+    fn beat(&mut self, wanted: &Ruleset) {
+        if self.heartbeat.as_mut().is_some_and(Heartbeat::goes_on) {
+            return;
+        }
+        self.heartbeat = Heartbeat::start(self.family, wanted.mark())
+            .inspect_err(|error| {
+                tracing::warn!(
+                    %error, family = %self.family,
+                    "can't show signs of life by packets; renewing the gate otherwise"
+                );
+            })
+            .ok();
+    }
+
+    /// The table that was made.
+    pub(crate) fn table_name(&self) -> Option<TableName> {
+        self.table.as_ref().and_then(OwnTable::name)
+    }
+
+    fn shown_name(&self) -> String {
+        let [usual, _] = TableName::all(self.family);
+        self.table_name().unwrap_or(usual).to_string()
+    }
+
+    /// The kernel may let a transaction wait for somebody else's: other tasks shall go on.
+    async fn with_table<T: Send + 'static>(
+        &mut self,
+        job: impl FnOnce(&mut OwnTable) -> T + Send + 'static,
+    ) -> Result<T, NftablesError> {
+        let family = self.family;
+        let table = self.table.take();
+        let (table, outcome) = in_background(move || {
+            let mut table = table.map_or_else(|| OwnTable::open(family), Ok)?;
+            let outcome = job(&mut table);
+            Ok((table, outcome))
+        })
+        .await?;
+        self.table = Some(table);
+        Ok(outcome)
+    }
+}
+
+fn applied(change: Change, lines: usize, started: Instant, repairs: Vec<Repair>) -> Applied {
+    Applied {
+        change,
+        lines,
+        took: started.elapsed(),
+        repairs,
+    }
+}
+
+async fn in_background<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(job).await {
+        Ok(outcome) => outcome,
+        Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+    }
+}

@@ -1,0 +1,168 @@
+//! The elements of the map of portals: written, and read back.
+
+use std::net::{IpAddr, SocketAddr};
+
+use edgemesh_catalog::Protocol;
+use edgemesh_plan::Frontend;
+
+use super::expression::{octets, protocol_number};
+use super::wire::{Attributes, comment, comment_text, shortened};
+use crate::netlink::nested;
+use crate::{Family, PortalRule, Ruleset};
+
+const KEY: u16 = 1;
+const DATA: u16 = 2;
+const USER_DATA: u16 = 6;
+const VALUE: u16 = 1;
+
+/// A portal as it stands in the map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PortalElement {
+    pub(super) frontend: Frontend,
+    pub(super) to: SocketAddr,
+    pub(super) comment: String,
+}
+
+impl PortalElement {
+    pub(super) fn of(rules: &Ruleset, frontend: &Frontend, rule: &PortalRule) -> Self {
+        Self {
+            frontend: *frontend,
+            to: rules.destination(rule),
+            comment: shortened(rule.comment.as_str()).to_owned(),
+        }
+    }
+
+    /// As nft writes it.
+    pub(super) fn text(&self) -> String {
+        format!(
+            "{} comment \"{}\" : {} . {}",
+            key_text(&self.frontend),
+            self.comment,
+            self.to.ip(),
+            self.to.port()
+        )
+    }
+
+    pub(super) fn attributes(&self) -> Attributes {
+        // A map's value is padded to whole registers, each part of it by itself.
+        let mut value = octets(self.to.ip());
+        value.extend(self.to.port().to_be_bytes());
+        value.extend([0; 2]);
+        key_attributes(&self.frontend)
+            .value(DATA, &value)
+            .bytes(USER_DATA, &comment(&self.comment))
+    }
+
+    /// Reads an element back; none when it is not one that we make.
+    pub(super) fn read(family: Family, element: &[u8]) -> Option<Self> {
+        let mut key = None;
+        let mut data = None;
+        let mut user_data = None;
+        for (kind, value) in nested(element) {
+            match kind {
+                KEY => key = inner_value(value),
+                DATA => data = inner_value(value),
+                USER_DATA => user_data = Some(value),
+                _ => {}
+            }
+        }
+        let (ip, rest) = split_address(family, key?)?;
+        let [protocol, 0, 0, 0, high, low, 0, 0] = rest else {
+            return None;
+        };
+        let (to_ip, to_rest) = split_address(family, data?)?;
+        let [to_high, to_low, 0, 0] = to_rest else {
+            return None;
+        };
+        Some(Self {
+            frontend: Frontend {
+                ip,
+                protocol: [Protocol::Tcp, Protocol::Udp]
+                    .into_iter()
+                    .find(|known| protocol_number(*known) == *protocol)?,
+                port: u16::from_be_bytes([*high, *low]),
+            },
+            to: SocketAddr::new(to_ip, u16::from_be_bytes([*to_high, *to_low])),
+            comment: comment_text(user_data?)?.to_owned(),
+        })
+    }
+}
+
+/// The attributes by which a portal's element is found.
+pub(super) fn key_attributes(frontend: &Frontend) -> Attributes {
+    let mut key = octets(frontend.ip);
+    key.extend([protocol_number(frontend.protocol), 0, 0, 0]);
+    key.extend(frontend.port.to_be_bytes());
+    key.extend([0; 2]);
+    Attributes::default().value(KEY, &key)
+}
+
+/// As nft writes it.
+pub(super) fn key_text(frontend: &Frontend) -> String {
+    format!(
+        "{} . {} . {}",
+        frontend.ip, frontend.protocol, frontend.port
+    )
+}
+
+fn inner_value(value: &[u8]) -> Option<&[u8]> {
+    nested(value)
+        .find(|(kind, _)| *kind == VALUE)
+        .map(|(_, value)| value)
+}
+
+fn split_address(family: Family, bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
+    match family {
+        Family::V4 => {
+            let (address, rest) = bytes.split_first_chunk::<4>()?;
+            Some(((*address).into(), rest))
+        }
+        Family::V6 => {
+            let (address, rest) = bytes.split_first_chunk::<16>()?;
+            Some(((*address).into(), rest))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::RuleComment;
+
+    fn element() -> impl Strategy<Value = (Family, PortalElement)> {
+        let ips = prop_oneof![
+            any::<([u8; 4], [u8; 4])>().prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b))),
+            any::<([u8; 16], [u8; 16])>().prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b))),
+        ];
+        (ips, any::<bool>(), any::<(u16, u16)>(), any::<String>()).prop_map(
+            |((ip, to), tcp, (port, to_port), name)| {
+                let frontend = Frontend {
+                    ip,
+                    protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+                    port,
+                };
+                let rules = Ruleset::new(to, 1, crate::Mark::AGENT);
+                let comment = RuleComment::new(&name);
+                let rule = PortalRule { comment, to_port };
+                (Family::of(ip), PortalElement::of(&rules, &frontend, &rule))
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn an_element_is_read_as_it_was_written((family, element) in element()) {
+            let message = element.attributes().message(family);
+            let read = PortalElement::read(family, &message[4..]);
+            prop_assert_eq!(read, Some(element));
+        }
+
+        #[test]
+        fn whatever_is_read_as_an_element_is_survived(bytes: Vec<u8>) {
+            PortalElement::read(Family::V4, &bytes);
+            PortalElement::read(Family::V6, &bytes);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! A table of our own in nf_tables, spoken to by netlink.
+//!
+//! | what | how |
+//! | --- | --- |
+//! | precedence | base chains at priority -110: the first NAT decision on a connection counts, and iptables and kube-proxy's nftables mode both decide at -100 |
+//! | portals | one map from address, protocol and port to address and port: a lookup costs the same for one portal and for ten thousand |
+//! | owner | the table belongs to the netlink socket that made it: others can't change or flush it, and it vanishes when that socket is closed, however the process ends |
+//! | gate | a set whose only element lives for a few seconds: where it isn't renewed, the chains let everything pass |
+//!
+//! The kernel is spoken to directly, not by way of nft: the owner of a table has to be a
+//! socket that lives as long as the agent, the kernel's word on a transaction is its own,
+//! and no program needs to be installed. nft lists the table as it lists any other.
+
+pub(crate) mod backend;
+mod change;
+mod element;
+mod expression;
+mod heartbeat;
+pub(crate) mod leftover;
+mod render;
+mod rule;
+mod table;
+mod table_look;
+pub(crate) mod table_name;
+mod transaction;
+mod wire;
+
+#[cfg(test)]
+mod change_tests;
+
+pub use render::render_nftables;
+pub use transaction::NftablesError;

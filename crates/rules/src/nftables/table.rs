@@ -1,0 +1,297 @@
+//! Our table in the kernel, and the socket that it belongs to.
+
+use std::io;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+
+use super::change::{Changes, everything};
+use super::heartbeat::ALIVE_FOR;
+use super::table_look::{self as look, Shape, TableFacts};
+use super::table_name::TableName;
+use super::transaction::{NftablesError, Transaction};
+use crate::netlink::NetlinkSocket;
+use crate::{Family, Mark, Ruleset};
+
+/// Elements per step, once the kernel refused a message for its length: in a user namespace
+/// a socket's buffer can't be enlarged beyond `net.core.wmem_max` (208 KiB by default).
+const ELEMENTS_PER_STEP: usize = 1000;
+
+/// How often a look is tried while others change the ruleset.
+const ATTEMPTS: usize = 3;
+
+/// The socket, and the table that was made through it. Dropping it closes the socket, and
+/// a table with the owner flag goes with it.
+#[derive(Debug)]
+pub(super) struct OwnTable {
+    socket: NetlinkSocket,
+    family: Family,
+    /// Whether this kernel knows the owner flag.
+    owned: bool,
+    made: Option<Made>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    name: TableName,
+    facts: TableFacts,
+    /// For a table that others can change: what it was like, and the generation in which
+    /// it was last known to be so.
+    shape: Option<Shape>,
+    seen_in: Option<u32>,
+}
+
+/// What had to be done about the gate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Gate {
+    pub(super) renewed: bool,
+    pub(super) was_closed: bool,
+}
+
+/// What a look tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    Same,
+    /// There is no such table any more.
+    Gone,
+    /// It is another one, or holds something else.
+    Altered,
+}
+
+impl OwnTable {
+    /// Finds out what this kernel can do; changes nothing.
+    pub(super) fn open(family: Family) -> Result<Self, NftablesError> {
+        let [usual, _] = TableName::all(family);
+        let socket = NetlinkSocket::open(SockProtocol::NetlinkNetFilter, 0)
+            .map_err(|error| NftablesError::reading(usual, error))?;
+        let mut table = Self {
+            socket,
+            family,
+            owned: true,
+            made: None,
+        };
+        match table.try_out() {
+            Err(error) if error.is_unsupported() => {
+                table.owned = false;
+                table.try_out()?;
+            }
+            outcome => outcome?,
+        }
+        Ok(table)
+    }
+
+    /// Whether the table vanishes with the process.
+    pub(super) fn is_owned(&self) -> bool {
+        self.owned
+    }
+
+    /// The table that was made.
+    pub(super) fn name(&self) -> Option<TableName> {
+        self.made.map(|made| made.name)
+    }
+
+    fn try_out(&mut self) -> Result<(), NftablesError> {
+        let sample = Ruleset::new(self.family.loopback(), 1, Mark::AGENT);
+        let (begin, _) = self.begin()?;
+        let mut transaction = begin;
+        transaction.make_chains(&sample);
+        transaction.try_out(&mut self.socket)
+    }
+
+    /// A transaction that makes the table without portals and chains, in the place of one
+    /// that is nobody else's.
+    fn begin(&mut self) -> Result<(Transaction, TableName), NftablesError> {
+        let (name, exists) = self.free_name()?;
+        let mut transaction = Transaction::on(name);
+        if exists {
+            transaction.delete_table();
+        }
+        transaction.make_table(self.owned);
+        Ok((transaction, name))
+    }
+
+    /// The first name that no other process holds, and whether a table of that name exists.
+    fn free_name(&mut self) -> Result<(TableName, bool), NftablesError> {
+        let [usual, second] = TableName::all(self.family);
+        for name in [usual, second] {
+            let reading = |error| NftablesError::reading(name, error);
+            match look::table(&mut self.socket, name).map_err(reading)? {
+                None => return Ok((name, false)),
+                Some(facts) => {
+                    let own = self.socket.port().map_err(reading)?;
+                    if facts.owner.is_none_or(|owner| owner == own) {
+                        return Ok((name, true));
+                    }
+                }
+            }
+        }
+        // The first of them is as much in the way as the second; the kernel would say EPERM.
+        Err(NftablesError::reading(second, Errno::EPERM.into()))
+    }
+
+    /// Makes the table anew, with all that is wanted; returns the number of lines.
+    pub(super) fn make(&mut self, wanted: &Ruleset) -> Result<usize, NftablesError> {
+        let before = self.generation();
+        let (begin, name) = self.begin()?;
+        let portals = everything(wanted);
+        let mut whole = begin.clone();
+        whole.change_portals(&portals);
+        whole.make_chains(wanted);
+        self.made = None;
+        match whole.commit(&mut self.socket) {
+            Err(error) if error.is_too_long() => {
+                begin.commit(&mut self.socket)?;
+                self.change_in_steps(name, &portals)?;
+                let mut end = Transaction::on(name);
+                end.make_chains(wanted);
+                end.commit(&mut self.socket)?;
+            }
+            outcome => outcome?,
+        }
+        let reading = |error| NftablesError::reading(name, error);
+        let facts = look::table(&mut self.socket, name)
+            .and_then(|facts| facts.ok_or_else(|| Errno::ENOENT.into()))
+            .map_err(reading)?;
+        let shape = if self.owned {
+            None
+        } else {
+            Some(look::shape(&mut self.socket, name).map_err(reading)?)
+        };
+        self.made = Some(Made {
+            name,
+            facts,
+            shape,
+            seen_in: None,
+        });
+        self.settle(before);
+        Ok(whole.lines())
+    }
+
+    /// Changes the portals of a table that was made; returns the number of lines.
+    pub(super) fn change(&mut self, changes: &Changes) -> Result<usize, NftablesError> {
+        let Some(made) = self.made else {
+            let [usual, _] = TableName::all(self.family);
+            return Err(NftablesError::reading(usual, Errno::ENOENT.into()));
+        };
+        let mut transaction = Transaction::on(made.name);
+        transaction.change_portals(changes);
+        if transaction.is_empty() {
+            return Ok(0);
+        }
+        let before = self.generation();
+        match transaction.commit(&mut self.socket) {
+            Err(error) if error.is_too_long() => self.change_in_steps(made.name, changes)?,
+            outcome => outcome?,
+        }
+        self.settle(before);
+        Ok(transaction.lines())
+    }
+
+    fn change_in_steps(&mut self, name: TableName, changes: &Changes) -> Result<(), NftablesError> {
+        for step in changes.steps(ELEMENTS_PER_STEP) {
+            let mut transaction = Transaction::on(name);
+            transaction.change_portals(&step);
+            transaction.commit(&mut self.socket)?;
+        }
+        Ok(())
+    }
+
+    /// Renews the gate if it is about to close.
+    pub(super) fn keep_open(&mut self) -> Result<Gate, NftablesError> {
+        let Some(made) = self.made else {
+            return Ok(Gate::default());
+        };
+        let left = look::open_for(&mut self.socket, made.name)
+            .map_err(|error| NftablesError::reading(made.name, error))?;
+        if left.is_some_and(|left| left > ALIVE_FOR * 2 / 3) {
+            return Ok(Gate::default());
+        }
+        let before = self.generation();
+        let mut transaction = Transaction::on(made.name);
+        transaction.renew_alive();
+        transaction.commit(&mut self.socket)?;
+        self.settle(before);
+        Ok(Gate {
+            renewed: true,
+            was_closed: left.is_none_or(|left| left == Duration::ZERO),
+        })
+    }
+
+    /// Looks whether the table that was made still holds `known`.
+    ///
+    /// A table with the owner flag needs no more than one question: nobody else can change
+    /// it. Of another one all is read, if anything in nf_tables changed since.
+    pub(super) fn look(&mut self, known: &Ruleset) -> Result<Look, NftablesError> {
+        let Some(made) = self.made else {
+            return Ok(Look::Gone);
+        };
+        self.look_at(made, known)
+            .map_err(|error| NftablesError::reading(made.name, error))
+    }
+
+    fn look_at(&mut self, made: Made, known: &Ruleset) -> io::Result<Look> {
+        match look::table(&mut self.socket, made.name)? {
+            None => return Ok(Look::Gone),
+            Some(facts) if facts != made.facts => return Ok(Look::Altered),
+            Some(_) => {}
+        }
+        let Some(shape) = made.shape else {
+            return Ok(Look::Same);
+        };
+        for _ in 0..ATTEMPTS {
+            let generation = look::generation(&mut self.socket)?;
+            if made.seen_in == Some(generation) {
+                return Ok(Look::Same);
+            }
+            let same = match look::shape(&mut self.socket, made.name) {
+                Ok(found) => {
+                    found == shape && look::holds_portals(&mut self.socket, made.name, known)?
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                Err(error) => return Err(error),
+            };
+            if look::generation(&mut self.socket)? == generation {
+                if !same {
+                    return Ok(Look::Altered);
+                }
+                self.made = Some(Made {
+                    seen_in: Some(generation),
+                    ..made
+                });
+                return Ok(Look::Same);
+            }
+        }
+        // Changes keep coming; the next look may find a quieter moment.
+        Ok(Look::Same)
+    }
+
+    /// Takes the table out; tells whether there was one.
+    pub(super) fn delete(&mut self) -> Result<bool, NftablesError> {
+        let Some(made) = self.made.take() else {
+            return Ok(false);
+        };
+        let mut transaction = Transaction::on(made.name);
+        transaction.delete_table();
+        match transaction.commit(&mut self.socket) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        look::generation(&mut self.socket).ok()
+    }
+
+    /// After a transaction of ours, begun in the given generation: if nobody else changed
+    /// anything meanwhile, what was known is known of the generation after it.
+    fn settle(&mut self, before: Option<u32>) {
+        let after = self.generation();
+        if let Some(made) = &mut self.made {
+            let was_known = made.seen_in.is_none() || made.seen_in == before;
+            let alone = before.map(|before| before.wrapping_add(1)) == after;
+            made.seen_in = after.filter(|_| was_known && alone);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Names of what is ours in nf_tables.
+
+use std::fmt;
+
+use crate::{Family, OwnChain};
+
+/// A table of ours.
+///
+/// There are two names because a table that is owned can be changed by its owner alone:
+/// while the agent that came before still holds the first one, the next makes the other.
+/// Both may stand for that time: the first decision on a connection counts, and either
+/// leads to an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TableName {
+    pub(crate) family: Family,
+    pub(crate) name: &'static str,
+}
+
+impl TableName {
+    /// The tables that can be ours, the usual one first.
+    pub(crate) fn all(family: Family) -> [Self; 2] {
+        ["edgemesh", "edgemesh-2"].map(|name| Self { family, name })
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.family.nft_name(), self.name)
+    }
+}
+
+/// The map of the portals, and the number by which one transaction refers to it.
+pub(super) const PORTALS: &str = "portals";
+pub(super) const PORTALS_ID: u32 = 1;
+
+/// The set whose element lives as long as the agent shows that it does.
+pub(super) const ALIVE: &str = "alive";
+pub(super) const ALIVE_ID: u32 = 2;
+
+/// Before iptables' nat chains and kube-proxy's, which are at -100 (`NF_IP_PRI_NAT_DST`).
+pub(super) const PRIORITY: i32 = -110;
+
+/// What nft calls the chain.
+pub(super) fn chain_name(chain: OwnChain) -> &'static str {
+    match chain {
+        OwnChain::Container => "portals-container",
+        OwnChain::Host => "portals-host",
+    }
+}
+
+/// What nft calls the chain's hook.
+pub(super) fn hook_name(chain: OwnChain) -> &'static str {
+    match chain {
+        OwnChain::Container => "prerouting",
+        OwnChain::Host => "output",
+    }
+}
+
+/// `NF_INET_*`.
+pub(super) fn hook_number(chain: OwnChain) -> u32 {
+    match chain {
+        OwnChain::Container => 0,
+        OwnChain::Host => 3,
+    }
+}
