@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use crate::answers::{NAME, Question, Reply};
+use crate::explain::{AgentAnswer, Query};
 use crate::status::StatusReport;
 
 /// How long each step of an answer may take.
@@ -61,6 +62,22 @@ pub(crate) fn status() -> Result<StatusReport, NoAnswer> {
         Reply::Status(status) => Ok(*status),
         Reply::Refused(why) => Err(NoAnswer::Refused(why)),
         Reply::Explain(_) => Err(NoAnswer::NotUnderstood(None)),
+    }
+}
+
+/// What the agent planned for a Service.
+///
+/// # Errors
+///
+/// When none answers.
+pub(crate) fn explain(query: &Query) -> Result<AgentAnswer, NoAnswer> {
+    let question = Question::Explain {
+        query: query.clone(),
+    };
+    match ask(&question)? {
+        Reply::Explain(answer) => Ok(answer),
+        Reply::Refused(why) => Err(NoAnswer::Refused(why)),
+        Reply::Status(_) => Err(NoAnswer::NotUnderstood(None)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod cleanup;
+mod explain;
 mod output;
 mod playground;
 mod run;
@@ -27,6 +28,8 @@ pub(crate) struct Arguments {
 enum Command {
     /// Run the agent until SIGTERM.
     Run(run::RunArguments),
+    /// Tell who handles a Service on this node, by which rule, and why.
+    Explain(explain::ExplainArguments),
     /// Show how the agent that runs on this node fares.
     Status(status::StatusArguments),
     /// Show the main job on this machine, in private namespaces: no cluster, no root.
@@ -40,6 +43,7 @@ impl Arguments {
     pub(crate) fn execute(self) -> ExitCode {
         let outcome = match self.command {
             Command::Run(arguments) => run::execute(&arguments),
+            Command::Explain(arguments) => explain::execute(&arguments),
             Command::Status(arguments) => status::execute(&arguments),
             Command::Playground(arguments) => playground::execute(&arguments),
             Command::Cleanup(arguments) => cleanup::execute(&arguments),

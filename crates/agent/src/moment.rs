@@ -24,7 +24,10 @@ impl Moment {
 
     /// How long ago it was, in words.
     pub(crate) fn ago(&self) -> String {
-        length(Duration::from_secs(self.seconds_ago))
+        match self.seconds_ago {
+            0 => "less than 1 s".to_owned(),
+            seconds => length(Duration::from_secs(seconds)),
+        }
     }
 }
 

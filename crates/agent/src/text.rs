@@ -47,6 +47,13 @@ impl Paragraph {
         }
     }
 
+    /// Adds a text in the column of texts as it is, for what is to be copied or searched for.
+    pub(crate) fn verbatim(&mut self, text: &str) {
+        self.text.push_str(&" ".repeat(self.indent));
+        self.text.push_str(text);
+        self.text.push('\n');
+    }
+
     /// The whole.
     pub(crate) fn finish(self) -> String {
         self.text

@@ -3,12 +3,14 @@
 //! For people who ask who handles a connection. Our own repairs read the rules in
 //! another way, which looks at no counter and at nothing of kube-proxy's.
 
+mod kube_proxy_element;
 mod nat_view;
 mod nft_chains;
 
 use crate::iptables::installed::{Tools, installed};
 use crate::{Family, Flavour};
 
+pub use kube_proxy_element::{NftElement, kube_proxy_element};
 pub use nat_view::{Hook, KubeAction, KubeRule, NatView, PortalFound, StandingRule};
 pub use nft_chains::{BaseChain, base_chains};
 

@@ -369,7 +369,7 @@ fn explain_endpoint(
         path: if here {
             "dialled natively: on this node"
         } else {
-            "dialled natively: there is no tunnel yet"
+            "dialled natively (there is no tunnel yet)"
         }
         .to_owned(),
     }

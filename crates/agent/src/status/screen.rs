@@ -55,10 +55,14 @@ fn source(source: &SourceReport) -> String {
     }
     let _ = write!(
         text,
-        "; {} Services, {} endpoint slices, {} nodes",
-        grouped(source.services as u64),
-        grouped(source.endpoint_slices as u64),
-        grouped(source.nodes as u64)
+        "; {}, {}, {}",
+        count(source.services as u64, "Service", "Services"),
+        count(
+            source.endpoint_slices as u64,
+            "endpoint slice",
+            "endpoint slices"
+        ),
+        count(source.nodes as u64, "node", "nodes"),
     );
     if let Some(failing) = &source.failing_since {
         let _ = write!(

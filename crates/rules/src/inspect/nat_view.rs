@@ -82,6 +82,15 @@ pub struct NatView {
 }
 
 impl NatView {
+    /// Reads what `iptables-save --counters` prints of the tables nat and filter.
+    #[must_use]
+    pub fn from_saved(nat: &str, filter: &str) -> Self {
+        let mut view = Self::default();
+        view.read("nat", nat);
+        view.read("filter", filter);
+        view
+    }
+
     /// The hook that leads to a chain of ours.
     #[must_use]
     pub fn hook(&self, chain: OwnChain) -> &Hook {
@@ -353,10 +362,7 @@ COMMIT
 "#;
 
     fn view() -> NatView {
-        let mut view = NatView::default();
-        view.read("nat", NAT);
-        view.read("filter", FILTER);
-        view
+        NatView::from_saved(NAT, FILTER)
     }
 
     fn frontend(ip: &str, protocol: Protocol, port: u16) -> Frontend {

@@ -2,7 +2,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod difference;
-mod door;
+pub(crate) mod door;
 mod flavour;
 pub(crate) mod installed;
 pub(crate) mod own_rule;

@@ -1,0 +1,148 @@
+//! What the kernel holds, read for an explanation. Nothing is changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use edgemesh_catalog::Protocol;
+use edgemesh_plan::Frontend;
+use edgemesh_rules::{
+    BaseChain, Family, Inspected, NatView, NftElement, base_chains, inspect, kube_proxy_element,
+};
+use tokio::time::timeout;
+
+/// How long reading may take. Tens of thousands of rules take a second or two.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The table of kube-proxy's nftables mode (kubernetes `pkg/proxy/nftables/proxier.go`).
+pub(crate) const KUBE_PROXY_TABLE: &str = "kube-proxy";
+
+/// What was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    /// The nat tables of iptables, per family and flavour.
+    pub(crate) nats: Vec<Inspected>,
+    /// The base chains of nf_tables, per family.
+    pub(crate) chains: Vec<(Family, BaseChain)>,
+    /// The virtual services of IPVS.
+    pub(crate) ipvs: BTreeSet<Frontend>,
+    /// What kube-proxy's own nftables table does with a portal.
+    pub(crate) nft: BTreeMap<Frontend, NftElement>,
+    /// What could not be read, and why.
+    pub(crate) problems: Vec<String>,
+}
+
+impl Kernel {
+    /// Reads everything that does not depend on what is asked about.
+    pub(crate) async fn read() -> Self {
+        let mut kernel = Self::default();
+        if timeout(PATIENCE, kernel.read_tables()).await.is_err() {
+            kernel.problems.push(format!(
+                "reading the rules took longer than {} s and was given up",
+                PATIENCE.as_secs()
+            ));
+        }
+        kernel.ipvs = fs::read_to_string("/proc/net/ip_vs")
+            .map(|text| virtual_services(&text))
+            .unwrap_or_default();
+        kernel
+    }
+
+    async fn read_tables(&mut self) {
+        for family in Family::BOTH {
+            for inspected in inspect(family).await {
+                if let Err(problem) = &inspected.nat {
+                    self.problems.push(problem.clone());
+                }
+                self.nats.push(inspected);
+            }
+            // A kernel without nf_tables has none of its chains.
+            let chains = base_chains(family).unwrap_or_default();
+            self.chains
+                .extend(chains.into_iter().map(|chain| (family, chain)));
+        }
+    }
+
+    /// Asks kube-proxy's own table about some portals, where there is such a table.
+    pub(crate) async fn ask_kube_proxy(&mut self, frontends: &BTreeSet<Frontend>) {
+        if !self.has_table(KUBE_PROXY_TABLE) {
+            return;
+        }
+        for frontend in frontends {
+            match kube_proxy_element(frontend).await {
+                Ok(Some(element)) => {
+                    self.nft.insert(*frontend, element);
+                }
+                Ok(None) => {}
+                Err(problem) => {
+                    self.problems.push(problem);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether nf_tables has base chains of a table of that name.
+    pub(crate) fn has_table(&self, name: &str) -> bool {
+        self.chains.iter().any(|(_, chain)| chain.table == name)
+    }
+
+    /// The portals that we or kube-proxy have rules for, with their service ports.
+    pub(crate) fn portals(&self) -> BTreeMap<Frontend, String> {
+        self.nats
+            .iter()
+            .filter_map(|inspected| inspected.nat.as_ref().ok())
+            .flat_map(NatView::portals)
+            .map(|(frontend, name)| (*frontend, name.to_owned()))
+            .collect()
+    }
+}
+
+/// The virtual services that `/proc/net/ip_vs` lists (kernel
+/// `net/netfilter/ipvs/ip_vs_ctl.c`): `TCP  0A600A01:0050 rr`,
+/// `TCP  [fd00:0096:…]:0050 rr`.
+fn virtual_services(text: &str) -> BTreeSet<Frontend> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let protocol = match words.next()? {
+                "TCP" => Protocol::Tcp,
+                "UDP" => Protocol::Udp,
+                "SCTP" => Protocol::Sctp,
+                _ => return None,
+            };
+            let (address, port) = words.next()?.rsplit_once(':')?;
+            let ip = match address.strip_prefix('[') {
+                Some(v6) => IpAddr::V6(v6.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?),
+                None => IpAddr::V4(Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?)),
+            };
+            Some(Frontend {
+                ip,
+                protocol,
+                port: u16::from_str_radix(port, 16).ok()?,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_services_of_ipvs_are_read() {
+        let text = "IP Virtual Server version 1.2.1 (size=4096)\n\
+                    Prot LocalAddress:Port Scheduler Flags\n  \
+                    -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n\
+                    TCP  0A600A01:0050 rr\n  \
+                    -> 0AF40102:1F90      Masq    1      0          0\n\
+                    UDP  [fd00:0096:0000:0000:0000:0000:0000:0001]:0035 rr\n\
+                    FWM  00000001 rr\n";
+        let seen: Vec<String> = virtual_services(text)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(seen, ["10.96.10.1:80/tcp", "[fd00:96::1]:53/udp"]);
+    }
+}

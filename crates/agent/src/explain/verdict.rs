@@ -1,0 +1,370 @@
+//! Who will handle a new connection to a portal, by what the kernel holds. Pure.
+
+use edgemesh_plan::Frontend;
+use edgemesh_rules::{
+    BaseChain, Family, Flavour, Hook, KubeAction, KubeRule, NatView, NftElement, OwnChain,
+    PortalFound, StandingRule,
+};
+use serde::{Deserialize, Serialize};
+
+use super::answer::Decision;
+use super::kernel::Kernel;
+
+/// Where all of iptables' nat rules stand, and kube-proxy's own table.
+const NAT_PRIORITY: i32 = -100;
+
+/// What the names of the agent's own nf_tables tables begin with.
+const OWN_TABLE: &str = "edgemesh";
+
+/// Who handles a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Handler {
+    /// The agent.
+    Edgemesh,
+    /// kube-proxy.
+    KubeProxy,
+    /// Nobody: it goes wherever the routing table sends the ClusterIP.
+    Nobody,
+}
+
+/// Who handles a new connection from somewhere, and by what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Verdict {
+    /// `pods` (and others from outside the host) or `host`.
+    pub(crate) from: String,
+    /// Who.
+    pub(crate) handler: Handler,
+    /// What becomes of the connection, for example "forwarded to an endpoint".
+    pub(crate) outcome: String,
+    /// Where the deciding jumps stand.
+    pub(crate) place: Option<String>,
+    /// The rule that decides.
+    pub(crate) rule: Option<RuleShown>,
+    /// What is out of the ordinary.
+    pub(crate) notes: Vec<String>,
+}
+
+/// A rule as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RuleShown {
+    /// Its chain.
+    pub(crate) chain: String,
+    /// Its place there, counted from 1.
+    pub(crate) place: usize,
+    /// The command that shows it.
+    pub(crate) command: String,
+    /// Its text.
+    pub(crate) text: String,
+    /// Connections (in the filter table: packets) that it took.
+    pub(crate) packets: u64,
+}
+
+/// What is known of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Agent {
+    /// It does not answer.
+    Silent,
+    /// It answers; this is what it means to do, if it knows the portal.
+    Runs(Option<Decision>),
+}
+
+/// What one flavour's nat table has for a portal, in one hook.
+struct Seen<'a> {
+    flavour: Flavour,
+    family: Family,
+    hook: &'a Hook,
+    own: Option<&'a PortalFound>,
+    gates: &'a [StandingRule],
+    kube: Option<&'a KubeRule>,
+}
+
+/// Who handles a new connection to `frontend` that comes by the hook of `chain`.
+pub(crate) fn verdict(
+    chain: OwnChain,
+    frontend: &Frontend,
+    kernel: &Kernel,
+    agent: Agent,
+) -> Verdict {
+    let family = Family::of(frontend.ip);
+    let seen: Vec<Seen<'_>> = kernel
+        .nats
+        .iter()
+        .filter(|inspected| inspected.family == family)
+        .filter_map(|inspected| Some((inspected.flavour, inspected.nat.as_ref().ok()?)))
+        .map(|(flavour, view)| see(flavour, family, view, chain, frontend))
+        .collect();
+    let mut verdict = own_table(chain, family, kernel, agent)
+        .or_else(|| seen.iter().find_map(|seen| ours(seen, agent)))
+        .or_else(|| seen.iter().find_map(kube_proxys))
+        .or_else(|| kube_proxys_table(frontend, kernel))
+        .or_else(|| ipvs(frontend, kernel))
+        .unwrap_or_else(nobody);
+    verdict.from = match chain {
+        OwnChain::Container => "pods",
+        OwnChain::Host => "host",
+    }
+    .to_owned();
+    verdict.notes.extend(oddities(&seen, &verdict, agent));
+    verdict.notes.extend(earlier(chain, family, kernel));
+    verdict
+}
+
+fn see<'a>(
+    flavour: Flavour,
+    family: Family,
+    view: &'a NatView,
+    chain: OwnChain,
+    frontend: &Frontend,
+) -> Seen<'a> {
+    Seen {
+        flavour,
+        family,
+        hook: view.hook(chain),
+        own: view.own_rule(chain, frontend),
+        gates: view.other_own_rules(chain),
+        kube: view.kube_rule(frontend),
+    }
+}
+
+/// The agent's own nf_tables table stands before all of iptables by its priority. What it
+/// holds is the agent's to tell.
+fn own_table(chain: OwnChain, family: Family, kernel: &Kernel, agent: Agent) -> Option<Verdict> {
+    let hook = chain.hook().to_lowercase();
+    let (_, table) = kernel.chains.iter().find(|(of, base)| {
+        *of == family && base.table.starts_with(OWN_TABLE) && is_nat(base) && base.hook == hook
+    })?;
+    let outcome = match agent {
+        Agent::Runs(Some(Decision::Forward)) => "forwarded to an endpoint",
+        Agent::Runs(Some(Decision::Refuse)) => "refused at once",
+        Agent::Runs(Some(Decision::LeaveAlone | Decision::Failed) | None) | Agent::Silent => {
+            return None;
+        }
+    };
+    Some(by(
+        Handler::Edgemesh,
+        outcome,
+        format!(
+            "nf_tables: {} {} at priority {}, before kube-proxy's at {NAT_PRIORITY}",
+            table.table, table.name, table.priority
+        ),
+        None,
+    ))
+}
+
+/// Our rule decides if a jump leads to it before kube-proxy has taken the connection.
+fn ours(seen: &Seen<'_>, agent: Agent) -> Option<Verdict> {
+    let (found, jump) = (seen.own?, seen.hook.own_jump.as_ref()?);
+    if overtaken(seen) || (agent == Agent::Silent && passes_gate(seen, found)) {
+        return None;
+    }
+    let outcome = match (agent, found.refused) {
+        (_, true) => "refused at once",
+        (Agent::Runs(_), false) => "forwarded to an endpoint",
+        (Agent::Silent, false) => "refused: the agent that this leads to does not run",
+    };
+    let kube = match &seen.hook.kube_jump {
+        Some(kube) => format!("KUBE-SERVICES rule {}", kube.place),
+        None => "no KUBE-SERVICES".to_owned(),
+    };
+    Some(by(
+        Handler::Edgemesh,
+        outcome,
+        format!(
+            "{}: ours is rule {}, {kube}",
+            seen.hook_name(jump),
+            jump.place
+        ),
+        Some(shown(seen, &found.rule, "nat")),
+    ))
+}
+
+/// Whether kube-proxy's jump stands before ours and takes the connection.
+fn overtaken(seen: &Seen<'_>) -> bool {
+    match (&seen.hook.own_jump, &seen.hook.kube_jump, seen.kube) {
+        (Some(own), Some(kube), Some(rule)) => {
+            kube.place < own.place && rule.action == KubeAction::Serves
+        }
+        _ => false,
+    }
+}
+
+/// Whether a rule stands before `found` that lets connections pass while no agent lives.
+fn passes_gate(seen: &Seen<'_>, found: &PortalFound) -> bool {
+    seen.gates.iter().any(|gate| gate.place < found.rule.place)
+}
+
+fn kube_proxys(seen: &Seen<'_>) -> Option<Verdict> {
+    let (rule, jump) = (seen.kube?, seen.hook.kube_jump.as_ref()?);
+    let (outcome, table) = match rule.action {
+        KubeAction::Serves => ("sent to an endpoint by kube-proxy's rules", "nat"),
+        KubeAction::Refuses => ("refused by kube-proxy for want of endpoints", "filter"),
+    };
+    Some(by(
+        Handler::KubeProxy,
+        outcome,
+        match &seen.hook.own_jump {
+            Some(own) => format!(
+                "{}: KUBE-SERVICES is rule {}, ours rule {}",
+                seen.hook_name(jump),
+                jump.place,
+                own.place
+            ),
+            None => format!(
+                "{}: KUBE-SERVICES is rule {}, none of ours",
+                seen.hook_name(jump),
+                jump.place
+            ),
+        },
+        Some(shown(seen, &rule.rule, table)),
+    ))
+}
+
+fn kube_proxys_table(frontend: &Frontend, kernel: &Kernel) -> Option<Verdict> {
+    let element = kernel.nft.get(frontend)?;
+    let (outcome, text) = match element {
+        NftElement::Serves(text) => ("sent to an endpoint by kube-proxy's rules", text),
+        NftElement::Refuses(text) => ("refused by kube-proxy for want of endpoints", text),
+    };
+    let mut verdict = by(
+        Handler::KubeProxy,
+        outcome,
+        "nf_tables: table kube-proxy (kube-proxy's nftables mode)".to_owned(),
+        None,
+    );
+    verdict.notes.push(format!("its map says: {text}"));
+    Some(verdict)
+}
+
+fn ipvs(frontend: &Frontend, kernel: &Kernel) -> Option<Verdict> {
+    kernel.ipvs.contains(frontend).then(|| {
+        by(
+            Handler::KubeProxy,
+            "sent to an endpoint by IPVS",
+            "a virtual service of IPVS (kube-proxy's ipvs mode)".to_owned(),
+            None,
+        )
+    })
+}
+
+fn nobody() -> Verdict {
+    Verdict {
+        from: String::new(),
+        handler: Handler::Nobody,
+        outcome: "no rule is there for it: it goes where the routing table sends its address"
+            .to_owned(),
+        place: None,
+        rule: None,
+        notes: Vec::new(),
+    }
+}
+
+fn by(handler: Handler, outcome: &str, place: String, rule: Option<RuleShown>) -> Verdict {
+    Verdict {
+        from: String::new(),
+        handler,
+        outcome: outcome.to_owned(),
+        place: Some(place),
+        rule,
+        notes: Vec::new(),
+    }
+}
+
+fn shown(seen: &Seen<'_>, rule: &StandingRule, table: &str) -> RuleShown {
+    RuleShown {
+        command: format!(
+            "{}-{} -t {table} -nvL {} {}",
+            seen.family.tool(),
+            seen.flavour,
+            rule.chain,
+            rule.place
+        ),
+        chain: rule.chain.clone(),
+        place: rule.place,
+        text: rule.text.clone(),
+        packets: rule.packets,
+    }
+}
+
+/// What does not fit together.
+fn oddities(seen: &[Seen<'_>], verdict: &Verdict, agent: Agent) -> Vec<String> {
+    let mut notes = Vec::new();
+    for one in seen.iter().filter(|one| one.own.is_some()) {
+        if one.hook.own_jump.is_none() {
+            notes.push(
+                "a rule of the agent is there, but no jump leads to its chain; a running agent \
+                 repairs that within moments"
+                    .to_owned(),
+            );
+        } else if overtaken(one) {
+            notes.push(
+                "the agent's jump stands behind KUBE-SERVICES; a running agent repairs that \
+                 within moments"
+                    .to_owned(),
+            );
+        }
+    }
+    match (agent, verdict.handler) {
+        (Agent::Silent, Handler::Edgemesh) => notes.push(
+            "start the agent again, or run `edgemesh-agent cleanup` to leave it to kube-proxy"
+                .to_owned(),
+        ),
+        (Agent::Runs(Some(Decision::Forward | Decision::Refuse)), Handler::Nobody) => notes.push(
+            "the agent means to handle it, but its rule is missing; `edgemesh-agent status` and \
+             the log say why"
+                .to_owned(),
+        ),
+        (Agent::Runs(Some(Decision::LeaveAlone)), Handler::Edgemesh) => notes.push(
+            "the agent means to leave it alone, but a rule of its own is still there".to_owned(),
+        ),
+        _ => {}
+    }
+    let both = seen
+        .iter()
+        .filter(|one| one.hook.own_jump.is_some() || one.hook.kube_jump.is_some());
+    if both.count() > 1 {
+        notes.push(
+            "both flavours of iptables have rules for Services; they don't see each other, and \
+             which is asked first depends on which was loaded first"
+                .to_owned(),
+        );
+    }
+    notes
+}
+
+/// NAT chains of others that are asked before all of iptables: the first NAT wins.
+fn earlier(chain: OwnChain, family: Family, kernel: &Kernel) -> Option<String> {
+    let hook = chain.hook().to_lowercase();
+    let names: Vec<String> = kernel
+        .chains
+        .iter()
+        .filter(|(of, base)| {
+            *of == family
+                && is_nat(base)
+                && base.hook == hook
+                && base.priority < NAT_PRIORITY
+                && !base.table.starts_with(OWN_TABLE)
+        })
+        .map(|(_, base)| format!("{} {} (priority {})", base.table, base.name, base.priority))
+        .collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "asked before all this, and first to decide if it does NAT: {}",
+            names.join(", ")
+        )
+    })
+}
+
+fn is_nat(base: &BaseChain) -> bool {
+    base.kind == "nat"
+}
+
+impl Seen<'_> {
+    fn hook_name(&self, jump: &StandingRule) -> String {
+        format!("{}-{} {}", self.family.tool(), self.flavour, jump.chain)
+    }
+}
+
+#[cfg(test)]
+#[path = "verdict_tests.rs"]
+mod tests;

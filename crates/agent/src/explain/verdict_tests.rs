@@ -1,0 +1,250 @@
+use edgemesh_catalog::Protocol;
+use edgemesh_rules::Inspected;
+
+use super::*;
+
+const OURS: &str = "[6:360] -A PREROUTING -m comment --comment \"handle ClusterIPs; NOTE: this \
+                    must be before the NodePort rules\" -j EDGEMESH-PORTALS-CONTAINER\n";
+const KUBES: &str = "[5:300] -A PREROUTING -m comment --comment \"kubernetes service portals\" \
+                     -j KUBE-SERVICES\n";
+const OUR_RULE: &str = "[3:180] -A EDGEMESH-PORTALS-CONTAINER -d 10.96.0.1/32 -p tcp -m comment \
+                        --comment \"default/web:http\" -m tcp --dport 80 -j DNAT \
+                        --to-destination 169.254.96.16:20007\n";
+const REFUSING: &str = "[0:0] -A EDGEMESH-PORTALS-CONTAINER -d 169.254.96.16/32 -p tcp -m comment \
+                        --comment \"edgemesh: not through a portal\" -j DNAT --to-destination \
+                        169.254.96.16:20007\n";
+const GATE: &str = "[0:0] -A EDGEMESH-PORTALS-CONTAINER -m set ! --match-set EDGEMESH-ALIVE dst \
+                    -j RETURN\n";
+const KUBES_RULE: &str = "[2:120] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment \
+                          \"default/web:http cluster IP\" -m tcp --dport 80 -j KUBE-SVC-ABC\n";
+const KUBES_REFUSAL: &str = "[9:540] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment \
+                             \"default/web:http has no endpoints\" -m tcp --dport 80 -j REJECT\n";
+const RUNS: Agent = Agent::Runs(Some(Decision::Forward));
+
+fn web() -> Frontend {
+    Frontend {
+        ip: "10.96.0.1".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        port: 80,
+    }
+}
+
+fn kernel(nat: &[&str], filter: &[&str]) -> Kernel {
+    Kernel {
+        nats: vec![inspected(Flavour::Nft, nat, filter)],
+        ..Kernel::default()
+    }
+}
+
+fn inspected(flavour: Flavour, nat: &[&str], filter: &[&str]) -> Inspected {
+    Inspected {
+        family: Family::V4,
+        flavour,
+        nat: Ok(NatView::from_saved(&nat.concat(), &filter.concat())),
+    }
+}
+
+fn from_pods(kernel: &Kernel, agent: Agent) -> Verdict {
+    verdict(OwnChain::Container, &web(), kernel, agent)
+}
+
+fn base(table: &str, kind: &str, priority: i32) -> (Family, BaseChain) {
+    (
+        Family::V4,
+        BaseChain {
+            table: table.to_owned(),
+            name: "chain".to_owned(),
+            kind: kind.to_owned(),
+            hook: "prerouting",
+            priority,
+        },
+    )
+}
+
+#[test]
+fn who_handles_follows_from_jumps_and_rules() {
+    use Handler::{Edgemesh, KubeProxy, Nobody};
+    for (what, nat, filter, handler, outcome) in [
+        (
+            "ours first",
+            vec![OURS, KUBES, OUR_RULE, KUBES_RULE],
+            vec![],
+            Edgemesh,
+            "forwarded",
+        ),
+        (
+            "ours alone",
+            vec![OURS, OUR_RULE],
+            vec![],
+            Edgemesh,
+            "forwarded",
+        ),
+        (
+            "refused by us",
+            vec![OURS, REFUSING, OUR_RULE],
+            vec![],
+            Edgemesh,
+            "refused at once",
+        ),
+        (
+            "theirs first",
+            vec![KUBES, OURS, OUR_RULE, KUBES_RULE],
+            vec![],
+            KubeProxy,
+            "sent",
+        ),
+        (
+            "theirs first but without a rule",
+            vec![KUBES, OURS, OUR_RULE],
+            vec![],
+            Edgemesh,
+            "forw",
+        ),
+        (
+            "filtered",
+            vec![OURS, KUBES, KUBES_RULE],
+            vec![],
+            KubeProxy,
+            "sent",
+        ),
+        (
+            "our jump is gone",
+            vec![KUBES, OUR_RULE, KUBES_RULE],
+            vec![],
+            KubeProxy,
+            "sent",
+        ),
+        (
+            "refused by them",
+            vec![KUBES],
+            vec![KUBES_REFUSAL],
+            KubeProxy,
+            "refused by kube",
+        ),
+        (
+            "a rule, but no jump",
+            vec![OUR_RULE],
+            vec![],
+            Nobody,
+            "no rule",
+        ),
+        ("nothing", vec![], vec![], Nobody, "no rule"),
+    ] {
+        let verdict = from_pods(&kernel(&nat, &filter), RUNS);
+        assert_eq!(verdict.handler, handler, "{what}");
+        assert!(
+            verdict.outcome.starts_with(outcome),
+            "{what}: {}",
+            verdict.outcome
+        );
+    }
+}
+
+#[test]
+fn the_place_of_both_jumps_and_the_rule_with_its_packets_are_told() {
+    let kernel = kernel(&[OURS, KUBES, OUR_RULE, KUBES_RULE], &[]);
+    let verdict = from_pods(&kernel, RUNS);
+    assert_eq!(
+        verdict.place.unwrap(),
+        "iptables-nft PREROUTING: ours is rule 1, KUBE-SERVICES rule 2"
+    );
+    let rule = verdict.rule.unwrap();
+    assert_eq!(
+        rule.command,
+        "iptables-nft -t nat -nvL EDGEMESH-PORTALS-CONTAINER 1"
+    );
+    assert_eq!(rule.packets, 3);
+    assert!(rule.text.contains("default/web:http"));
+    assert_eq!(verdict.notes, [""; 0]);
+}
+
+#[test]
+fn the_host_has_a_hook_of_its_own() {
+    let kernel = kernel(&[OURS, OUR_RULE], &[]);
+    let verdict = verdict(OwnChain::Host, &web(), &kernel, RUNS);
+    assert_eq!(
+        (verdict.from.as_str(), verdict.handler),
+        ("host", Handler::Nobody)
+    );
+    assert!(
+        verdict
+            .notes
+            .iter()
+            .any(|note| note.contains("its rule is missing"))
+    );
+}
+
+#[test]
+fn what_is_out_of_order_is_noted() {
+    let behind = kernel(&[KUBES, OURS, OUR_RULE, KUBES_RULE], &[]);
+    let notes = from_pods(&behind, RUNS).notes;
+    assert!(notes[0].contains("behind KUBE-SERVICES"), "{notes:?}");
+    let unled = kernel(&[KUBES, OUR_RULE, KUBES_RULE], &[]);
+    let notes = from_pods(&unled, RUNS).notes;
+    assert!(notes[0].contains("no jump leads"), "{notes:?}");
+    let both = Kernel {
+        nats: vec![
+            inspected(Flavour::Nft, &[OURS, OUR_RULE], &[]),
+            inspected(Flavour::Legacy, &[KUBES, KUBES_RULE], &[]),
+        ],
+        ..Kernel::default()
+    };
+    let notes = from_pods(&both, RUNS).notes;
+    assert!(notes[0].contains("both flavours"), "{notes:?}");
+}
+
+#[test]
+fn rules_of_an_agent_that_is_gone_refuse_unless_a_gate_lets_pass() {
+    let without_gate = kernel(&[OURS, KUBES, OUR_RULE, KUBES_RULE], &[]);
+    let verdict = from_pods(&without_gate, Agent::Silent);
+    assert_eq!(verdict.handler, Handler::Edgemesh);
+    assert!(
+        verdict.outcome.contains("does not run"),
+        "{}",
+        verdict.outcome
+    );
+    assert!(verdict.notes[0].contains("cleanup"), "{:?}", verdict.notes);
+    let with_gate = kernel(&[OURS, KUBES, GATE, OUR_RULE, KUBES_RULE], &[]);
+    assert_eq!(
+        from_pods(&with_gate, Agent::Silent).handler,
+        Handler::KubeProxy
+    );
+    assert_eq!(from_pods(&with_gate, RUNS).handler, Handler::Edgemesh);
+}
+
+#[test]
+fn other_modes_of_kube_proxy_are_told_by_their_own_tables() {
+    let mut ipvs = Kernel::default();
+    ipvs.ipvs.insert(web());
+    assert!(from_pods(&ipvs, RUNS).outcome.contains("IPVS"));
+    let mut nft = Kernel::default();
+    nft.nft
+        .insert(web(), NftElement::Refuses("reject".to_owned()));
+    let verdict = from_pods(&nft, RUNS);
+    assert_eq!(verdict.handler, Handler::KubeProxy);
+    assert!(verdict.outcome.contains("want of endpoints"));
+}
+
+#[test]
+fn the_agents_own_table_goes_before_all_of_iptables() {
+    let mut kernel = kernel(&[KUBES, KUBES_RULE], &[]);
+    kernel.chains.push(base("edgemesh", "nat", -110));
+    assert_eq!(from_pods(&kernel, RUNS).handler, Handler::Edgemesh);
+    let filtered = Agent::Runs(Some(Decision::LeaveAlone));
+    assert_eq!(from_pods(&kernel, filtered).handler, Handler::KubeProxy);
+    assert_eq!(
+        from_pods(&kernel, Agent::Silent).handler,
+        Handler::KubeProxy
+    );
+}
+
+#[test]
+fn nat_of_others_that_comes_first_is_noted() {
+    let mut kernel = kernel(&[OURS, OUR_RULE], &[]);
+    kernel.chains.push(base("mine", "nat", -150));
+    kernel.chains.push(base("mine", "filter", -200));
+    kernel.chains.push(base("kube-proxy", "nat", -100));
+    let notes = from_pods(&kernel, RUNS).notes;
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(notes[0].contains("mine chain (priority -150)"), "{notes:?}");
+}
