@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use edgemesh_catalog::Catalog;
 use edgemesh_forward::Destinations;
 use edgemesh_plan::{Plan, Policy};
-use edgemesh_rules::{BackendChoice, BackendKind, Family, Repair};
+use edgemesh_rules::{BackendChoice, BackendKind, Family};
 use tokio::sync::watch;
 
 use crate::precedence_record::PrecedenceRecord;
@@ -75,11 +75,14 @@ impl Telling {
             new || moved || !repairs.is_empty()
         });
     }
-}
 
-/// Repairs as they are told.
-pub(crate) fn in_words(repairs: &[Repair]) -> Vec<String> {
-    repairs.iter().map(ToString::to_string).collect()
+    /// A rule of ours was put back that somebody, by the kernel's word `by`, had undone.
+    pub(crate) fn undone(&self, family: Family, what: String, by: Option<String>, at: SystemTime) {
+        self.0.send_modify(|told| {
+            let (known, _) = family_of(told, family);
+            known.precedence.repaired(what, by, at);
+        });
+    }
 }
 
 /// What is known of a family, and whether it is new.

@@ -19,6 +19,7 @@ mod node_name;
 mod precedence_record;
 mod privileges;
 mod reload;
+mod repair_pace;
 #[cfg(test)]
 mod scenarios;
 mod status;

@@ -7,18 +7,22 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use edgemesh_forward::{Destinations, Forwarder};
 use edgemesh_plan::{Plan, Policy, plan};
-use edgemesh_rules::{Backend, Family, HostNetwork, HostNetworkChanges, Mark, Repair, Ruleset};
+use edgemesh_rules::{
+    Backend, Changer, Family, HostNetwork, HostNetworkChanges, Mark, Repair, RuleChange,
+    RuleEvents, Ruleset,
+};
 use edgemesh_watch::SourceState;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::health::{Condition, Health};
-use crate::in_force::{InForce, Planned, Telling, in_words};
+use crate::in_force::{InForce, Planned, Telling};
+use crate::repair_pace::{Pace, RepairPace};
 use crate::sync_figures::SyncFigures;
 use crate::wanted;
 
@@ -27,6 +31,16 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 
 /// Longest pause between attempts.
 const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// Of the time, at most one in so many parts is spent on looking at changes of others that
+/// turn out not to concern us.
+const LOOKING_SHARE: u32 = 50;
+
+/// However long such a look took, another may follow after this time.
+const LONGEST_NOT_LOOKING: Duration = Duration::from_millis(500);
+
+/// As many changes are remembered until the next look, to tell who undid what is ours.
+const REMEMBERED_CHANGES: usize = 64;
 
 /// What the loop reads.
 pub(crate) struct Inputs {
@@ -56,6 +70,11 @@ pub(crate) struct Sync {
     telling: Telling,
     check_period: Duration,
     failures: u32,
+    /// None where the kernel tells of no changes.
+    events: Option<RuleEvents>,
+    pace: RepairPace,
+    /// Changes since the last look.
+    changes: Vec<RuleChange>,
 }
 
 /// What a [`Sync`] is made of.
@@ -106,6 +125,16 @@ impl Sync {
             telling: Telling::default(),
             check_period: parts.check_period,
             failures: 0,
+            events: RuleEvents::listen()
+                .inspect_err(|error| {
+                    tracing::info!(
+                        %error, looking_every = ?parts.check_period,
+                        "the kernel does not tell of changes in nf_tables"
+                    );
+                })
+                .ok(),
+            pace: RepairPace::new(Instant::now()),
+            changes: Vec::new(),
         }
     }
 
@@ -124,11 +153,34 @@ impl Sync {
         // the most, and a single change is taken up at once.
         let mut not_before = Instant::now();
         let mut pending = true;
+        // Somebody changed rules; whether ours, a look will tell, but not before a time.
+        let mut look = false;
+        let mut look_not_before = Instant::now();
         loop {
             self.health.tick();
+            let may_look = look_not_before.max(self.pace.not_before());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
+                () = sleep_until(may_look), if look => {
+                    look = false;
+                    let began = Instant::now();
+                    let outcome = self.glance().await;
+                    if matches!(outcome, Ok(false)) {
+                        let pause = began.elapsed() * LOOKING_SHARE;
+                        look_not_before = Instant::now() + pause.min(LONGEST_NOT_LOOKING);
+                    }
+                    if let Some(pause) = self.outcome(outcome.map(|_| ())) {
+                        pending = true;
+                        not_before = Instant::now() + pause;
+                    }
+                }
+                told = next_changes(&mut self.events) => {
+                    look = true;
+                    self.changes.extend(told);
+                    let surplus = self.changes.len().saturating_sub(REMEMBERED_CHANGES);
+                    self.changes.drain(..surplus);
+                }
                 Ok(()) = self.inputs.source.changed(), if !pending => pending = true,
                 Ok(()) = self.inputs.policy.changed(), if !pending => pending = true,
                 () = sleep_until(not_before), if pending => {
@@ -141,6 +193,9 @@ impl Sync {
                     pending = self.failures > 0;
                 }
                 _ = check.tick() => {
+                    if Instant::now() < self.pace.not_before() {
+                        continue;
+                    }
                     let outcome = self.check().await;
                     if let Some(pause) = self.outcome(outcome) {
                         // What a check could not repair, the full way has to.
@@ -232,6 +287,7 @@ impl Sync {
             .iter()
             .map(|family| wanted::ruleset(family.empty.clone(), plan, destinations))
             .collect();
+        let mut repairs = Vec::new();
         for (family, wanted) in self.families.iter_mut().zip(wanted) {
             let wanted = Arc::new(wanted);
             // Routes before rules: a rule for an address without a route is of no use to
@@ -241,8 +297,8 @@ impl Sync {
             let applied = family.backend.apply(&wanted).await?;
             tracing::debug!(family = %wanted.family(), ?applied, "rules follow the catalog");
             self.figures.applied(&applied);
-            let repairs = match family.wanted.replace(Arc::clone(&wanted)) {
-                Some(_) => applied.repairs.as_slice(),
+            match family.wanted.replace(Arc::clone(&wanted)) {
+                Some(_) => repairs.extend(in_family(wanted.family(), applied.repairs)),
                 // The first time there is nothing to repair, only what another run left.
                 None => {
                     tracing::info!(
@@ -252,17 +308,17 @@ impl Sync {
                         took = ?applied.took,
                         "rules are in"
                     );
-                    &[]
                 }
-            };
-            report_repairs(&self.figures, wanted.family(), repairs);
+            }
             self.telling
-                .holds(wanted.family(), family.backend.choice(), &in_words(repairs));
+                .holds(wanted.family(), family.backend.choice(), &[]);
         }
+        self.undone(&repairs);
         Ok(())
     }
 
     async fn check(&mut self) -> Result<(), SyncError> {
+        let mut repairs = Vec::new();
         for family in &mut self.families {
             let Some(wanted) = &family.wanted else {
                 continue;
@@ -270,11 +326,11 @@ impl Sync {
             let changes = family.host.verify(&wanted::addresses(wanted)).await?;
             report_changes(&self.figures, wanted.family(), &changes);
             let verified = family.backend.verify(wanted).await?;
-            report_repairs(&self.figures, wanted.family(), &verified.repairs);
-            let mut repairs = in_words(&verified.repairs);
-            if !changes.is_nothing() {
-                repairs.push(format!("address or routes: {changes}"));
-            }
+            repairs.extend(in_family(wanted.family(), verified.repairs));
+            let put_back: Vec<String> = (!changes.is_nothing())
+                .then(|| format!("address or routes: {changes}"))
+                .into_iter()
+                .collect();
             if let Some(switched) = family.backend.reconsider(wanted).await? {
                 tracing::warn!(
                     family = %wanted.family(), backend = %switched.choice,
@@ -282,9 +338,69 @@ impl Sync {
                 );
             }
             self.telling
-                .holds(wanted.family(), family.backend.choice(), &repairs);
+                .holds(wanted.family(), family.backend.choice(), &put_back);
         }
+        self.undone(&repairs);
         Ok(())
+    }
+
+    /// Looks after a change that the kernel told of; whether anything had to be put right.
+    async fn glance(&mut self) -> Result<bool, SyncError> {
+        let mut repairs = Vec::new();
+        for family in &mut self.families {
+            let Some(wanted) = &family.wanted else {
+                continue;
+            };
+            let verified = family.backend.glance(wanted).await?;
+            repairs.extend(in_family(wanted.family(), verified.repairs));
+        }
+        self.undone(&repairs);
+        Ok(!repairs.is_empty())
+    }
+
+    /// Takes down what had been undone and is repaired now, and by whom.
+    fn undone(&mut self, repairs: &[(Family, Repair)]) {
+        let now = Instant::now();
+        let by = self.last_changer();
+        if self.pace.has_calmed_down(now) {
+            tracing::info!("nobody undoes the agent's rules any more");
+        }
+        let Some((_, first)) = repairs.first() else {
+            return;
+        };
+        let pace = self.pace.repaired(now);
+        if pace == Pace::Contested {
+            tracing::warn!(
+                by = by.as_ref().map(tracing::field::display), what = %first,
+                "somebody keeps undoing the agent's rules: they are put back after pauses that \
+                 grow up to 10 s, and kube-proxy serves meanwhile. Find out why, and stop it or \
+                 the agent"
+            );
+        }
+        for (family, repair) in repairs {
+            self.figures.repaired();
+            let by = by.as_ref();
+            self.telling.undone(
+                *family,
+                repair.to_string(),
+                by.map(ToString::to_string),
+                SystemTime::now(),
+            );
+            report_repair(*family, repair, by, pace);
+        }
+    }
+
+    /// Who made the last change that was not ours.
+    fn last_changer(&mut self) -> Option<Changer> {
+        let families = &self.families;
+        self.changes
+            .drain(..)
+            .rfind(|change| {
+                !families
+                    .iter()
+                    .any(|family| family.backend.has_made(change.generation))
+            })
+            .and_then(|change| change.by)
     }
 
     /// Takes an outcome down; after a failure, how long to wait before the next attempt.
@@ -320,10 +436,36 @@ fn report_changes(figures: &SyncFigures, family: Family, changes: &HostNetworkCh
     }
 }
 
-fn report_repairs(figures: &SyncFigures, family: Family, repairs: &[Repair]) {
-    for repair in repairs {
-        figures.repaired();
-        tracing::warn!(%family, %repair, "rules were repaired");
+fn in_family(family: Family, repairs: Vec<Repair>) -> impl Iterator<Item = (Family, Repair)> {
+    repairs.into_iter().map(move |repair| (family, repair))
+}
+
+/// One line for each repair, until there are pauses between them: then nothing new happens.
+fn report_repair(family: Family, repair: &Repair, by: Option<&Changer>, pace: Pace) {
+    let by = by.map(tracing::field::display);
+    match pace {
+        Pace::AtOnce | Pace::Contested => {
+            tracing::warn!(%family, %repair, undone_by = by, "rules were repaired");
+        }
+        Pace::Pausing(pause) => {
+            tracing::debug!(%family, %repair, undone_by = by, ?pause, "rules were repaired");
+        }
+    }
+}
+
+/// What the kernel tells next; for ever nothing where it does not tell. After an error the
+/// next call listens anew, and anything may have changed.
+async fn next_changes(events: &mut Option<RuleEvents>) -> Vec<RuleChange> {
+    let Some(listening) = events else {
+        return std::future::pending().await;
+    };
+    match listening.next().await {
+        Ok(changes) => changes,
+        Err(error) => {
+            tracing::warn!(%error, "listening anew to changes in nf_tables");
+            *events = RuleEvents::listen().ok();
+            Vec::new()
+        }
     }
 }
 

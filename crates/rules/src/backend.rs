@@ -162,6 +162,34 @@ impl Backend {
         self.way.verify(wanted).await
     }
 
+    /// Does what [`verify`](Self::verify) does, as far as that takes no reading back of our
+    /// rules. To be called when the [kernel told](crate::RuleEvents) of a change: with
+    /// iptables-nft a jump that was overtaken is moved by a transaction of its own, at once
+    /// and whatever the number of rules. With iptables-legacy, of which the kernel tells
+    /// nothing, nothing is done.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::apply`].
+    pub async fn glance(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
+        self.expect_own_family(wanted)?;
+        match &mut self.way {
+            Way::Iptables(iptables) => iptables.glance(wanted).await,
+            // Which reads nothing back unless there is a reason.
+            Way::Nftables(nftables) => nftables.verify(wanted).await,
+        }
+    }
+
+    /// Whether this generation of nf_tables was made by a transaction of ours, as far as
+    /// that can be told.
+    #[must_use]
+    pub fn has_made(&self, generation: u32) -> bool {
+        match &self.way {
+            Way::Iptables(iptables) => iptables.has_made(generation),
+            Way::Nftables(_) => false,
+        }
+    }
+
     /// Goes the other way if kube-proxy turns out to: it may have been started after us, or
     /// again in another mode. To be called every now and then; costs little.
     ///

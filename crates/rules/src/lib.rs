@@ -10,6 +10,7 @@ mod backend_choice;
 mod chain_names;
 mod cleanup;
 mod error;
+mod events;
 mod family;
 mod host_network;
 mod host_support;
@@ -17,6 +18,7 @@ mod inspect;
 mod iptables;
 mod leftover;
 mod netlink;
+mod nf_hook;
 mod nf_tables;
 mod nftables;
 mod precedence;
@@ -30,6 +32,7 @@ pub use backend_choice::{BackendChoice, BackendKind, BackendSetting};
 pub use chain_names::{JUMP_COMMENT, KUBE_SERVICES, OwnChain};
 pub use cleanup::{CleanedUp, cleanup};
 pub use error::RulesError;
+pub use events::{Changer, RuleChange, RuleEvents};
 pub use family::Family;
 pub use host_network::{
     HostNetwork, HostNetworkChanges, HostNetworkError, LAST_RESORT_PRIORITY, LAST_RESORT_TABLE,

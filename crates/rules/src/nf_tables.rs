@@ -7,18 +7,26 @@
 //! kube-proxy changes in its own.
 //! The messages are those of `include/uapi/linux/netfilter/nf_tables.h`.
 
-use std::hash::{DefaultHasher, Hasher};
 use std::io;
 
 use nix::sys::socket::SockProtocol;
 
-use crate::netlink::{Message, NetlinkSocket, push_attribute};
+use crate::netlink::{Message, NetlinkSocket, Outgoing, push_attribute};
+use crate::nf_hook::{Content, Fault, HookRule};
 use crate::{Family, OwnChain};
+
+/// What frames a transaction (`NFNL_MSG_BATCH_*`).
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+/// `NLM_F_CREATE`.
+const CREATE: u16 = 0x400;
 
 const SUBSYSTEM: u16 = 10 << 8;
 const GET_TABLE: u16 = SUBSYSTEM | 1;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
+const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
+const DELETE_RULE: u16 = SUBSYSTEM | 8;
 const GET_GENERATION: u16 = SUBSYSTEM | 16;
 
 const GENERATION_ID: u16 = 1;
@@ -31,6 +39,9 @@ const CHAIN_USE: u16 = 6;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
+const RULE_POSITION: u16 = 6;
+/// `NFNL_BATCH_GENID`.
+const BATCH_GENERATION: u16 = 1;
 /// `struct nfgenmsg`.
 const FIXED_PART: usize = 4;
 
@@ -40,9 +51,34 @@ pub(crate) struct NfTables {
     socket: NetlinkSocket,
 }
 
-/// Stands for the rules of the hooks, and for the number of rules in our chains.
+/// What of ours stands in the nat table, and among what.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Standing {
+    table: u64,
+    chains: [Option<ChainSize>; 2],
+    hooks: [Vec<HookRule>; 2],
+}
+
+/// A chain and how much is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape(u64);
+struct ChainSize {
+    handle: u64,
+    /// Rules in it, and jumps to it from elsewhere than the hooks.
+    rules: u32,
+}
+
+impl Standing {
+    /// The rules of the hook that shall jump to `chain`.
+    pub(crate) fn hook(&self, chain: OwnChain) -> &[HookRule] {
+        &self.hooks[chain.index()]
+    }
+
+    /// Whether nothing was added to our chains or taken from them, whatever happened in
+    /// the hooks.
+    pub(crate) fn same_chains(&self, other: &Self) -> bool {
+        (self.table, self.chains) == (other.table, other.chains)
+    }
+}
 
 const NAT: &str = "nat";
 
@@ -81,50 +117,108 @@ impl NfTables {
         )
     }
 
-    /// The shape of what is ours in the nat table.
-    pub(crate) fn shape(&mut self, family: Family) -> io::Result<Shape> {
-        let mut hasher = DefaultHasher::new();
-        hasher.write_u64(self.table_handle(family, NAT)?);
+    /// What of ours stands in the nat table.
+    pub(crate) fn standing(&mut self, family: Family) -> io::Result<Standing> {
+        let mut standing = Standing {
+            table: self.table_handle(family, NAT)?,
+            chains: [None; 2],
+            hooks: [Vec::new(), Vec::new()],
+        };
         for chain in OwnChain::BOTH {
-            self.hash_size(&mut hasher, family, chain.name())?;
-            self.hash_rules(&mut hasher, family, chain.hook())?;
+            standing.hooks[chain.index()] = self.hook_rules(family, chain.hook())?;
         }
-        Ok(Shape(hasher.finish()))
+        for chain in OwnChain::BOTH {
+            let jumps = standing
+                .hooks
+                .iter()
+                .flatten()
+                .filter(|rule| rule.leads_into() == Some(chain))
+                .fold(0, |count: u32, _| count + 1);
+            let size = self.chain_size(family, chain.name())?;
+            standing.chains[chain.index()] = size.map(|size| ChainSize {
+                rules: size.rules.wrapping_sub(jumps),
+                ..size
+            });
+        }
+        Ok(standing)
     }
 
-    /// The chain itself, and how many rules are in it or lead to it.
-    fn hash_size(
+    /// Puts our jumps where they must be, in one transaction, provided that nothing has
+    /// changed since `generation`.
+    pub(crate) fn move_jumps(
         &mut self,
-        hasher: &mut DefaultHasher,
         family: Family,
-        chain: &str,
+        generation: u32,
+        faults: &[(OwnChain, Fault, &Content)],
     ) -> io::Result<()> {
+        let mut frame = vec![0, 0];
+        frame.extend((SUBSYSTEM >> 8).to_be_bytes());
+        push_attribute(&mut frame, BATCH_GENERATION, &generation.to_be_bytes());
+        let mut changes = Vec::new();
+        for (chain, fault, jump) in faults {
+            let names = [(RULE_TABLE, NAT), (RULE_CHAIN, chain.hook())];
+            let mut new = request(protocol(family), &names);
+            if let Some(before) = fault.before {
+                push_attribute(&mut new, RULE_POSITION, &before.to_be_bytes());
+            }
+            jump.push_to(&mut new);
+            changes.push((NEW_RULE, CREATE, new));
+            for handle in &fault.delete {
+                let mut delete = request(protocol(family), &names);
+                push_attribute(&mut delete, RULE_HANDLE, &handle.to_be_bytes());
+                changes.push((DELETE_RULE, 0, delete));
+            }
+        }
+        let framing = |kind| Outgoing {
+            kind,
+            flags: 0,
+            payload: &frame,
+        };
+        let changes = changes.iter().map(|(kind, flags, payload)| Outgoing {
+            kind: *kind,
+            flags: *flags,
+            payload,
+        });
+        let messages: Vec<_> = std::iter::once(framing(BATCH_BEGIN))
+            .chain(changes)
+            .chain([framing(BATCH_END)])
+            .collect();
+        let last_change = messages.len() - 2;
+        self.socket
+            .send_together(&messages, last_change)
+            .map_err(|refused| {
+                tracing::debug!(message = refused.at, error = %refused.error, "not moved");
+                refused.error
+            })
+    }
+
+    /// How many rules are in the chain or lead to it; none when there is no such chain.
+    fn chain_size(&mut self, family: Family, chain: &str) -> io::Result<Option<ChainSize>> {
         let names = [(CHAIN_TABLE, NAT), (CHAIN_NAME, chain)];
         let request = request(protocol(family), &names);
+        let mut size = ChainSize {
+            handle: 0,
+            rules: 0,
+        };
         let exists = found(self.socket.ask(GET_CHAIN, &request, |message| {
-            hasher.write_u64(number(message, CHAIN_HANDLE, u64::from_be_bytes).unwrap_or(0));
-            hasher.write_u32(number(message, CHAIN_USE, u32::from_be_bytes).unwrap_or(0));
+            size.handle = number(message, CHAIN_HANDLE, u64::from_be_bytes).unwrap_or(0);
+            size.rules = number(message, CHAIN_USE, u32::from_be_bytes).unwrap_or(0);
         }))?;
-        hasher.write_u8(u8::from(exists));
-        Ok(())
+        Ok(exists.then_some(size))
     }
 
     /// Which rules are in the chain, in their order.
-    fn hash_rules(
-        &mut self,
-        hasher: &mut DefaultHasher,
-        family: Family,
-        chain: &str,
-    ) -> io::Result<()> {
+    fn hook_rules(&mut self, family: Family, chain: &str) -> io::Result<Vec<HookRule>> {
         let names = [(RULE_TABLE, NAT), (RULE_CHAIN, chain)];
         let request = request(protocol(family), &names);
+        let mut rules = Vec::new();
         self.socket.dump(GET_RULE, &request, |message| {
             // Kernels before 4.10 don't filter by chain but send all rules.
             if has_name(message, RULE_CHAIN, chain) && has_name(message, RULE_TABLE, NAT) {
-                let handle = number(message, RULE_HANDLE, u64::from_be_bytes);
-                hasher.write_u64(handle.unwrap_or(0));
+                rules.push(HookRule::read(message));
             }
-        })
+        })?;
+        Ok(rules)
     }
 
     /// 0 when there is no such table, or the kernel (before 4.16) doesn't number tables.

@@ -2,7 +2,9 @@
 //! out.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
 
 use crate::backend::{Applied, Change, Verified};
 use crate::error::RulesError;
@@ -12,15 +14,19 @@ use crate::iptables::parse::Table;
 use crate::iptables::probe::{probe, probe_again};
 use crate::iptables::transaction::Transaction;
 use crate::removal::{Removed, remove_all};
-use crate::unchanged::{Look, Watch};
+use crate::unchanged::{Glance, Look, Watch};
 use crate::{
-    Family, Flavour, FlavourChoice, FlavourSetting, KUBE_SERVICES, NoFlavour, Ruleset, ToolError,
+    Family, Flavour, FlavourChoice, FlavourSetting, KUBE_SERVICES, NoFlavour, Repair, Ruleset,
+    ToolError,
 };
 
 /// Rules per step, once the kernel refused a message for its length. In a user namespace
 /// iptables-nft can't enlarge its socket's buffer, and some 270 rules fit into the
 /// default one (`net.core.wmem_default`, 208 KiB).
 const RULES_PER_STEP: usize = 200;
+
+/// How often the jumps are looked at while the rules are read.
+const GLANCE_EVERY: Duration = Duration::from_millis(10);
 
 /// Owner of one family's rules. It expects to be the only one on the node.
 ///
@@ -134,15 +140,19 @@ impl IptablesBackend {
     pub(crate) async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
         let started = Instant::now();
         self.expect_own_family(wanted)?;
-        let known = self.known.take();
-        if known.as_ref() == Some(wanted)
-            && self.watch.look() == Look::Same
-            && !self.watch.is_overdue(self.last_read.lines)
-        {
-            self.known = known;
+        if self.known.as_ref() == Some(wanted) && self.watch.look() == Look::Same {
+            let read_back = self.watch.is_overdue(self.last_read.lines);
+            let (mut repairs, right) = if read_back {
+                self.survey(wanted).await?
+            } else {
+                (Vec::new(), true)
+            };
+            if !right {
+                repairs.extend(self.set_right(wanted).await?.repairs);
+            }
             return Ok(Verified {
-                repairs: Vec::new(),
-                read_back: false,
+                repairs,
+                read_back,
                 took: started.elapsed(),
             });
         }
@@ -152,6 +162,48 @@ impl IptablesBackend {
             read_back: true,
             took: started.elapsed(),
         })
+    }
+
+    /// Finds out whether the kernel still holds `wanted`, as far as that is told without
+    /// reading our rules back, and puts right what doesn't. To be called when the
+    /// [kernel told](crate::RuleEvents) of a change: a jump that was overtaken is moved by
+    /// a transaction of its own, at once and whatever the number of rules.
+    ///
+    /// With iptables-legacy, which tells nothing, nothing is done:
+    /// [`verify`](Self::verify) is what finds changes there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::apply`].
+    pub(crate) async fn glance(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
+        let started = Instant::now();
+        if !self.watch.can_tell() {
+            return Ok(Verified {
+                repairs: Vec::new(),
+                read_back: false,
+                took: started.elapsed(),
+            });
+        }
+        if self.known.as_ref() != Some(wanted) {
+            return self.verify(wanted).await;
+        }
+        match self.watch.glance() {
+            Glance::Right(repairs) => Ok(Verified {
+                repairs,
+                read_back: false,
+                took: started.elapsed(),
+            }),
+            Glance::CannotTell => {
+                self.watch.forget();
+                self.verify(wanted).await
+            }
+        }
+    }
+
+    /// Whether this generation of nf_tables was made by a transaction of ours, as far as
+    /// that can be told.
+    pub(crate) fn has_made(&self, generation: u32) -> bool {
+        self.watch.has_made(generation)
     }
 
     /// Moves to the other flavour if kube-proxy turns out to use that one: it may have been
@@ -229,6 +281,36 @@ impl IptablesBackend {
         } else {
             Err(RulesError::OtherFamily { given, own })
         }
+    }
+
+    /// Reads the rules back only to see whether they are right; what was put right among
+    /// the jumps meanwhile, and whether all the rest is right. Tens of thousands of rules
+    /// take their time, for which an overtaken jump does not wait.
+    async fn survey(&mut self, wanted: &Arc<Ruleset>) -> Result<(Vec<Repair>, bool), RulesError> {
+        let (tools, watch) = (&self.tools, &mut self.watch);
+        let generation = watch.generation().ok();
+        let reading = async {
+            let text = tools.save("nat").await?;
+            Ok::<_, ToolError>(difference_to(text, Arc::clone(wanted), Means::SmallestChange).await)
+        };
+        tokio::pin!(reading);
+        let mut repairs = Vec::new();
+        let (difference, last_read) = loop {
+            match timeout(GLANCE_EVERY, &mut reading).await {
+                Ok(read) => break read?,
+                Err(_) => match watch.glance() {
+                    Glance::Right(moved) => repairs.extend(moved),
+                    Glance::CannotTell => return Ok((repairs, false)),
+                },
+            }
+        };
+        self.last_read = last_read;
+        let untouched = generation.is_some() && self.watch.generation().ok() == generation;
+        if untouched && difference.transaction.is_empty() {
+            self.watch.trust();
+        }
+        // What was read while somebody changed it says nothing; there will be another look.
+        Ok((repairs, !untouched || difference.transaction.is_empty()))
     }
 
     /// Reads back what is there and changes what differs. What can't be changed rule by
