@@ -4,7 +4,7 @@
 //! kubeedge/edgemesh#155, #288, #361, #371: a nil pointer at start instead.
 
 use anyhow::Result;
-use edgemesh_lab::{ClusterService, Flavour, Lab, Place, Program, SideBySide, test};
+use edgemesh_lab::{ClusterService, Flavour, Lab, Program, SideBySide, test};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
 /// For a configuration that can't be used (sysexits.h `EX_CONFIG`).
@@ -18,9 +18,11 @@ fn stage(lab: &Lab) -> Result<SideBySide> {
     Ok(stage)
 }
 
-/// Runs a program that must fail; returns its exit code and all it said.
+/// Runs a program that must fail; returns its exit code and all it said. One that starts
+/// to serve instead is ended, and is a failure of the test.
 fn failure(program: &Program) -> Result<(Option<i32>, String)> {
-    let finished = program.output()?;
+    let bounded = Program::new("timeout").args(["--kill-after=5", "20"]);
+    let finished = program.run_by(bounded).output()?;
     let said = format!("{}{}", finished.stdout, finished.stderr);
     assert!(!finished.status.success(), "{said}");
     assert!(!said.contains("panicked"), "{said}");
@@ -31,12 +33,8 @@ fn failure(program: &Program) -> Result<(Option<i32>, String)> {
 fn without_the_right_to_administer_the_network_it_names_the_capability() -> Result<()> {
     test(|lab| {
         let stage = stage(lab)?;
-        let run = stage.agent.run_command();
-        let powerless = stage
-            .node
-            .program("setpriv")
-            .args(["--bounding-set=-all", "--inh-caps=-all"])
-            .args(run.words());
+        let setpriv = Program::new("setpriv").args(["--bounding-set=-all", "--inh-caps=-all"]);
+        let powerless = stage.agent.run_command().run_by(setpriv);
         let (_, said) = failure(&powerless)?;
         assert!(said.contains("CAP_NET_ADMIN"), "{said}");
         stage.check_nothing_left()
@@ -44,9 +42,14 @@ fn without_the_right_to_administer_the_network_it_names_the_capability() -> Resu
 }
 
 #[test]
-fn without_iptables_it_names_the_tools_and_the_package() -> Result<()> {
+fn without_the_iptables_it_is_told_to_use_it_names_the_tools_and_the_package() -> Result<()> {
     test(|lab| {
         let stage = stage(lab)?;
+        stage.agent.configure(
+            "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
+             kind: EdgeMeshAgent\n\
+             modules:\n  edgeProxy:\n    enable: true\n    backend: iptables\n",
+        )?;
         for tool in ["iptables", "ip6tables", "xtables"] {
             lab.hide_programs(tool)?;
         }

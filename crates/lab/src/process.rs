@@ -186,8 +186,15 @@ impl Program {
         command
     }
 
-    /// The program and its arguments, for another program to run.
-    pub fn words(&self) -> impl Iterator<Item = &OsStr> {
+    /// Another program, in this one's place, that runs this one: its words go last, e.g.
+    /// `timeout 20 PROGRAM ARGUMENTS…`.
+    pub fn run_by(&self, mut runner: Self) -> Self {
+        runner.namespace.clone_from(&self.namespace);
+        runner.args(self.words())
+    }
+
+    /// The program and its arguments.
+    fn words(&self) -> impl Iterator<Item = &OsStr> {
         let arguments = self.arguments.iter().map(OsString::as_os_str);
         std::iter::once(self.name.as_os_str()).chain(arguments)
     }

@@ -84,6 +84,11 @@ pub fn check_nothing_left(node: &Node) -> Result<()> {
             );
         }
     }
+    // A host without nft has no table of it either.
+    if let Ok(tables) = node.program("nft").args(["list", "tables"]).output() {
+        let listed = tables.stdout;
+        ensure!(!listed.contains("edgemesh"), "left of nftables:\n{listed}");
+    }
     let ip = |words: &str| node.program("ip").args(words.split_whitespace()).run();
     let addresses = ip("address show dev lo")?;
     for address in ADDRESSES {
