@@ -36,6 +36,7 @@ check: ## formatting, lints, docs, licences
 	@tools/prerequisites cc
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p edgemesh-agent --test e2e -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
 	tools/cargo-deny --locked check bans licenses sources
 

@@ -26,9 +26,11 @@ mod settings;
 mod values;
 
 pub(crate) use file::read;
-pub(crate) use findings::{ConfigErrors, Finding};
+pub(crate) use findings::ConfigErrors;
 pub(crate) use near_match::near_matches;
-pub(crate) use parse::{Parsed, parse};
+pub(crate) use parse::Parsed;
+#[cfg(test)]
+pub(crate) use parse::parse;
 pub(crate) use settings::{Backend, Config, Flavour, KubeApiConfig, MetaServer};
 
 #[cfg(test)]
