@@ -60,6 +60,37 @@ fn one_service_more_among_ten_thousand_is_a_transaction_of_two_lines() -> Result
 }
 
 #[test]
+fn one_service_more_among_ten_thousand_is_a_transaction_of_one_element() -> Result<()> {
+    test_within(Duration::from_secs(300), |lab| {
+        let node = lab.node("edge-1").create()?;
+        let many = rules_for(Family::V4, SERVICES)?;
+        let nftables = "nftables";
+        on_node(&node, async || -> Result<()> {
+            let mut backend = on_node::nftables(Family::V4).await?;
+            let applied = backend.apply(&many).await?;
+            assert_eq!(applied.change, Change::Rewritten);
+            say(nftables, "all in", applied.took);
+            let unchanged = backend.verify(&many).await?;
+            assert_eq!(unchanged.repairs, []);
+            say(nftables, "look", unchanged.took);
+
+            let more = with_one_more(&many)?;
+            let applied = backend.apply(&more).await?;
+            assert_eq!((applied.change, applied.lines), (Change::Incremental, 1));
+            say(nftables, "one added", applied.took);
+            let applied = backend.apply(&many).await?;
+            assert_eq!((applied.change, applied.lines), (Change::Incremental, 1));
+            say(nftables, "one removed", applied.took);
+
+            let started = Instant::now();
+            backend.remove().await?;
+            say(nftables, "all out", started.elapsed());
+            Ok(())
+        })?
+    })
+}
+
+#[test]
 fn ten_thousand_services_of_kube_proxys_own_cost_a_look_nothing() -> Result<()> {
     test_within(Duration::from_secs(300), |lab| {
         let node = lab.node("edge-1").create()?;
@@ -121,6 +152,6 @@ fn kube_proxys(services: u16) -> Vec<String> {
 }
 
 #[expect(clippy::print_stdout, reason = "for whoever runs it with --nocapture")]
-fn say(flavour: edgemesh_lab::Flavour, what: &str, took: Duration) {
-    println!("{flavour}, {SERVICES} services: {what}: {took:.1?}");
+fn say(way: impl std::fmt::Display, what: &str, took: Duration) {
+    println!("{way}, {SERVICES} services: {what}: {took:.1?}");
 }

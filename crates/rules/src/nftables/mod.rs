@@ -27,6 +27,8 @@ mod wire;
 
 #[cfg(test)]
 mod change_tests;
+#[cfg(test)]
+mod table_tests;
 
 pub use render::render_nftables;
 pub use transaction::NftablesError;

@@ -81,6 +81,13 @@ impl OwnTable {
         Ok(table)
     }
 
+    /// As on a kernel that doesn't know the flag.
+    #[cfg(test)]
+    pub(super) fn without_owner_flag(mut self) -> Self {
+        self.owned = false;
+        self
+    }
+
     /// Whether the table vanishes with the process.
     pub(super) fn is_owned(&self) -> bool {
         self.owned
@@ -162,7 +169,7 @@ impl OwnTable {
             name,
             facts,
             shape,
-            seen_in: None,
+            seen_in: before,
         });
         self.settle(before);
         Ok(whole.lines())
@@ -284,14 +291,13 @@ impl OwnTable {
         look::generation(&mut self.socket).ok()
     }
 
-    /// After a transaction of ours, begun in the given generation: if nobody else changed
-    /// anything meanwhile, what was known is known of the generation after it.
+    /// After a transaction of ours, begun in the given generation: if the table was known
+    /// then, and nobody else changed anything meanwhile, it is known in the next one.
     fn settle(&mut self, before: Option<u32>) {
         let after = self.generation();
         if let Some(made) = &mut self.made {
-            let was_known = made.seen_in.is_none() || made.seen_in == before;
             let alone = before.map(|before| before.wrapping_add(1)) == after;
-            made.seen_in = after.filter(|_| was_known && alone);
+            made.seen_in = after.filter(|_| alone && made.seen_in == before);
         }
     }
 }

@@ -1,7 +1,10 @@
 //! What the kernel labs share: kube-proxy's stand-in on a node, rules to put before its
 //! own, and a way to run the backend there.
 
-#![allow(dead_code, reason = "each lab uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each lab uses a part of it")]
+
+mod answering;
+mod kube_proxy_table;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,6 +17,9 @@ use edgemesh_rules::{
     Backend, BackendSetting, Family, Flavour, FlavourSetting, Mark, PortalRule, RuleComment,
     Ruleset,
 };
+
+pub(crate) use answering::Answering;
+pub(crate) use kube_proxy_table::KubeProxyTable;
 
 /// Runs `job` in the node's network namespace, on a runtime of its own.
 pub(crate) fn on_node<T: Send>(node: &Node, job: impl AsyncFnOnce() -> T + Send) -> Result<T> {

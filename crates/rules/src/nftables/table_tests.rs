@@ -1,0 +1,146 @@
+//! A table without the owner flag, as on kernels before 5.12: others can change it, which
+//! must be seen.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use edgemesh_catalog::Protocol;
+use edgemesh_lab::{Lab, Node, Place, test};
+use edgemesh_plan::Frontend;
+
+use super::change::between;
+use super::table::{Look, OwnTable};
+use crate::{Family, Mark, PortalRule, RuleComment, Ruleset};
+
+fn rules(portals: u8) -> Arc<Ruleset> {
+    let mut rules = Ruleset::new([169, 254, 96, 16].into(), 20008, Mark::AGENT);
+    for number in 1..=portals {
+        let frontend = Frontend {
+            ip: [10, 96, 0, number].into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+        };
+        let comment = RuleComment::new(&format!("default/s{number}"));
+        let to_port = 20007;
+        rules
+            .insert(frontend, PortalRule { comment, to_port })
+            .unwrap();
+    }
+    Arc::new(rules)
+}
+
+/// Makes a table that belongs to nobody, on a node.
+fn with_table(
+    lab: &Lab,
+    job: impl FnOnce(&Node, OwnTable, &Ruleset) -> Result<()> + Send,
+) -> Result<()> {
+    let node = lab.node("edge-1").create()?;
+    node.namespace().run(|| -> Result<()> {
+        let wanted = rules(3);
+        let mut table = OwnTable::open(Family::V4)?.without_owner_flag();
+        table.make(&wanted)?;
+        job(&node, table, &wanted)
+    })?
+}
+
+fn nft(node: &Node, command: &str) -> Result<()> {
+    node.program("nft").arg(command).run()?;
+    Ok(())
+}
+
+#[test]
+fn whatever_others_do_to_a_table_that_nobody_owns_is_seen() -> Result<()> {
+    test(|lab| {
+        with_table(lab, |node, mut table, wanted| {
+            for (command, seen) in [
+                ("flush ruleset", Look::Gone),
+                ("delete table ip edgemesh", Look::Gone),
+                ("add table ip edgemesh { flags dormant; }", Look::Altered),
+                ("flush chain ip edgemesh portals-host", Look::Altered),
+                ("flush map ip edgemesh portals", Look::Altered),
+                (
+                    "delete element ip edgemesh portals { 10.96.0.2 . tcp . 80 }",
+                    Look::Altered,
+                ),
+                (
+                    "add element ip edgemesh portals { 10.96.0.9 . tcp . 80 : 10.0.0.1 . 1 }",
+                    Look::Altered,
+                ),
+                (
+                    "insert rule ip edgemesh portals-container accept",
+                    Look::Altered,
+                ),
+                (
+                    "add chain ip edgemesh portals-host { policy drop; }",
+                    Look::Altered,
+                ),
+            ] {
+                assert_eq!(table.look(wanted)?, Look::Same);
+                nft(node, command)?;
+                assert_eq!(table.look(wanted)?, seen, "{command}");
+                table.make(wanted)?;
+            }
+            assert_eq!(table.look(wanted)?, Look::Same);
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn what_others_do_elsewhere_and_what_we_do_ourselves_is_no_alteration() -> Result<()> {
+    test(|lab| {
+        with_table(lab, |node, mut table, wanted| {
+            nft(node, "add table ip somebody-elses")?;
+            assert_eq!(table.look(wanted)?, Look::Same);
+            let more = rules(4);
+            let changes = between(wanted, &more).unwrap_or_default();
+            assert_eq!(table.change(&changes)?, 1);
+            assert_eq!(table.look(&more)?, Look::Same);
+            nft(node, "add chain ip somebody-elses theirs")?;
+            assert_eq!(table.look(&more)?, Look::Same);
+            assert_eq!(
+                table.look(wanted)?,
+                Look::Same,
+                "looked at though nothing changed"
+            );
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn a_change_that_does_not_fit_names_the_command_and_how_to_reproduce_it() -> Result<()> {
+    test(|lab| {
+        with_table(lab, |node, mut table, wanted| {
+            nft(node, "flush map ip edgemesh portals")?;
+            let changes = between(wanted, &rules(2)).unwrap_or_default();
+            let error = table.change(&changes).unwrap_err();
+            let command = "delete element ip edgemesh portals { 10.96.0.3 . tcp . 80 }";
+            let report = error.to_string();
+            assert!(
+                report.starts_with(&format!("nf_tables refused `{command}`: No such file")),
+                "{report}"
+            );
+            assert!(
+                report.ends_with(&format!("to reproduce: nft -f - <<'EOF'\n{command}\nEOF")),
+                "{report}"
+            );
+            assert!(nft(node, command).is_err());
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn without_signs_of_life_the_gate_is_renewed_by_transactions() -> Result<()> {
+    test(|lab| {
+        with_table(lab, |node, mut table, _| {
+            assert!(!table.keep_open()?.renewed);
+            nft(node, "flush set ip edgemesh alive")?;
+            let gate = table.keep_open()?;
+            assert!(gate.renewed && gate.was_closed);
+            assert!(!table.keep_open()?.renewed);
+            Ok(())
+        })
+    })
+}
