@@ -70,6 +70,8 @@ pub(crate) struct Sync {
     telling: Telling,
     check_period: Duration,
     failures: u32,
+    /// Whether the last plan could not be put in force: what the kernel has is an older one.
+    behind: bool,
     /// None where the kernel tells of no changes.
     events: Option<RuleEvents>,
     pace: RepairPace,
@@ -125,6 +127,7 @@ impl Sync {
             telling: Telling::default(),
             check_period: parts.check_period,
             failures: 0,
+            behind: false,
             events: RuleEvents::listen()
                 .inspect_err(|error| {
                     tracing::info!(
@@ -170,7 +173,7 @@ impl Sync {
                         let pause = began.elapsed() * LOOKING_SHARE;
                         look_not_before = Instant::now() + pause.min(LONGEST_NOT_LOOKING);
                     }
-                    if let Some(pause) = self.outcome(outcome.map(|_| ())) {
+                    if let Some(pause) = self.outcome(Round::Look, outcome.map(|_| ())) {
                         pending = true;
                         not_before = Instant::now() + pause;
                     }
@@ -186,7 +189,7 @@ impl Sync {
                 () = sleep_until(not_before), if pending => {
                     let began = Instant::now();
                     let outcome = self.follow_catalog().await;
-                    not_before = match self.outcome(outcome) {
+                    not_before = match self.outcome(Round::Follow, outcome) {
                         None => Instant::now() + began.elapsed(),
                         Some(pause) => Instant::now() + pause,
                     };
@@ -197,7 +200,7 @@ impl Sync {
                         continue;
                     }
                     let outcome = self.check().await;
-                    if let Some(pause) = self.outcome(outcome) {
+                    if let Some(pause) = self.outcome(Round::Look, outcome) {
                         // What a check could not repair, the full way has to.
                         pending = true;
                         not_before = Instant::now() + pause;
@@ -404,13 +407,17 @@ impl Sync {
     }
 
     /// Takes an outcome down; after a failure, how long to wait before the next attempt.
-    fn outcome(&mut self, outcome: Result<(), SyncError>) -> Option<Duration> {
+    fn outcome(&mut self, round: Round, outcome: Result<(), SyncError>) -> Option<Duration> {
+        if round == Round::Follow {
+            self.behind = outcome.as_ref().is_err_and(|error| !error.is_in_force());
+        }
         match outcome {
             Ok(()) => {
-                if self.families.iter().all(|family| family.wanted.is_some()) {
-                    self.health.set(Condition::Rules, Ok(()));
+                // A look that found all as it was says nothing about a plan that failed.
+                if !self.behind {
+                    self.failures = 0;
+                    self.rules_are_in();
                 }
-                self.failures = 0;
                 None
             }
             Err(error) => {
@@ -420,13 +427,32 @@ impl Sync {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
                     retry_in = ?pause,
-                    "the kernel could not be programmed; what was in force stays in force"
+                    "what was in force stays in force"
                 );
-                self.health.set(Condition::Rules, Err(error.to_string()));
+                if error.is_in_force() {
+                    self.rules_are_in();
+                } else {
+                    self.health.set(Condition::Rules, Err(error.to_string()));
+                }
                 Some(pause)
             }
         }
     }
+
+    fn rules_are_in(&self) {
+        if self.families.iter().all(|family| family.wanted.is_some()) {
+            self.health.set(Condition::Rules, Ok(()));
+        }
+    }
+}
+
+/// What a round of the loop was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// To put the catalog in force.
+    Follow,
+    /// To see whether it still is.
+    Look,
 }
 
 fn report_changes(figures: &SyncFigures, family: Family, changes: &HostNetworkChanges) {
@@ -483,6 +509,16 @@ enum SyncError {
         "{0} portals could not be served and are left to kube-proxy; their reasons are in the log"
     )]
     Unserved(usize),
+}
+
+impl SyncError {
+    /// Whether the plan is in force all the same, but for portals that stay kube-proxy's.
+    fn is_in_force(&self) -> bool {
+        match self {
+            SyncError::Unserved(_) => true,
+            SyncError::Rules(_) | SyncError::Host(_) => false,
+        }
+    }
 }
 
 fn retry_pause(failures: u32) -> Duration {
