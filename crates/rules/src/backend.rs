@@ -96,7 +96,10 @@ impl Backend {
     pub async fn open(family: Family, setting: BackendSetting) -> Result<Self, RulesError> {
         let (way, choice) = match setting {
             BackendSetting::Auto(flavour) => open_auto(family, flavour).await?,
-            BackendSetting::Iptables(flavour) => open_iptables(family, flavour).await?,
+            BackendSetting::Iptables(flavour) => {
+                warn_of_nftables_mode(family);
+                open_iptables(family, flavour).await?
+            }
             BackendSetting::Nftables => {
                 let choice = BackendChoice {
                     kind: BackendKind::Nftables,
@@ -351,6 +354,18 @@ async fn open_auto(
         }
     };
     Ok((way, choice))
+}
+
+/// iptables and kube-proxy's nftables mode decide at the same priority.
+fn warn_of_nftables_mode(family: Family) {
+    if signs(family).nftables_mode {
+        tracing::warn!(
+            %family,
+            "the configuration says iptables, but kube-proxy runs in nftables mode: whose rules \
+             come first depends on who was started last; set modules.edgeProxy.backend to auto \
+             or nftables"
+        );
+    }
 }
 
 /// Asks the kernel alone; where it does not answer, there are none.

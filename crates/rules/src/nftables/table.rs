@@ -133,8 +133,7 @@ impl OwnTable {
                 }
             }
         }
-        // The first of them is as much in the way as the second; the kernel would say EPERM.
-        Err(NftablesError::reading(second, Errno::EPERM.into()))
+        Err(NftablesError::held(second))
     }
 
     /// Makes the table anew, with all that is wanted; returns the number of lines.

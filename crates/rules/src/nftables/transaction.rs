@@ -359,6 +359,16 @@ impl NftablesError {
         }
     }
 
+    /// Other processes own every table that could be ours.
+    pub(super) fn held(last: TableName) -> Self {
+        Self {
+            table: last,
+            command: None,
+            cause: Errno::EPERM.into(),
+            input: String::new(),
+        }
+    }
+
     /// Whether the same call may succeed a little later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -390,8 +400,9 @@ impl NftablesError {
     fn advice(&self) -> Option<&'static str> {
         match self.errno()? {
             Errno::EPERM => Some(
-                "the agent needs CAP_NET_ADMIN; a table with the owner flag can be changed by \
-                 its owner alone (`nft list tables` names it)",
+                "the agent needs CAP_NET_ADMIN; and a table with the owner flag can be changed by \
+                 its owner alone, which `nft list ruleset` names (progname): does another agent \
+                 run on this node?",
             ),
             Errno::EPROTONOSUPPORT => {
                 Some("this kernel has no nf_tables; set modules.edgeProxy.backend to iptables")
