@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use edgemesh_catalog::Protocol::{self, Tcp, Udp};
 use edgemesh_plan::Frontend;
-use edgemesh_rules::{Mark, PortalRule, RuleComment, Ruleset, render};
+use edgemesh_rules::{Mark, PortalRule, RuleComment, Ruleset, render, render_nftables};
 
 /// ClusterIP, protocol, port, name, port of the agent that it leads to.
 type Portal = (&'static str, Protocol, u16, &'static str, u16);
@@ -19,7 +19,7 @@ fn ipv4_rules_are_as_agreed() -> Result<()> {
         ("10.96.10.2", Udp, 7, "default/udp-echo:udp", 41234),
         ("10.96.10.5", Tcp, 80, "default/empty", 20008),
     ];
-    check("ipv4.rules", "169.254.96.16", &portals)
+    check("ipv4", "169.254.96.16", &portals)
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn ipv6_rules_are_as_agreed() -> Result<()> {
         ("fd00:10:96::a01", Tcp, 80, "default/web:http", 20007),
         ("fd00:10:96::a02", Udp, 7, "default/udp-echo:udp", 41234),
     ];
-    check("ipv6.rules", "fd00:ed6e:6d65:7368::1", &portals)
+    check("ipv6", "fd00:ed6e:6d65:7368::1", &portals)
 }
 
 fn check(name: &str, intercept: &str, portals: &[Portal]) -> Result<()> {
@@ -42,14 +42,18 @@ fn check(name: &str, intercept: &str, portals: &[Portal]) -> Result<()> {
         let comment = RuleComment::new(name);
         rules.insert(frontend, PortalRule { comment, to_port })?;
     }
-    let text = render(&rules);
+    compare(&format!("{name}.rules"), &render(&rules))?;
+    compare(&format!("{name}.nft"), &render_nftables(&rules))
+}
+
+fn compare(name: &str, text: &str) -> Result<()> {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(name);
     if std::env::var_os("BLESS").is_some() {
-        std::fs::write(&file, &text)?;
+        std::fs::write(&file, text)?;
     }
-    let golden = std::fs::read_to_string(&file)?;
+    let golden = std::fs::read_to_string(&file).unwrap_or_default();
     ensure!(
         text == golden,
         "{} differs (BLESS=1 writes it anew) from\n{text}",

@@ -261,6 +261,31 @@ fn a_gate_that_closed_for_want_of_signs_of_life_is_opened_again() -> Result<()> 
     })
 }
 
+#[test]
+fn where_lo_is_exempt_from_connection_tracking_the_gate_stays_open_all_the_same() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        load(
+            &node,
+            "table ip raw { chain output { type filter hook output priority raw; \
+             oifname lo notrack; }; }",
+        )?;
+        let rules = rules_for(Family::V4, 1)?;
+        on_node(&node, async || -> Result<()> {
+            let mut backend = nftables(Family::V4).await?;
+            backend.apply(&rules).await?;
+            // As the agent does; in all longer than the gate stays open by itself.
+            let mut period = tokio::time::interval(std::time::Duration::from_secs(1));
+            for _ in 0..6 {
+                period.tick().await;
+                assert_eq!(backend.verify(&rules).await?.repairs, []);
+            }
+            assert!(table(&node, Family::V4, "edgemesh")?.contains("original"));
+            Ok(())
+        })?
+    })
+}
+
 fn load(node: &Node, text: &str) -> Result<()> {
     node.program("nft").args(["-f", "-"]).input(text).run()?;
     Ok(())
