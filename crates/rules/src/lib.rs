@@ -2,8 +2,8 @@
 //! last-resort routes.
 //!
 //! Deciding is pure and apart from doing. A [`Ruleset`] says what shall be there;
-//! reading back is structural; the difference between both is the input of one
-//! iptables-restore. Where nothing differs, nothing is called.
+//! reading back is structural; the difference between both is one transaction, by
+//! iptables or by nftables (see [`Backend`]). Where nothing differs, nothing is called.
 
 mod backend;
 mod backend_choice;
