@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod check;
 mod cleanup;
 mod explain;
 mod output;
@@ -28,6 +29,8 @@ pub(crate) struct Arguments {
 enum Command {
     /// Run the agent until SIGTERM.
     Run(run::RunArguments),
+    /// Tell whether this host can do it, and what to do where it can't.
+    Check(check::CheckArguments),
     /// Tell who handles a Service on this node, by which rule, and why.
     Explain(explain::ExplainArguments),
     /// Show how the agent that runs on this node fares.
@@ -43,6 +46,7 @@ impl Arguments {
     pub(crate) fn execute(self) -> ExitCode {
         let outcome = match self.command {
             Command::Run(arguments) => run::execute(&arguments),
+            Command::Check(arguments) => check::execute(&arguments),
             Command::Explain(arguments) => explain::execute(&arguments),
             Command::Status(arguments) => status::execute(&arguments),
             Command::Playground(arguments) => playground::execute(&arguments),

@@ -5,6 +5,7 @@ mod admin;
 mod answers;
 mod api_way;
 mod ask;
+mod check;
 mod cli;
 mod config;
 mod explain;

@@ -57,6 +57,14 @@ pub(crate) fn check() -> anyhow::Result<()> {
     );
 }
 
+/// What this process lacks: each capability with what it is needed for; none where that
+/// cannot be told.
+pub(crate) fn lacking() -> Option<Vec<(&'static str, &'static str)>> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let missing = missing(effective_capabilities(&status)?);
+    Some(missing.iter().map(|c| (c.name, c.why)).collect())
+}
+
 fn effective_capabilities(status: &str) -> Option<u64> {
     let hex = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
     u64::from_str_radix(hex.trim(), 16).ok()

@@ -343,7 +343,7 @@ async fn open_family(
     }))
 }
 
-fn backend_setting(config: &Config) -> BackendSetting {
+pub(crate) fn backend_setting(config: &Config) -> BackendSetting {
     let flavour = match config.edge_proxy.iptables_flavour {
         Flavour::Auto => FlavourSetting::Auto,
         Flavour::Nft => FlavourSetting::Fixed(edgemesh_rules::Flavour::Nft),

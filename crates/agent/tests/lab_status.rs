@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use edgemesh_lab::{
-    ClusterService, Family, Flavour, Lab, Place, Serve, SideBySide, await_ok, test,
+    ClusterService, Family, Flavour, Lab, Place, Program, Serve, SideBySide, await_ok, test,
     test_each_flavour,
 };
 
@@ -138,13 +138,8 @@ fn only_root_is_told() -> Result<()> {
 
 /// What a user without rights is told; an error where there is no other user.
 fn as_nobody(stage: &SideBySide) -> Result<String> {
-    let command = stage.agent.command("status");
-    let finished = stage
-        .node
-        .program("setpriv")
-        .args(["--reuid=65534", "--clear-groups"])
-        .args(command.words())
-        .output()?;
+    let setpriv = Program::new("setpriv").args(["--reuid=65534", "--clear-groups"]);
+    let finished = stage.agent.command("status").run_by(setpriv).output()?;
     ensure!(!finished.stderr.contains("setpriv"), "{}", finished.stderr);
     Ok(finished.stderr)
 }

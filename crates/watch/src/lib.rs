@@ -27,7 +27,9 @@ mod publisher;
 mod source;
 mod state;
 
-pub use api::{ApiSettings, ApiSettingsError, ApiSource, ApiTiming, ApiWay, MetaServerSecurity};
+pub use api::{
+    ApiSettings, ApiSettingsError, ApiSource, ApiTiming, ApiWay, MetaServerSecurity, Reached, reach,
+};
 pub use counters::Counters;
 pub use last_good::{LastGood, LastGoodError, LastGoodFile, LastGoodSaver};
 pub use manifests::{ManifestError, ManifestsError, ManifestsSource};

@@ -8,7 +8,8 @@ use std::time::Duration;
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
-    BaseChain, Family, Inspected, NatView, NftElement, base_chains, inspect, kube_proxy_element,
+    BaseChain, Family, Inspected, NatView, NftElement, OwnChain, base_chains, inspect,
+    kube_proxy_element,
 };
 use tokio::time::timeout;
 
@@ -17,6 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The table of kube-proxy's nftables mode (kubernetes `pkg/proxy/nftables/proxier.go`).
 pub(crate) const KUBE_PROXY_TABLE: &str = "kube-proxy";
+
+/// Where all of iptables' nat rules stand, and kube-proxy's own table.
+pub(super) const NAT_PRIORITY: i32 = -100;
+
+/// What the names of the agent's own nf_tables tables begin with.
+pub(super) const OWN_TABLE: &str = "edgemesh";
 
 /// What was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,6 +93,22 @@ impl Kernel {
     /// Whether nf_tables has base chains of a table of that name.
     pub(crate) fn has_table(&self, name: &str) -> bool {
         self.chains.iter().any(|(_, chain)| chain.table == name)
+    }
+
+    /// NAT chains of others that are asked before all of iptables: the first NAT wins.
+    pub(crate) fn earlier_nat(&self, chain: OwnChain, family: Family) -> Vec<String> {
+        let hook = chain.hook().to_lowercase();
+        self.chains
+            .iter()
+            .filter(|(of, base)| {
+                *of == family
+                    && base.kind == "nat"
+                    && base.hook == hook
+                    && base.priority < NAT_PRIORITY
+                    && !base.table.starts_with(OWN_TABLE)
+            })
+            .map(|(_, base)| format!("{} {} (priority {})", base.table, base.name, base.priority))
+            .collect()
     }
 
     /// The portals that we or kube-proxy have rules for, with their service ports.

@@ -12,7 +12,7 @@ mod screen;
 mod verdict;
 
 pub(crate) use answer::{AgentAnswer, answer};
-pub(crate) use kernel::Kernel;
+pub(crate) use kernel::{KUBE_PROXY_TABLE, Kernel};
 pub(crate) use query::Query;
 pub(crate) use report::{frontends, report};
 pub(crate) use screen::screen;

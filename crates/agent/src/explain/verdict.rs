@@ -2,19 +2,13 @@
 
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
-    BaseChain, Family, Flavour, Hook, KubeAction, KubeRule, NatView, NftElement, OwnChain,
-    PortalFound, StandingRule,
+    Family, Flavour, Hook, KubeAction, KubeRule, NatView, NftElement, OwnChain, PortalFound,
+    StandingRule,
 };
 use serde::{Deserialize, Serialize};
 
 use super::answer::Decision;
-use super::kernel::Kernel;
-
-/// Where all of iptables' nat rules stand, and kube-proxy's own table.
-const NAT_PRIORITY: i32 = -100;
-
-/// What the names of the agent's own nf_tables tables begin with.
-const OWN_TABLE: &str = "edgemesh";
+use super::kernel::{Kernel, NAT_PRIORITY, OWN_TABLE};
 
 /// Who handles a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,7 +126,10 @@ fn see<'a>(
 fn own_table(chain: OwnChain, family: Family, kernel: &Kernel, agent: Agent) -> Option<Verdict> {
     let hook = chain.hook().to_lowercase();
     let (_, table) = kernel.chains.iter().find(|(of, base)| {
-        *of == family && base.table.starts_with(OWN_TABLE) && is_nat(base) && base.hook == hook
+        *of == family
+            && base.table.starts_with(OWN_TABLE)
+            && base.kind == "nat"
+            && base.hook == hook
     })?;
     let outcome = match agent {
         Agent::Runs(Some(Decision::Forward)) => "forwarded to an endpoint",
@@ -334,29 +331,13 @@ fn oddities(seen: &[Seen<'_>], verdict: &Verdict, agent: Agent) -> Vec<String> {
 
 /// NAT chains of others that are asked before all of iptables: the first NAT wins.
 fn earlier(chain: OwnChain, family: Family, kernel: &Kernel) -> Option<String> {
-    let hook = chain.hook().to_lowercase();
-    let names: Vec<String> = kernel
-        .chains
-        .iter()
-        .filter(|(of, base)| {
-            *of == family
-                && is_nat(base)
-                && base.hook == hook
-                && base.priority < NAT_PRIORITY
-                && !base.table.starts_with(OWN_TABLE)
-        })
-        .map(|(_, base)| format!("{} {} (priority {})", base.table, base.name, base.priority))
-        .collect();
+    let names = kernel.earlier_nat(chain, family);
     (!names.is_empty()).then(|| {
         format!(
             "asked before all this, and first to decide if it does NAT: {}",
             names.join(", ")
         )
     })
-}
-
-fn is_nat(base: &BaseChain) -> bool {
-    base.kind == "nat"
 }
 
 impl Seen<'_> {

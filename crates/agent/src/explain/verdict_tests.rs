@@ -1,5 +1,5 @@
 use edgemesh_catalog::Protocol;
-use edgemesh_rules::Inspected;
+use edgemesh_rules::{BaseChain, Inspected};
 
 use super::*;
 

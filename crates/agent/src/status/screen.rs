@@ -95,8 +95,8 @@ fn rules(page: &mut Paragraph, family: &FamilyReport) {
     page.line(
         "  precedence",
         &match precedence.repairs {
-            0 => format!("{held}, nothing to repair so far"),
-            n => format!("{held}, {} so far", count(n, "repair", "repairs")),
+            0 => format!("{held}, no repair"),
+            n => format!("{held}, {}", count(n, "repair", "repairs")),
         },
     );
     if let Some(last) = precedence.latest.first() {

@@ -136,8 +136,7 @@ READY         edgemesh-agent 0.1.0 on node edge-1, process 4242, up 3 d 4 h
 source        the Kubernetes API, last change 12 s ago; 118 Services, 240
               endpoint slices, 12 nodes
 rules IPv4    iptables-nft (KUBE-SERVICES is in its IPv4 nat table)
-  precedence  held for 3 d 3 h (since 2026-03-01T12:31:05Z), nothing to repair
-              so far
+  precedence  held for 3 d 3 h (since 2026-03-01T12:31:05Z), no repair
 services      130 service ports: 120 forwarded, 0 refused, 10 left alone
   left alone  10: headless (clusterIP: None)
 tcp           12 connections now, 10,342 so far
@@ -157,7 +156,7 @@ fn everything_that_is_wrong_stands_out_with_its_reason() {
         "rules: `iptables-nft-restore` failed",
         "REQUESTS FAIL since",
         "2 objects and 0 files with mistakes",
-        "7 repairs so far",
+        ", 7 repairs",
         "undone by iptables (process 991)",
         "3: has no ready endpoints",
         "FAILED",

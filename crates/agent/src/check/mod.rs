@@ -1,0 +1,15 @@
+//! Can this host do it: what `edgemesh-agent check` shows.
+//!
+//! Probes ([`probe()`]) look, without changing anything, and give [`facts`]; [`findings()`]
+//! makes of them what is said, which is pure.
+
+mod facts;
+mod findings;
+mod kube_proxy;
+mod listeners;
+mod probe;
+mod screen;
+
+pub(crate) use findings::{Grade, findings};
+pub(crate) use probe::{Wanted, probe};
+pub(crate) use screen::screen;

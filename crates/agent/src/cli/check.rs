@@ -1,0 +1,47 @@
+//! `edgemesh-agent check`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::output::Output;
+use crate::check::{Grade, Wanted, findings, probe, screen};
+use crate::config::{self, Config};
+
+/// What the agent would be started with.
+#[derive(Debug, Args)]
+pub(super) struct CheckArguments {
+    /// Configuration file of the agent; without one, everything is at its default
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check this folder of manifests instead of the way to the Kubernetes API
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// Form of the result
+    #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
+    output: Output,
+}
+
+/// Looks at this host and changes nothing; exit code 1 when something fails.
+pub(super) fn execute(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
+    let config = match &arguments.config {
+        Some(path) => config::read(path)?.config,
+        None => Config::without_file(),
+    };
+    let wanted = Wanted {
+        config,
+        manifests: arguments.manifests.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let report = findings(&runtime.block_on(probe(&wanted)));
+    arguments.output.print(&report, screen)?;
+    Ok(match report.verdict {
+        Grade::Ok | Grade::Warning => ExitCode::SUCCESS,
+        Grade::Fails => ExitCode::FAILURE,
+    })
+}
