@@ -22,6 +22,8 @@ struct State {
     catalog: Result<(), String>,
     rules: Result<(), String>,
     listener: Result<(), String>,
+    /// The rules of some plan were brought into the kernel.
+    had_rules: bool,
     stopping: bool,
     last_tick: Instant,
 }
@@ -45,6 +47,7 @@ impl Health {
             catalog: not_yet(),
             rules: not_yet(),
             listener: not_yet(),
+            had_rules: false,
             stopping: false,
             last_tick: Instant::now(),
         })))
@@ -54,9 +57,18 @@ impl Health {
     pub(crate) fn set(&self, condition: Condition, status: Result<(), String>) {
         self.with(|state| match condition {
             Condition::Catalog => state.catalog = status,
-            Condition::Rules => state.rules = status,
+            Condition::Rules => {
+                state.had_rules |= status.is_ok();
+                state.rules = status;
+            }
             Condition::Listener => state.listener = status,
         });
+    }
+
+    /// Whether rules of this process are in the kernel, though not always those that are
+    /// wanted now.
+    pub(crate) fn has_rules(&self) -> bool {
+        self.with(|state| state.had_rules)
     }
 
     /// The sync loop went round once more.

@@ -19,6 +19,7 @@ mod node_lock;
 mod node_name;
 mod precedence_record;
 mod privileges;
+mod pulse;
 mod reload;
 mod repair_pace;
 #[cfg(test)]

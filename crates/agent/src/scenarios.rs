@@ -9,7 +9,7 @@ use std::sync::Arc;
 use edgemesh_catalog::{Catalog, NodeName, Protocol};
 use edgemesh_forward::Destinations;
 use edgemesh_plan::{Plan, Policy, PortalEndpoint, Target, plan};
-use edgemesh_rules::{Mark, Ruleset, render, render_nftables};
+use edgemesh_rules::{Gate, Mark, Ruleset, render, render_nftables};
 use edgemesh_watch::{Counters, ManifestsSource};
 use tokio_util::sync::CancellationToken;
 
@@ -59,13 +59,16 @@ async fn play(folder: &Path) -> Vec<(&'static str, String)> {
     ]
     .map(|intercept| {
         let empty = Ruleset::new(intercept, REFUSAL_PORT, Mark::AGENT);
-        wanted::ruleset(empty, &plan, &destinations, None)
+        wanted::ruleset(empty, &plan, &destinations)
     });
     let tables = [&v4, &v6].map(render_nftables).join("\n");
     vec![
         ("plan.txt", describe(&plan)),
-        ("rules.iptables", render(&v4)),
-        ("rules.ip6tables", render(&v6)),
+        ("rules.iptables", render(&v4.clone().gated(Gate::KubeProxy))),
+        (
+            "rules.ip6tables",
+            render(&v6.clone().gated(Gate::KubeProxy)),
+        ),
         ("rules.nft", tables),
     ]
 }

@@ -12,7 +12,8 @@ use edgemesh_catalog::NodeName;
 use edgemesh_forward::{Forwarder, Limits, Settings};
 use edgemesh_plan::Policy;
 use edgemesh_rules::{
-    Backend, BackendSetting, Family, FlavourSetting, HostNetwork, HostSupport, Mark, host_supports,
+    Backend, BackendSetting, Family, FlavourSetting, HostNetwork, HostSupport, Mark, Pulse,
+    host_supports,
 };
 use edgemesh_watch::{
     ApiSource, ApiTiming, Counters, LastGoodFile, LastGoodSaver, ManifestsSource, SourceState,
@@ -29,6 +30,7 @@ use crate::config::{self, Config, Flavour, Parsed};
 use crate::health::{Condition, Health};
 use crate::metrics::Metrics;
 use crate::node_lock::NodeLock;
+use crate::pulse::keep_open;
 use crate::reload::{Reason, Reload};
 use crate::status::Observer;
 use crate::sync::{FamilyParts, Inputs, Parts, Sync};
@@ -207,6 +209,8 @@ async fn assemble(
 
     // Before anything is changed on the node: a wrong folder or kubeconfig ends here.
     let (source, watch_counters) = start_source(start, tasks, stop)?;
+    // What an agent before this one left leads to listeners that know no portals yet.
+    let pulses = closed_gates(&families);
     for family in &mut families {
         // Without routes: listeners need their address first, portals come with the catalog.
         family.host.apply(&BTreeSet::new()).await?;
@@ -232,6 +236,11 @@ async fn assemble(
         }
     };
     let (policy, policy_seen) = watch::channel(policy(config, start, &intercepts));
+    let beating = keep_open(pulses, health.clone(), forwarder.liveness(), stop.clone());
+    tasks.spawn(async move {
+        beating.await;
+        "the keeper of the gates"
+    });
     let (forward_counters, endpoint_health) = (forwarder.counters(), forwarder.endpoint_health());
     let sync = Sync::new(Parts {
         inputs: Inputs {
@@ -341,6 +350,21 @@ async fn open_family(
         host: HostNetwork::open(intercept)?,
         backend,
     }))
+}
+
+/// The gates that let new connections through while an agent lives, closed.
+fn closed_gates(families: &[FamilyParts]) -> Vec<Pulse> {
+    families
+        .iter()
+        .filter_map(|family| {
+            let mut pulse = Pulse::new(Family::of(family.intercept)).ok()?;
+            if let Err(error) = pulse.stop() {
+                // It closes by itself, only later.
+                tracing::debug!(%error, family = %pulse.family(), "the gate is not closed");
+            }
+            Some(pulse)
+        })
+        .collect()
 }
 
 pub(crate) fn backend_setting(config: &Config) -> BackendSetting {

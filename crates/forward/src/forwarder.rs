@@ -22,6 +22,7 @@ use crate::endpoint_health::EndpointHealth;
 use crate::error::BindError;
 use crate::flow_cap::FlowCap;
 use crate::listener::Listener;
+use crate::liveness::Liveness;
 use crate::log_limit::LogLimit;
 use crate::metrics::Counters;
 use crate::original_dst::{ResolveOriginalDst, from_conntrack};
@@ -57,6 +58,7 @@ pub struct Forwarder {
     counters: Arc<Counters>,
     stop_accepting: CancellationToken,
     tasks: Tasks,
+    liveness: Liveness,
 }
 
 /// What we hold of one address family.
@@ -169,6 +171,7 @@ impl Forwarder {
             counters,
             stop_accepting: CancellationToken::new(),
             tasks: Tasks::default(),
+            liveness: Liveness::default(),
         })
     }
 
@@ -185,6 +188,7 @@ impl Forwarder {
                 Arc::clone(&self.connections),
                 Arc::clone(&self.room),
                 Arc::clone(&ids),
+                self.liveness.listener(),
             );
             let stop = self.stop_accepting.child_token();
             let running = listener.run(stop.clone());
@@ -204,6 +208,12 @@ impl Forwarder {
         self.families
             .iter()
             .map(|family| SocketAddr::new(family.intercept, family.refusal.port()))
+    }
+
+    /// Whether the listeners go round.
+    #[must_use]
+    pub fn liveness(&self) -> Liveness {
+        self.liveness.clone()
     }
 
     /// What has been counted so far, and goes on being counted.

@@ -8,16 +8,20 @@ use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::addrs::{ClientAddr, ListenAddr};
 use crate::connection::Connections;
+use crate::liveness::SignOfLife;
 
 /// Pause after a failure to accept that is not about one connection (out of descriptors,
 /// out of memory): connections wait in the backlog meanwhile.
 const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// How often a listener shows that it goes round, though nobody connects.
+const SIGN_EVERY: Duration = Duration::from_millis(500);
 
 /// A listener of one family, with all connections that came through it.
 pub(crate) struct Listener {
@@ -30,6 +34,7 @@ pub(crate) struct Listener {
     /// Shared by all listeners, so that an id stands for one connection of the process.
     ids: Arc<std::sync::atomic::AtomicU64>,
     not_before: Instant,
+    sign: SignOfLife,
 }
 
 impl Listener {
@@ -39,6 +44,7 @@ impl Listener {
         connections: Arc<Connections>,
         room: Arc<Semaphore>,
         ids: Arc<std::sync::atomic::AtomicU64>,
+        sign: SignOfLife,
     ) -> Self {
         Self {
             listener,
@@ -48,14 +54,18 @@ impl Listener {
             room,
             ids,
             not_before: Instant::now(),
+            sign,
         }
     }
 
     /// Accepts until `stop`, and returns when the last connection has ended.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut sign = interval(SIGN_EVERY);
+        sign.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
+                _ = sign.tick() => self.sign.give(),
                 Some(ended) = self.tasks.join_next() => self.note(ended),
                 (accepted, room) = accept(&self.listener, &self.room, self.not_before) => {
                     self.admit(accepted, room);

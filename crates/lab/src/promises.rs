@@ -89,6 +89,11 @@ pub fn check_nothing_left(node: &Node) -> Result<()> {
         let listed = tables.stdout;
         ensure!(!listed.contains("edgemesh"), "left of nftables:\n{listed}");
     }
+    // Nor do sets show where there is no ipset.
+    if let Ok(sets) = node.program("ipset").args(["list", "-name"]).output() {
+        let listed = sets.stdout;
+        ensure!(!listed.contains("EDGEMESH"), "left of IP sets:\n{listed}");
+    }
     let ip = |words: &str| node.program("ip").args(words.split_whitespace()).run();
     let addresses = ip("address show dev lo")?;
     for address in ADDRESSES {

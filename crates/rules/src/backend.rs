@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::backend_choice::{Signs, choose};
 use crate::error::RulesError;
-use crate::iptables::backend::IptablesBackend;
+use crate::iptables::fail_open::FailOpen;
 use crate::iptables::probe::kube_services_in;
 use crate::leftover::remove_all_but;
 use crate::nf_tables::NfTables;
@@ -36,7 +36,7 @@ pub struct Backend {
 /// A way into the kernel.
 #[derive(Debug)]
 enum Way {
-    Iptables(Box<IptablesBackend>),
+    Iptables(Box<FailOpen>),
     Nftables(Box<NftablesBackend>),
 }
 
@@ -325,7 +325,7 @@ async fn open_iptables(
     family: Family,
     flavour: FlavourSetting,
 ) -> Result<(Way, BackendChoice), RulesError> {
-    let iptables = IptablesBackend::open(family, flavour).await?;
+    let iptables = FailOpen::open(family, flavour).await?;
     let choice = iptables.choice().clone().into();
     Ok((Way::Iptables(Box::new(iptables)), choice))
 }
@@ -339,7 +339,7 @@ async fn open_auto(
     family: Family,
     flavour: FlavourSetting,
 ) -> Result<(Way, BackendChoice), RulesError> {
-    let (iptables, found) = match IptablesBackend::open(family, flavour).await {
+    let (iptables, found) = match FailOpen::open(family, flavour).await {
         Ok(iptables) => {
             let choice = iptables.choice().clone();
             (Some(iptables), Ok(choice))

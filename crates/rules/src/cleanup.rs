@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::gate::remove_sets;
 use crate::host_network::remove_left_behind;
 use crate::iptables::installed::installed;
 use crate::leftover::may_hold_chains;
@@ -46,6 +47,16 @@ pub async fn cleanup(intercepts: &[IpAddr]) -> CleanedUp {
     for family in Family::BOTH {
         clean_rules(&mut done, family).await;
         clean_tables(&mut done, family);
+        match remove_sets(family) {
+            Ok(false) => {}
+            Ok(true) => done
+                .removed
+                .push(format!("the IP sets EDGEMESH-* ({family})")),
+            Err(error) => done.problems.push(format!(
+                "the IP sets EDGEMESH-* can't be removed: {error} ({family}); is a rule left \
+                 that asks them? delete it and run this again"
+            )),
+        }
         match remove_left_behind(family, intercepts).await {
             Ok(changes) if changes.is_nothing() => {}
             Ok(changes) => done.removed.push(format!("{changes} ({family})")),

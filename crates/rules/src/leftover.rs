@@ -1,6 +1,7 @@
 //! What an agent left that went another way into the kernel and ended without notice.
 
 use crate::error::RulesError;
+use crate::gate::remove_sets;
 use crate::iptables::installed::installed;
 use crate::nf_tables::NfTables;
 use crate::nftables::leftover::remove_leftovers;
@@ -24,6 +25,11 @@ pub(crate) async fn remove_all_but(
             BackendKind::Iptables(flavour),
             remove_chains(family, flavour).await,
         );
+    }
+    if kept == BackendKind::Nftables
+        && let Err(error) = remove_sets(family)
+    {
+        tracing::debug!(%error, %family, "IP sets of an earlier agent are left");
     }
     // A kernel without nf_tables has nothing to be removed there.
     if NfTables::open().is_ok() {

@@ -12,9 +12,11 @@ mod cleanup;
 mod error;
 mod events;
 mod family;
+mod gate;
 mod host_network;
 mod host_support;
 mod inspect;
+mod ip_set;
 mod iptables;
 mod leftover;
 mod netlink;
@@ -34,6 +36,7 @@ pub use cleanup::{CleanedUp, cleanup};
 pub use error::RulesError;
 pub use events::{Changer, RuleChange, RuleEvents};
 pub use family::Family;
+pub use gate::{Gate, Pulse};
 pub use host_network::{
     HostNetwork, HostNetworkChanges, HostNetworkError, LAST_RESORT_PRIORITY, LAST_RESORT_TABLE,
     OWN_PROTOCOL,

@@ -119,6 +119,19 @@ impl NetlinkSocket {
         Ok(())
     }
 
+    /// Tells the kernel to do something, and waits for its word that it is done.
+    pub(crate) fn command(&mut self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
+        self.send(kind, REQUEST | ACK | flags, payload)?;
+        let mut done = false;
+        while !done {
+            self.receive(|message| {
+                done |= message.kind == KIND_ERROR;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// Hands over all that was told unasked since the last call, without waiting.
     ///
     /// # Errors

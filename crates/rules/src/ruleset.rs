@@ -1,14 +1,14 @@
 //! What shall be in the kernel: the rules of one family, as plain data.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use edgemesh_catalog::{Protocol, ServicePortName};
 use edgemesh_plan::Frontend;
 
-use crate::Family;
+use crate::{Family, Gate};
 
 /// The rules of one family. Both chains hold the same ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,7 @@ pub struct Ruleset {
     intercept: IpAddr,
     refusal_port: u16,
     mark: Mark,
+    gate: Gate,
     portals: BTreeMap<Frontend, PortalRule>,
 }
 
@@ -56,6 +57,7 @@ impl Ruleset {
             intercept,
             refusal_port,
             mark,
+            gate: Gate::None,
             portals: BTreeMap::new(),
         }
     }
@@ -108,6 +110,20 @@ impl Ruleset {
         self.mark
     }
 
+    /// The same rules with another gate before the portals. [`Backend`](crate::Backend)
+    /// chooses it, whatever is given.
+    #[must_use]
+    pub fn gated(mut self, gate: Gate) -> Self {
+        self.gate = gate;
+        self
+    }
+
+    /// What becomes of new connections while no agent lives.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.gate
+    }
+
     /// The portals.
     #[must_use]
     pub fn portals(&self) -> &BTreeMap<Frontend, PortalRule> {
@@ -122,7 +138,7 @@ impl Ruleset {
 
     /// Whether the rules that stand before the portals are the same in both.
     pub(crate) fn same_fixed_rules(&self, other: &Self) -> bool {
-        self.mark == other.mark && self.refused_at() == other.refused_at()
+        (self.mark, self.gate, self.refused_at()) == (other.mark, other.gate, other.refused_at())
     }
 }
 
@@ -186,14 +202,6 @@ impl RuleComment {
         Self(plain.into())
     }
 
-    /// Whether this is the very name of the service port. Nothing is stored to find out,
-    /// so that what is the same for thousands of rules needs not be made again.
-    #[must_use]
-    pub fn is_name_of(&self, name: &ServicePortName) -> bool {
-        let mut rest = Expected(self.as_str());
-        write!(rest, "{name}").is_ok() && rest.0.is_empty()
-    }
-
     /// The text as it stands in the rule.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -213,24 +221,12 @@ impl fmt::Display for RuleComment {
     }
 }
 
-/// Takes only the text it expects, part by part.
-struct Expected<'a>(&'a str);
-
-impl Write for Expected<'_> {
-    fn write_str(&mut self, part: &str) -> fmt::Result {
-        self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
-        Ok(())
-    }
-}
-
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/' | ':')
 }
 
 #[cfg(test)]
 mod tests {
-    use edgemesh_catalog::ObjectName;
-
     use super::*;
 
     fn frontend(ip: &str, protocol: Protocol) -> Frontend {
@@ -252,19 +248,6 @@ mod tests {
     fn a_service_ports_name_is_kept_as_it_is() {
         let name = "kube-system/kube-dns.v1:dns-tcp";
         assert_eq!(RuleComment::new(name).as_str(), name);
-    }
-
-    #[test]
-    fn a_comment_is_told_from_that_of_another_port() {
-        let name = |port: &str| ServicePortName {
-            service: ObjectName::new("default", "web"),
-            port: port.into(),
-            protocol: Protocol::Tcp,
-        };
-        let comment = RuleComment::from(&name("http"));
-        assert!(comment.is_name_of(&name("http")));
-        assert!(!comment.is_name_of(&name("https")));
-        assert!(!comment.is_name_of(&name("")));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use edgemesh_catalog::Protocol::{self, Tcp, Udp};
 use edgemesh_plan::Frontend;
-use edgemesh_rules::{Mark, PortalRule, RuleComment, Ruleset, render, render_nftables};
+use edgemesh_rules::{Gate, Mark, PortalRule, RuleComment, Ruleset, render, render_nftables};
 
 /// ClusterIP, protocol, port, name, port of the agent that it leads to.
 type Portal = (&'static str, Protocol, u16, &'static str, u16);
@@ -19,7 +19,7 @@ fn ipv4_rules_are_as_agreed() -> Result<()> {
         ("10.96.10.2", Udp, 7, "default/udp-echo:udp", 41234),
         ("10.96.10.5", Tcp, 80, "default/empty", 20008),
     ];
-    check("ipv4", "169.254.96.16", &portals)
+    check("ipv4", "169.254.96.16", Gate::KubeProxy, &portals)
 }
 
 #[test]
@@ -28,11 +28,11 @@ fn ipv6_rules_are_as_agreed() -> Result<()> {
         ("fd00:10:96::a01", Tcp, 80, "default/web:http", 20007),
         ("fd00:10:96::a02", Udp, 7, "default/udp-echo:udp", 41234),
     ];
-    check("ipv6", "fd00:ed6e:6d65:7368::1", &portals)
+    check("ipv6", "fd00:ed6e:6d65:7368::1", Gate::Refuse, &portals)
 }
 
-fn check(name: &str, intercept: &str, portals: &[Portal]) -> Result<()> {
-    let mut rules = Ruleset::new(intercept.parse()?, 20008, Mark::AGENT);
+fn check(name: &str, intercept: &str, gate: Gate, portals: &[Portal]) -> Result<()> {
+    let mut rules = Ruleset::new(intercept.parse()?, 20008, Mark::AGENT).gated(gate);
     for &(ip, protocol, port, name, to_port) in portals {
         let frontend = Frontend {
             ip: ip.parse()?,

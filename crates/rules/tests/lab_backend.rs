@@ -6,7 +6,8 @@ mod on_node;
 use anyhow::Result;
 use edgemesh_lab::{Flavour, Lab, Node, Place, RuleList, Table, test, test_each_flavour};
 use edgemesh_rules::{
-    Backend, BackendKind, BackendSetting, Change, Family, Misplacement, OwnChain, Repair, render,
+    Backend, BackendKind, BackendSetting, Change, Family, Gate, Misplacement, OwnChain, Repair,
+    Ruleset, render,
 };
 use on_node::{backend, labs, nat, on_node, ours, rules_for, start_kube_proxy};
 
@@ -25,9 +26,20 @@ fn check(node: &Node, flavour: Flavour, family: Family, services: u16) -> Result
         if rules.chain("KUBE-SERVICES").is_some() {
             assert!(rules.jumps_before(chain.hook(), chain.name(), "KUBE-SERVICES"));
         }
-        assert_eq!(rules.rules(chain.name()).len(), 3 + usize::from(services));
+        check_size(&rules, chain, services);
     }
     Ok(())
+}
+
+/// The gate takes one rule beside kube-proxy, and one per protocol without.
+fn check_size(rules: &RuleList, chain: OwnChain, services: u16) {
+    let rules = rules.rules(chain.name());
+    let fixed = rules
+        .iter()
+        .filter(|rule| rule.comment().is_some_and(|c| c.starts_with("edgemesh: ")))
+        .count();
+    assert!((4..=5).contains(&fixed), "{chain}: {rules:#?}");
+    assert_eq!(rules.len(), fixed + usize::from(services), "{chain}");
 }
 
 #[test]
@@ -46,7 +58,8 @@ fn what_iptables_prints_is_what_was_rendered() -> Result<()> {
                 .filter(|line| line.starts_with("-A EDGEMESH-"))
                 .map(|line| line.replace("\\'", "'") + "\n")
                 .collect();
-            assert_eq!(printed, render(&rules));
+            let gated = Ruleset::clone(&rules).gated(Gate::Refuse);
+            assert_eq!(printed, render(&gated));
         }
         Ok(())
     })
@@ -72,7 +85,7 @@ fn rules_come_before_kube_proxys_and_leave_no_trace() -> Result<()> {
                 .collect();
             assert_eq!(foreign, before);
             let removed = backend.remove().await?;
-            assert_eq!((removed.rules, removed.jumps), (26, 2));
+            assert_eq!((removed.rules, removed.jumps), (28, 2));
             assert!(backend.remove().await?.is_nothing());
             Ok(())
         })??;
@@ -91,7 +104,7 @@ fn each_rule_of_ours_that_is_deleted_is_noticed_and_put_back() -> Result<()> {
             backend.apply(&rules).await?;
             assert_eq!(backend.verify(&rules).await?.repairs, []);
             for chain in OwnChain::BOTH {
-                for place in 1..=6 {
+                for place in 1..=7 {
                     let command = ["-t", "nat", "-D", chain.name(), &place.to_string()];
                     flavour.command(&node, labs(Family::V4), command)?;
                     assert_eq!(backend.verify(&rules).await?.repairs.len(), 1);
@@ -206,7 +219,7 @@ fn a_rule_that_went_missing_does_not_stop_its_removal() -> Result<()> {
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             backend.apply(&rules_for(Family::V4, 5)?).await?;
-            let delete = ["-t", "nat", "-D", OwnChain::Host.name(), "8"];
+            let delete = ["-t", "nat", "-D", OwnChain::Host.name(), "9"];
             flavour.command(&node, labs(Family::V4), delete)?;
             let applied = backend.apply(&rules_for(Family::V4, 4)?).await?;
             assert_eq!((applied.change, applied.lines), (Change::ReadBack, 1));

@@ -197,7 +197,11 @@ impl NatView {
                 to,
                 comment,
             }) => Some((frontend, to, comment.into_owned())),
-            Some(OwnRule::OwnTraffic(_)) => return,
+            Some(
+                OwnRule::OwnTraffic(_)
+                | OwnRule::LeftWhileDead(_)
+                | OwnRule::RefusedWhileDead { .. },
+            ) => return,
             Some(OwnRule::NotThroughPortal { refused_at, .. }) => {
                 self.refused_at = Some(refused_at);
                 return;

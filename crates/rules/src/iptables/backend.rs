@@ -11,7 +11,7 @@ use crate::error::RulesError;
 use crate::iptables::difference::{Difference, Means, against, between};
 use crate::iptables::installed::Tools;
 use crate::iptables::parse::Table;
-use crate::iptables::probe::{probe, probe_again};
+use crate::iptables::probe::{has_kube_proxy_in_nf_tables, probe, probe_again};
 use crate::iptables::transaction::Transaction;
 use crate::removal::{Removed, remove_all};
 use crate::unchanged::{Glance, Look, Watch};
@@ -267,6 +267,28 @@ impl IptablesBackend {
         Ok(())
     }
 
+    /// Whether kube-proxy's rules are there, whatever its mode.
+    pub(crate) fn sees_kube_proxy(&mut self) -> bool {
+        self.sees_kube_services() || has_kube_proxy_in_nf_tables(self.tools.family)
+    }
+
+    /// Finds out who else is there, where only the rules tell.
+    pub(crate) async fn look_around(&mut self) -> Result<(), RulesError> {
+        match self.tools.flavour {
+            Flavour::Legacy if self.last_read.lines == 0 && self.tools.may_have_table("nat") => {
+                let text = self.tools.save("nat").await?;
+                self.last_read = LastRead::of(&Table::parse(&text));
+            }
+            Flavour::Legacy | Flavour::Nft => {}
+        }
+        Ok(())
+    }
+
+    /// Whether other rules were brought into the kernel last than these.
+    pub(crate) fn knows_other_than(&self, rules: &Arc<Ruleset>) -> bool {
+        self.known.as_ref().is_some_and(|known| known != rules)
+    }
+
     fn sees_kube_services(&mut self) -> bool {
         match self.tools.flavour {
             Flavour::Nft => self.watch.has_chain("nat", KUBE_SERVICES),
@@ -381,14 +403,20 @@ struct LastRead {
     kube_services: bool,
 }
 
+impl LastRead {
+    fn of(table: &Table<'_>) -> Self {
+        Self {
+            lines: table.lines,
+            kube_services: table.kube_services,
+        }
+    }
+}
+
 /// Tens of thousands of lines take a while, in which other tasks shall go on.
 async fn difference_to(text: String, wanted: Arc<Ruleset>, means: Means) -> (Difference, LastRead) {
     let work = tokio::task::spawn_blocking(move || {
         let table = Table::parse(&text);
-        let read = LastRead {
-            lines: table.lines,
-            kube_services: table.kube_services,
-        };
+        let read = LastRead::of(&table);
         (against(&table, &wanted, means), read)
     });
     match work.await {

@@ -207,9 +207,7 @@ fn surplus_and_kept<'a>(
     let mut kept = BTreeSet::new();
     for found in rest {
         match &found.rule {
-            Some(rule @ (OwnRule::OwnTraffic(_) | OwnRule::NotThroughPortal { .. }))
-                if fixed.contains(rule) =>
-            {
+            Some(rule) if fixed.contains(rule) => {
                 return None;
             }
             Some(OwnRule::Portal {

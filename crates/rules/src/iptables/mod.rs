@@ -3,6 +3,7 @@
 pub(crate) mod backend;
 pub(crate) mod difference;
 pub(crate) mod door;
+pub(crate) mod fail_open;
 mod flavour;
 pub(crate) mod installed;
 pub(crate) mod own_rule;

@@ -7,11 +7,15 @@ use std::net::{IpAddr, SocketAddr};
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 
+use crate::gate::{alive_set, portals_set};
+use crate::ip_set::SetName;
 use crate::iptables::words::Words;
-use crate::{Family, Mark, Ruleset};
+use crate::{Family, Gate, Mark, Ruleset};
 
 const OWN_TRAFFIC_COMMENT: &str = "edgemesh: the agent's own traffic";
 const NO_PORTAL_COMMENT: &str = "edgemesh: not through a portal";
+const LEFT_COMMENT: &str = "edgemesh: kube-proxy's while no agent lives";
+const REFUSED_COMMENT: &str = "edgemesh: refused while no agent lives";
 
 /// A rule of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +29,13 @@ pub(crate) enum OwnRule<'a> {
         listener: IpAddr,
         refused_at: SocketAddr,
     },
+    /// While no agent lives, all goes on to kube-proxy.
+    LeftWhileDead(Family),
+    /// While no agent lives, what is meant for a portal is refused.
+    RefusedWhileDead {
+        protocol: Protocol,
+        refused_at: SocketAddr,
+    },
     /// A portal's traffic goes to the agent.
     Portal {
         frontend: Frontend,
@@ -34,17 +45,24 @@ pub(crate) enum OwnRule<'a> {
 }
 
 /// The rules that stand first in both chains, in their order.
-pub(crate) fn fixed_rules(rules: &Ruleset) -> [OwnRule<'static>; 3] {
-    let refused = |protocol| OwnRule::NotThroughPortal {
+pub(crate) fn fixed_rules(rules: &Ruleset) -> Vec<OwnRule<'static>> {
+    const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+    let refused_at = rules.refused_at();
+    let mut fixed = vec![OwnRule::OwnTraffic(rules.mark())];
+    fixed.extend(PROTOCOLS.map(|protocol| OwnRule::NotThroughPortal {
         protocol,
         listener: rules.intercept(),
-        refused_at: rules.refused_at(),
-    };
-    [
-        OwnRule::OwnTraffic(rules.mark()),
-        refused(Protocol::Tcp),
-        refused(Protocol::Udp),
-    ]
+        refused_at,
+    }));
+    match rules.gate() {
+        Gate::None => {}
+        Gate::KubeProxy => fixed.push(OwnRule::LeftWhileDead(rules.family())),
+        Gate::Refuse => fixed.extend(PROTOCOLS.map(|protocol| OwnRule::RefusedWhileDead {
+            protocol,
+            refused_at,
+        })),
+    }
+    fixed
 }
 
 /// The rules of the portals, sorted by frontend.
@@ -78,6 +96,25 @@ impl fmt::Display for OwnRule<'_> {
                  -j DNAT --to-destination {refused_at}",
                 Family::of(*listener).host_prefix()
             ),
+            OwnRule::LeftWhileDead(family) => write!(
+                f,
+                "-m set ! --match-set {} dst -m comment --comment \"{LEFT_COMMENT}\" -j RETURN",
+                alive_set(*family).name
+            ),
+            OwnRule::RefusedWhileDead {
+                protocol,
+                refused_at,
+            } => {
+                let family = Family::of(refused_at.ip());
+                write!(
+                    f,
+                    "-p {protocol} -m set ! --match-set {} dst -m set --match-set {} dst,dst \
+                     -m comment --comment \"{REFUSED_COMMENT}\" -j DNAT \
+                     --to-destination {refused_at}",
+                    alive_set(family).name,
+                    portals_set(family).name
+                )
+            }
             OwnRule::Portal {
                 frontend,
                 to,
@@ -104,8 +141,7 @@ pub(crate) fn write_line(out: &mut String, verb: &str, chain: &str, rule: &dyn f
 /// Reads a rule (without its chain) as one of ours, whatever the order of its options;
 /// none when it is somebody else's, or ours with something added or changed.
 pub(crate) fn recognise(spec: &str) -> Option<OwnRule<'_>> {
-    let options = Options::read(spec)?;
-    match options {
+    match Options::read(spec)? {
         Options {
             mark: Some((value, mask)),
             comment: Some(comment),
@@ -114,8 +150,40 @@ pub(crate) fn recognise(spec: &str) -> Option<OwnRule<'_>> {
             protocol: None,
             dport: None,
             to: None,
+            dead: None,
+            portals: None,
         } if comment == OWN_TRAFFIC_COMMENT && jump == "RETURN" && value == mask => {
             Some(OwnRule::OwnTraffic(single_bit(value)?))
+        }
+        Options {
+            mark: None,
+            comment: Some(comment),
+            jump: Some(jump),
+            destination: None,
+            protocol: None,
+            dport: None,
+            to: None,
+            dead: Some(family),
+            portals: None,
+        } if comment == LEFT_COMMENT && jump == "RETURN" => Some(OwnRule::LeftWhileDead(family)),
+        Options {
+            mark: None,
+            comment: Some(comment),
+            jump: Some(jump),
+            destination: None,
+            protocol: Some(protocol),
+            dport: None,
+            to: Some(refused_at),
+            dead: Some(family),
+            portals: Some(of_family),
+        } if comment == REFUSED_COMMENT
+            && jump == "DNAT"
+            && [family, of_family] == [Family::of(refused_at.ip()); 2] =>
+        {
+            Some(OwnRule::RefusedWhileDead {
+                protocol,
+                refused_at,
+            })
         }
         Options {
             mark: None,
@@ -125,6 +193,8 @@ pub(crate) fn recognise(spec: &str) -> Option<OwnRule<'_>> {
             protocol: Some(protocol),
             dport,
             to: Some(to),
+            dead: None,
+            portals: None,
         } if jump == "DNAT" => match dport {
             Some(port) => Some(OwnRule::Portal {
                 frontend: Frontend { ip, protocol, port },
@@ -152,6 +222,10 @@ struct Options<'a> {
     mark: Option<(u32, u32)>,
     jump: Option<Cow<'a, str>>,
     to: Option<SocketAddr>,
+    /// Not in the set of the living.
+    dead: Option<Family>,
+    /// In the set of portals.
+    portals: Option<Family>,
 }
 
 impl<'a> Options<'a> {
@@ -163,7 +237,18 @@ impl<'a> Options<'a> {
             let value = words.next()?;
             match option.as_ref() {
                 "-m" | "--match" => {
-                    matches!(value.as_ref(), "tcp" | "udp" | "comment" | "mark").then_some(())?;
+                    matches!(value.as_ref(), "tcp" | "udp" | "comment" | "mark" | "set")
+                        .then_some(())?;
+                }
+                "!" => {
+                    (value == "--match-set").then_some(())?;
+                    let name = words.next()?;
+                    (words.next()? == "dst").then_some(())?;
+                    set(&mut options.dead, named(&name, alive_set))?;
+                }
+                "--match-set" => {
+                    (words.next()? == "dst,dst").then_some(())?;
+                    set(&mut options.portals, named(&value, portals_set))?;
                 }
                 "-d" | "--destination" => set(&mut options.destination, host(&value))?,
                 "-p" | "--protocol" => set(&mut options.protocol, protocol(&value))?,
@@ -185,6 +270,13 @@ fn set<T>(option: &mut Option<T>, value: Option<T>) -> Option<()> {
     }
     *option = Some(value?);
     Some(())
+}
+
+/// The family whose set of this purpose has this name.
+fn named(name: &str, purpose: impl Fn(Family) -> SetName) -> Option<Family> {
+    Family::BOTH
+        .into_iter()
+        .find(|family| purpose(*family).name == name)
 }
 
 /// A single address: with its full prefix length, its full mask, or bare.
@@ -266,8 +358,14 @@ mod tests {
 
     #[test]
     fn fixed_rules_are_recognised_by_content_and_comment() {
-        let rules = Ruleset::new("fd00:ed6e::1".parse().unwrap(), 20008, Mark::AGENT);
-        for rule in fixed_rules(&rules) {
+        for gate in [Gate::None, Gate::KubeProxy, Gate::Refuse] {
+            let rules = Ruleset::new("fd00:ed6e::1".parse().unwrap(), 20008, Mark::AGENT);
+            check_recognised(&rules.gated(gate));
+        }
+    }
+
+    fn check_recognised(rules: &Ruleset) {
+        for rule in fixed_rules(rules) {
             let text = rule.to_string();
             assert_eq!(recognise(&text), Some(rule));
             assert_eq!(recognise(&text.replace("edgemesh:", "other:")), None);

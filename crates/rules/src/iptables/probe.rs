@@ -74,6 +74,17 @@ pub(crate) async fn kube_services_in(family: Family) -> bool {
     }
 }
 
+/// Whether kube-proxy's rules are in nf_tables, by way of iptables-nft or in its nftables
+/// mode (kubernetes `pkg/proxy/nftables/proxier.go`). Asks the kernel alone.
+pub(crate) fn has_kube_proxy_in_nf_tables(family: Family) -> bool {
+    let places = [("nat", crate::KUBE_SERVICES), ("kube-proxy", "services")];
+    NfTables::open().is_ok_and(|mut nf_tables| {
+        places
+            .into_iter()
+            .any(|(table, chain)| nf_tables.has_chain(family, table, chain).unwrap_or(false))
+    })
+}
+
 async fn traces(family: Family, tools: &[Tools]) -> Traces {
     let legacy = tools.iter().find(|tools| tools.flavour == Flavour::Legacy);
     Traces {

@@ -1,0 +1,239 @@
+//! An agent that dies without notice, or hangs, hurts nobody: new connections are
+//! kube-proxy's, and refused where there is none. (`--nocapture` prints how soon.)
+
+use std::io::{ErrorKind, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use edgemesh_lab::{
+    ClusterService, Flavour, Handler, Lab, Place, Serve, SideBySide, Signal, await_ok,
+    leave_kubelets_signs, test_each_flavour,
+};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
+const WEB: [&str; 2] = ["10.96.10.1:80", "[fd00:96::1]:80"];
+const DNS: [&str; 2] = ["10.96.10.1:53", "[fd00:96::1]:53"];
+/// Promised are 3 s after a death and 5 s after a halt; the rest is for a busy machine.
+const LENIENT: Duration = Duration::from_secs(15);
+/// What is refused is refused at once; a time-out would be one of 2 s or more.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+fn stage(lab: &Lab, flavour: Flavour, kube_proxy: bool) -> Result<SideBySide> {
+    let mut stage = SideBySide::on(lab, lab.node("edge-1").create()?, flavour, AGENT)?;
+    leave_kubelets_signs(&stage.node, flavour)?;
+    stage.serve(8080, Serve::Identity)?;
+    stage.serve(5353, Serve::UdpIdentity)?;
+    stage.publish(&[ClusterService::new("default/both")
+        .cluster_ip("10.96.10.1")
+        .cluster_ip("fd00:96::1")
+        .tcp("http", 80, 8080)
+        .udp("dns", 53, 5353)])?;
+    stage.agent.configure(
+        "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\nkind: EdgeMeshAgent\n\
+         modules:\n  edgeProxy:\n    enable: true\n    backend: iptables\n",
+    )?;
+    if kube_proxy {
+        stage.start_kube_proxy()?;
+    }
+    stage.agent.start()?;
+    await_ok(LENIENT, "the agent serves", || {
+        check_handled(&stage, Handler::Agent)
+    })?;
+    Ok(stage)
+}
+
+fn check_handled(stage: &SideBySide, by: Handler) -> Result<()> {
+    for to in WEB {
+        ensure!(stage.handler(&stage.client, to)? == by, "{to}, pod");
+        ensure!(stage.handler(&stage.node, to)? == by, "{to}, host");
+    }
+    for to in DNS {
+        ensure!(stage.udp_handler(&stage.client, to)? == by, "{to}, pod");
+        ensure!(stage.udp_handler(&stage.node, to)? == by, "{to}, host");
+    }
+    Ok(())
+}
+
+fn check_refused(stage: &SideBySide) -> Result<()> {
+    refused_at_once(&stage.client)?;
+    refused_at_once(&stage.node)
+}
+
+fn refused_at_once(place: &impl Place) -> Result<()> {
+    for to in WEB {
+        let began = Instant::now();
+        match place.connect(to) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            other => bail!("{to}: {other:?}"),
+        }
+        ensure!(began.elapsed() < AT_ONCE, "{to}: refused late");
+    }
+    for to in DNS {
+        let began = Instant::now();
+        match place.udp_exchange(to, b"?") {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            other => bail!("{to}: {other:?}"),
+        }
+        ensure!(began.elapsed() < AT_ONCE, "{to}: refused late");
+    }
+    Ok(())
+}
+
+/// A halted agent's kernel still accepts connections: one that nobody greets is given up.
+fn answered_soon(place: &impl Place, to: &str) -> Result<()> {
+    let mut stream = place.connect(to)?;
+    stream.set_read_timeout(Some(AT_ONCE / 5))?;
+    stream.read_exact(&mut [0])?;
+    Ok(())
+}
+
+/// Until all requests fare as `check` says, and how long that took.
+fn report(what: &str, flavour: Flavour, check: impl FnMut() -> Result<()>) -> Result<()> {
+    let began = Instant::now();
+    await_ok(LENIENT, what, check)?;
+    println!("iptables-{flavour}: {what} after {:?}", began.elapsed());
+    Ok(())
+}
+
+fn halt(stage: &mut SideBySide) -> Result<()> {
+    let process = stage.agent.process().context("no agent")?;
+    process.signal(Signal::SIGSTOP)
+}
+
+fn go_on(stage: &mut SideBySide) -> Result<()> {
+    let process = stage.agent.process().context("no agent")?;
+    process.signal(Signal::SIGCONT)
+}
+
+#[test]
+fn after_kill_9_kube_proxy_serves_and_the_next_agent_takes_over_without_a_failed_request()
+-> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour, true)?;
+        stage.agent.kill()?;
+        report("kube-proxy serves after kill -9", flavour, || {
+            check_handled(&stage, Handler::KubeProxy)
+        })?;
+
+        let over = AtomicBool::new(false);
+        let (node, client) = (stage.node.namespace().clone(), &stage.client);
+        let agent = &mut stage.agent;
+        let asked = thread::scope(|scope| -> Result<usize> {
+            let asking = scope.spawn(|| -> Result<usize> {
+                let mut asked = 0;
+                while !over.load(Ordering::Relaxed) {
+                    for to in WEB {
+                        client.ask(to, "hello")?;
+                        let stream = edgemesh_lab::connect_from(&node, to.parse()?)?;
+                        edgemesh_lab::request(stream, "hello")?;
+                        asked += 2;
+                    }
+                }
+                Ok(asked)
+            });
+            let started = agent.start();
+            over.store(true, Ordering::Relaxed);
+            started?;
+            asking
+                .join()
+                .unwrap_or_else(|_| bail!("the asking thread panicked"))
+        })?;
+        println!("iptables-{flavour}: {asked} requests while the next agent took over");
+        await_ok(LENIENT, "the next agent serves", || {
+            check_handled(&stage, Handler::Agent)
+        })
+    })
+}
+
+#[test]
+fn a_halted_agent_leaves_new_connections_to_kube_proxy_until_it_goes_on() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour, true)?;
+        halt(&mut stage)?;
+        report("kube-proxy answers after SIGSTOP", flavour, || {
+            WEB.iter()
+                .try_for_each(|to| answered_soon(&stage.client, to))
+        })?;
+        check_handled(&stage, Handler::KubeProxy)?;
+        go_on(&mut stage)?;
+        report("the agent serves after SIGCONT", flavour, || {
+            check_handled(&stage, Handler::Agent)
+        })
+    })
+}
+
+#[test]
+fn without_kube_proxy_a_killed_agents_services_are_refused_at_once() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour, false)?;
+        stage.agent.kill()?;
+        report("all is refused after kill -9", flavour, || {
+            check_refused(&stage)
+        })?;
+        stage.agent.start()?;
+        check_handled(&stage, Handler::Agent)
+    })
+}
+
+#[test]
+fn without_kube_proxy_a_halted_agents_services_are_refused_and_not_left_hanging() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour, false)?;
+        halt(&mut stage)?;
+        report("all is refused after SIGSTOP", flavour, || {
+            check_refused(&stage)
+        })?;
+        go_on(&mut stage)?;
+        report("the agent serves after SIGCONT", flavour, || {
+            check_handled(&stage, Handler::Agent)
+        })
+    })
+}
+
+#[test]
+fn the_gate_follows_when_kube_proxy_comes() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour, false)?;
+        stage.start_kube_proxy()?;
+        await_ok(LENIENT, "the agent is before kube-proxy", || {
+            let nat = stage.nat(edgemesh_lab::Family::V4)?;
+            let comment = "edgemesh: kube-proxy's while no agent lives";
+            let left = nat.commented("EDGEMESH-PORTALS-HOST", comment).count();
+            ensure!(left == 1, "{left} rules leave connections to kube-proxy");
+            check_handled(&stage, Handler::Agent)
+        })?;
+        stage.agent.kill()?;
+        report("kube-proxy serves after kill -9", flavour, || {
+            check_handled(&stage, Handler::KubeProxy)
+        })
+    })
+}
+
+#[test]
+fn where_there_can_be_no_gate_the_agent_serves_without_and_says_so() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = SideBySide::on(lab, lab.node("edge-1").create()?, flavour, AGENT)?;
+        leave_kubelets_signs(&stage.node, flavour)?;
+        // Sets of our names that are of another kind stand for a kernel that has none.
+        for set in ["EDGEMESH-ALIVE", "EDGEMESH-ALIVE-6"] {
+            let words = ["create", set, "bitmap:port", "range", "0-10"];
+            stage.node.program("ipset").args(words).run()?;
+        }
+        stage.serve(8080, Serve::Identity)?;
+        stage.publish(&[ClusterService::new("default/web")
+            .cluster_ip("10.96.10.1")
+            .cluster_ip("fd00:96::1")
+            .tcp("http", 80, 8080)])?;
+        stage.start_kube_proxy()?;
+        stage.agent.start()?;
+        for to in WEB {
+            assert_eq!(stage.handler(&stage.client, to)?, Handler::Agent);
+        }
+        let log = stage.agent.log()?;
+        ensure!(log.matches("can't make the IP sets").count() == 2, "{log}");
+        assert_eq!(stage.agent.stop()?.code(), Some(0));
+        Ok(())
+    })
+}

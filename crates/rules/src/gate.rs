@@ -1,0 +1,178 @@
+//! The gate before the portals in iptables: open while an agent lives, and only then.
+//!
+//! A rule before all portals asks an IP set whose elements vanish by themselves, unless
+//! the agent refreshes them. An agent that was killed or hangs does not, so that new
+//! connections are kube-proxy's again; where there is no kube-proxy, they are refused.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use edgemesh_plan::Frontend;
+
+use crate::ip_set::{IpSets, SetKind, SetName};
+use crate::{Family, Ruleset};
+
+/// Seconds after which the gate closes by itself.
+const LIFETIME: u32 = 2;
+
+/// What becomes of new connections while no agent lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gate {
+    /// They go on to a listener where nobody answers. For kernels without IP sets.
+    #[default]
+    None,
+    /// They go on to the rules of kube-proxy.
+    KubeProxy,
+    /// They are refused at once, there being nobody else to serve them.
+    Refuse,
+}
+
+/// The set that tells whether an agent lives: all addresses are in it, or none.
+pub(crate) fn alive_set(family: Family) -> SetName {
+    let name = match family {
+        Family::V4 => "EDGEMESH-ALIVE",
+        Family::V6 => "EDGEMESH-ALIVE-6",
+    };
+    SetName { name, family }
+}
+
+/// The set of all portals.
+pub(crate) fn portals_set(family: Family) -> SetName {
+    let name = match family {
+        Family::V4 => "EDGEMESH-PORTALS",
+        Family::V6 => "EDGEMESH-PORTALS-6",
+    };
+    SetName { name, family }
+}
+
+/// All addresses: a hash:net holds no /0.
+fn all_addresses(family: Family) -> [IpAddr; 2] {
+    match family {
+        Family::V4 => [
+            Ipv4Addr::UNSPECIFIED.into(),
+            Ipv4Addr::new(128, 0, 0, 0).into(),
+        ],
+        Family::V6 => [
+            Ipv6Addr::UNSPECIFIED.into(),
+            Ipv6Addr::new(0x8000, 0, 0, 0, 0, 0, 0, 0).into(),
+        ],
+    }
+}
+
+/// Shows that the agent lives, which keeps the gate of one family open.
+///
+/// To be called at least twice a second, and only while connections are really served.
+#[derive(Debug)]
+pub struct Pulse {
+    family: Family,
+    sets: IpSets,
+}
+
+impl Pulse {
+    /// Makes ready; changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no netlink socket.
+    pub fn new(family: Family) -> io::Result<Self> {
+        Ok(Self {
+            family,
+            sets: IpSets::open()?,
+        })
+    }
+
+    /// The family.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Keeps the gate open for another 2 s. Without a gate nothing is done.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn beat(&mut self) -> io::Result<()> {
+        for network in all_addresses(self.family) {
+            match self.sets.add_network(alive_set(self.family), network, 1) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the gate at once: to be called while the rules lead to what an agent before
+    /// this one served. Without a gate nothing is done.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn stop(&mut self) -> io::Result<()> {
+        match self.sets.flush(alive_set(self.family)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Owner of one family's sets.
+#[derive(Debug)]
+pub(crate) struct GateSets {
+    pulse: Pulse,
+    /// What the set of portals holds; none when it is not known.
+    portals: Option<BTreeSet<Frontend>>,
+}
+
+impl GateSets {
+    /// Makes the sets; the gate is closed.
+    pub(crate) fn create(family: Family) -> io::Result<Self> {
+        let mut pulse = Pulse::new(family)?;
+        let alive = SetKind::PassingNetworks { seconds: LIFETIME };
+        pulse.sets.create(alive_set(family), alive)?;
+        pulse.sets.create(portals_set(family), SetKind::Portals)?;
+        pulse.stop()?;
+        Ok(Self {
+            pulse,
+            portals: None,
+        })
+    }
+
+    /// Opens the gate, or keeps it open.
+    pub(crate) fn open(&mut self) -> io::Result<()> {
+        self.pulse.beat()
+    }
+
+    /// Brings the portals of `rules` into their set.
+    pub(crate) fn hold(&mut self, rules: &Ruleset) -> io::Result<()> {
+        let set = portals_set(self.pulse.family);
+        let wanted: BTreeSet<Frontend> = rules.portals().keys().copied().collect();
+        let held = match self.portals.take() {
+            Some(held) => held,
+            None => {
+                self.pulse.sets.flush(set)?;
+                BTreeSet::new()
+            }
+        };
+        let gone: Vec<Frontend> = held.difference(&wanted).copied().collect();
+        let new: Vec<Frontend> = wanted.difference(&held).copied().collect();
+        self.pulse.sets.remove_portals(set, &gone)?;
+        self.pulse.sets.add_portals(set, &new)?;
+        self.portals = Some(wanted);
+        Ok(())
+    }
+}
+
+/// Removes the sets, which no rule may ask any more; whether any was there.
+pub(crate) fn remove_sets(family: Family) -> io::Result<bool> {
+    let mut sets = IpSets::open()?;
+    let alive = sets.destroy(alive_set(family));
+    let portals = sets.destroy(portals_set(family));
+    // A kernel without IP sets has none of ours either.
+    let tolerated = |outcome: io::Result<bool>| match outcome {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
+        other => other,
+    };
+    Ok(tolerated(alive)? | tolerated(portals)?)
+}
