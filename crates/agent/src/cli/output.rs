@@ -23,23 +23,34 @@ impl Output {
         value: &T,
         screen: impl FnOnce(&T) -> String,
     ) -> anyhow::Result<()> {
-        match self {
-            Output::Text => print(&screen(value)),
+        let text = match self {
+            Output::Text => screen(value),
             Output::Json => {
                 let mut text =
                     serde_json::to_string_pretty(value).context("write the result as JSON")?;
                 text.push('\n');
-                print(&text)
+                text
             }
-        }
+        };
+        print(&text).map(|_| ())
     }
 }
 
-/// Writes `text` to standard output. A reader who has seen enough (`| head`) is no error.
-pub(super) fn print(text: &str) -> anyhow::Result<()> {
+/// Whether somebody still reads standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// As far as can be told.
+    There,
+    /// It has seen enough (`| head`), which is no error.
+    Gone,
+}
+
+/// Writes `text` to standard output.
+pub(super) fn print(text: &str) -> anyhow::Result<Reader> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome.context("write to standard output"),
+        Ok(()) => Ok(Reader::There),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(error).context("write to standard output"),
     }
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::output::{Output, print};
+use super::output::{Output, Reader, print};
 use crate::ask::{self, NoAnswer};
 use crate::moment::utc;
 use crate::status::{StatusReport, screen};
@@ -66,7 +66,7 @@ fn watch(output: Output) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Shows a round, every 2 s until a signal.
+/// Shows a round, every 2 s until a signal or until nobody reads on.
 async fn each_round(
     show: impl Fn(Result<StatusReport, NoAnswer>) -> anyhow::Result<String>,
 ) -> anyhow::Result<ExitCode> {
@@ -75,7 +75,11 @@ async fn each_round(
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = rounds.tick() => print(&show(ask::status())?)?,
+            _ = rounds.tick() => {
+                if print(&show(ask::status())?)? == Reader::Gone {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
             _ = termination.next() => return Ok(ExitCode::SUCCESS),
         }
     }
