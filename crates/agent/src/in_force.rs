@@ -50,6 +50,11 @@ impl Telling {
         self.0.subscribe()
     }
 
+    /// The plan that was told of last.
+    pub(crate) fn last_planned(&self) -> Option<Planned> {
+        self.0.borrow().planned.clone()
+    }
+
     /// A plan is in force from now on.
     pub(crate) fn planned(&self, planned: Planned) {
         self.0.send_modify(|told| told.planned = Some(planned));

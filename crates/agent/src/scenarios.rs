@@ -59,7 +59,7 @@ async fn play(folder: &Path) -> Vec<(&'static str, String)> {
     ]
     .map(|intercept| {
         let empty = Ruleset::new(intercept, REFUSAL_PORT, Mark::AGENT);
-        wanted::ruleset(empty, &plan, &destinations)
+        wanted::ruleset(empty, &plan, &destinations, None)
     });
     let tables = [&v4, &v6].map(render_nftables).join("\n");
     vec![

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use edgemesh_forward::{Destinations, Forwarder};
-use edgemesh_plan::{Plan, Policy, plan};
+use edgemesh_plan::{Plan, Policy, plan, plan_since};
 use edgemesh_rules::{
     Backend, Changer, Family, HostNetwork, HostNetworkChanges, Mark, Repair, RuleChange,
     RuleEvents, Ruleset,
@@ -264,7 +264,10 @@ impl Sync {
         }
         self.health.set(Condition::Catalog, Ok(()));
         let policy = self.inputs.policy.borrow_and_update().clone();
-        let plan = plan(&catalog, &policy);
+        let plan = match self.telling.last_planned() {
+            Some(last) => plan_since(&catalog, &policy, (&last.catalog, &last.policy, &last.plan)),
+            None => plan(&catalog, &policy),
+        };
         let destinations = self.forwarder.prepare(&plan);
         self.apply(&plan, &destinations).await?;
         self.forwarder.retire(&plan);
@@ -288,7 +291,10 @@ impl Sync {
         let wanted: Vec<Ruleset> = self
             .families
             .iter()
-            .map(|family| wanted::ruleset(family.empty.clone(), plan, destinations))
+            .map(|family| {
+                let before = family.wanted.as_deref();
+                wanted::ruleset(family.empty.clone(), plan, destinations, before)
+            })
             .collect();
         let mut repairs = Vec::new();
         for (family, wanted) in self.families.iter_mut().zip(wanted) {

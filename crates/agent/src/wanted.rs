@@ -10,14 +10,24 @@ use edgemesh_rules::{Family, PortalRule, RuleComment, Ruleset};
 /// Adds to `empty`, a ruleset without portals, a rule for each portal of its family.
 ///
 /// A portal that the forwarder cannot serve gets none: it stays kube-proxy's until the
-/// forwarder can.
-pub(crate) fn ruleset(mut empty: Ruleset, plan: &Plan, destinations: &Destinations) -> Ruleset {
+/// forwarder can. Comments are shared with the ruleset `before`.
+pub(crate) fn ruleset(
+    mut empty: Ruleset,
+    plan: &Plan,
+    destinations: &Destinations,
+    before: Option<&Ruleset>,
+) -> Ruleset {
+    let known_comment = |frontend, name| {
+        let known = &before?.portals().get(frontend)?.comment;
+        known.is_name_of(name).then(|| known.clone())
+    };
     for (port, portal) in served(plan, destinations, empty.family()) {
         let Some(&to_port) = destinations.ports.get(&portal.frontend) else {
             continue;
         };
         let rule = PortalRule {
-            comment: RuleComment::from(&port.name),
+            comment: known_comment(&portal.frontend, &port.name)
+                .unwrap_or_else(|| RuleComment::from(&port.name)),
             to_port,
         };
         if let Err(misplaced) = empty.insert(portal.frontend, rule) {

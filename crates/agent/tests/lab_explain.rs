@@ -10,6 +10,10 @@ use serde_json::Value;
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
 const LABEL: &str = "service.edgemesh.kubeedge.io/service-proxy-name";
 
+const NFTABLES: &str = "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
+                        kind: EdgeMeshAgent\n\
+                        modules:\n  edgeProxy:\n    enable: true\n    backend: nftables\n";
+
 fn service(name: &str, ip: &str) -> ClusterService {
     ClusterService::new(name)
         .cluster_ip(ip)
@@ -82,6 +86,20 @@ fn the_handler_that_is_named_is_the_one_that_answers() -> Result<()> {
             ["kube-proxy", "kube-proxy"]
         );
         agree(&stage)
+    })
+}
+
+#[test]
+fn with_the_nftables_backend_too_the_handler_that_is_named_answers() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour)?;
+        stage.agent.stop()?;
+        stage.agent.configure(NFTABLES)?;
+        stage.agent.start()?;
+        for to in ["10.96.10.1:80", "[fd00:96::1]:80", "10.96.10.2:80"] {
+            assert_eq!(handlers(&stage, to)?, really(&stage, to)?, "{to}");
+        }
+        Ok(())
     })
 }
 

@@ -109,20 +109,20 @@ impl Fold {
             .get(&slice.name)
             .is_some_and(|old| *old != owner);
         let left = moved && self.remove_slice(&slice.name);
-        let key: Arc<str> = slice.name.name().into();
-        let known = self
-            .catalog
-            .slices
-            .get(&owner)
-            .and_then(|of_service| of_service.get(&key));
-        if known.is_some_and(|known| **known == slice) {
+        let of_service = self.catalog.slices.get(&owner);
+        let known = of_service.map(|of| (of, position(of, slice.name.name())));
+        if let Some((of, Ok(at))) = known
+            && *of[at] == slice
+        {
             return left;
         }
         self.slice_owner.insert(slice.name.clone(), owner.clone());
-        Arc::make_mut(&mut self.catalog.slices)
-            .entry(owner)
-            .or_default()
-            .insert(key, Arc::new(slice));
+        let mut others = of_service.map_or_else(Vec::new, |of| of.to_vec());
+        match position(&others, slice.name.name()) {
+            Ok(at) => others[at] = Arc::new(slice),
+            Err(at) => others.insert(at, Arc::new(slice)),
+        }
+        Arc::make_mut(&mut self.catalog.slices).insert(owner, others.into());
         true
     }
 
@@ -130,15 +130,25 @@ impl Fold {
         let Some(owner) = self.slice_owner.remove(name) else {
             return false;
         };
+        let left: Arc<[_]> = self
+            .catalog
+            .slices_of(&owner)
+            .filter(|slice| slice.name != *name)
+            .cloned()
+            .collect();
         let slices: &mut SlicesByService = Arc::make_mut(&mut self.catalog.slices);
-        if let Some(of_service) = slices.get_mut(&owner) {
-            of_service.remove(name.name());
-            if of_service.is_empty() {
-                slices.remove(&owner);
-            }
+        if left.is_empty() {
+            slices.remove(&owner);
+        } else {
+            slices.insert(owner, left);
         }
         true
     }
+}
+
+/// Where among a Service's slices the one of that name is, or belongs.
+fn position(of_service: &[Arc<EndpointSlice>], name: &str) -> Result<usize, usize> {
+    of_service.binary_search_by(|slice| slice.name.name().cmp(name))
 }
 
 fn insert<K: Ord + Clone, V: PartialEq>(

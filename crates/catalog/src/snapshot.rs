@@ -1,6 +1,7 @@
 //! The catalog as its readers see it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,10 @@ pub struct Catalog {
 }
 
 /// Slices, grouped by the Service that they belong to and sorted by their own name.
-pub(crate) type SlicesByService = BTreeMap<ObjectName, BTreeMap<Arc<str>, Arc<EndpointSlice>>>;
+///
+/// Most Services have one or two: a slice of pointers is a tenth of what the smallest map
+/// takes, and its address tells whether anything about a Service's slices changed.
+pub(crate) type SlicesByService = BTreeMap<ObjectName, Arc<[Arc<EndpointSlice>]>>;
 
 impl Catalog {
     /// All Services, sorted by name.
@@ -35,15 +39,34 @@ impl Catalog {
     /// The slices of a Service, sorted by their names. A slice may be there before
     /// its Service is.
     pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Arc<EndpointSlice>> {
-        self.slices
-            .get(service)
-            .into_iter()
-            .flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flat_map(|of| &**of)
+    }
+
+    /// All Services, sorted by name, and for each whether it and its slices are the very
+    /// values that `earlier` has: then nothing about them has changed. Otherwise something
+    /// may have; it is not looked into them.
+    pub fn services_since<'a>(
+        &'a self,
+        earlier: &'a Self,
+    ) -> impl Iterator<Item = (&'a Arc<Service>, bool)> {
+        let mut services = InOrder::of(&earlier.services);
+        let mut slices = InOrder::of(&self.slices);
+        let mut earlier_slices = InOrder::of(&earlier.slices);
+        self.services.iter().map(move |(name, service)| {
+            let same = services
+                .get(name)
+                .is_some_and(|known| Arc::ptr_eq(known, service))
+                && match (slices.get(name), earlier_slices.get(name)) {
+                    (Some(now), Some(then)) => Arc::ptr_eq(now, then),
+                    (now, then) => now.is_none() && then.is_none(),
+                };
+            (service, same)
+        })
     }
 
     /// All slices, sorted by Service and name.
     pub fn slices(&self) -> impl Iterator<Item = &Arc<EndpointSlice>> {
-        self.slices.values().flat_map(BTreeMap::values)
+        self.slices.values().flat_map(|of| &**of)
     }
 
     /// All nodes, sorted by name.
@@ -61,5 +84,22 @@ impl Catalog {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.services.is_empty() && self.slices.is_empty() && self.nodes.is_empty()
+    }
+}
+
+/// Looks keys up that come in ascending order: one walk along the map for all of them.
+struct InOrder<'a, K, V>(Peekable<btree_map::Iter<'a, K, V>>);
+
+impl<'a, K: Ord, V> InOrder<'a, K, V> {
+    fn of(map: &'a BTreeMap<K, V>) -> Self {
+        Self(map.iter().peekable())
+    }
+
+    fn get(&mut self, key: &K) -> Option<&'a V> {
+        while self.0.next_if(|(known, _)| *known < key).is_some() {}
+        match self.0.peek() {
+            Some((known, value)) if *known == key => Some(value),
+            Some(_) | None => None,
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A portal as the forwarder serves it: what it leads to, and the attempts to get there.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use edgemesh_catalog::ServicePortName;
@@ -20,8 +20,9 @@ pub(crate) struct ActivePortal {
     pub(crate) name: ServicePortName,
     pub(crate) frontend: Frontend,
     balancer: Mutex<Balancer>,
-    /// Counts how often the endpoints changed.
-    changes: watch::Sender<u64>,
+    /// Counts how often the endpoints changed, from the first time somebody asks: a channel
+    /// takes more memory than all the rest, and TCP portals need none.
+    changes: OnceLock<watch::Sender<u64>>,
 }
 
 impl ActivePortal {
@@ -37,7 +38,7 @@ impl ActivePortal {
             name,
             frontend,
             balancer: Mutex::new(Balancer::new(strategy, endpoints, affinity, random)),
-            changes: watch::Sender::new(0),
+            changes: OnceLock::new(),
         }
     }
 
@@ -55,13 +56,16 @@ impl ActivePortal {
         if balancer.endpoints() != endpoints {
             balancer.set_endpoints(Arc::clone(endpoints), random);
             drop(balancer);
-            self.changes.send_modify(|changes| *changes += 1);
+            if let Some(changes) = self.changes.get() {
+                changes.send_modify(|changes| *changes += 1);
+            }
         }
     }
 
     /// Changes whenever the endpoints do.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+        let changes = self.changes.get_or_init(|| watch::Sender::new(0));
+        changes.subscribe()
     }
 
     pub(crate) fn has_endpoint(&self, endpoint: EndpointAddr) -> bool {

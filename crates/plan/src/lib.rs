@@ -12,7 +12,7 @@ mod portal;
 mod topology;
 
 pub use endpoint_reasons::{EndpointReason, Unused, endpoint_reasons};
-pub use plan::{Plan, plan};
+pub use plan::{Plan, plan, plan_since};
 pub use policy::{FilterMode, Policy};
 pub use portal::{
     EndpointChoice, Frontend, LeftAlone, Portal, PortalEndpoint, Refusal, ServicePortPlan, Target,

@@ -12,25 +12,27 @@ use crate::{Frontend, LeftAlone, Policy, Portal, ServicePortPlan, Target, filter
 /// What this node does about every service port of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    ports: BTreeMap<ServicePortName, Arc<ServicePortPlan>>,
+    /// Sorted by name.
+    ports: Vec<Arc<ServicePortPlan>>,
 }
 
 impl Plan {
     /// Every service port, sorted by name; those left alone too, with their reason.
     pub fn ports(&self) -> impl Iterator<Item = &Arc<ServicePortPlan>> {
-        self.ports.values()
+        self.ports.iter()
     }
 
     /// What is planned for one service port.
     #[must_use]
     pub fn port(&self, name: &ServicePortName) -> Option<&Arc<ServicePortPlan>> {
-        self.ports.get(name)
+        let place = self.ports.binary_search_by(|port| port.name.cmp(name));
+        self.ports.get(place.ok()?)
     }
 
     /// The portals that get a rule of ours, with the port that each belongs to. No
     /// two of them have the same frontend.
     pub fn intercepted(&self) -> impl Iterator<Item = (&Arc<ServicePortPlan>, &Portal)> {
-        self.ports.values().flat_map(|port| {
+        self.ports.iter().flat_map(|port| {
             port.portals
                 .iter()
                 .filter(|portal| match portal.target {
@@ -46,19 +48,119 @@ impl Plan {
 /// plans, in whatever order the catalog came to be.
 #[must_use]
 pub fn plan(catalog: &Catalog, policy: &Policy) -> Plan {
-    let place = Place {
-        node: &policy.node,
-        zone: catalog
-            .node(&policy.node)
-            .and_then(|node| node.zone.as_deref()),
-    };
-    let mut taken: BTreeMap<Frontend, ServicePortName> = BTreeMap::new();
-    let mut ports = BTreeMap::new();
+    let mut planning = Planning::new(catalog, policy);
     for service in catalog.services() {
-        let left_alone = filter::left_alone(service, policy.filter);
+        planning.decide(service);
+    }
+    planning.into_plan()
+}
+
+/// The plan that [`plan()`] would make, which shares with an earlier one whatever is certainly
+/// the same: where one Service of many changed, nearly nothing is decided or stored anew.
+///
+/// `earlier` is a plan with the catalog and policy that it was made of.
+#[must_use]
+pub fn plan_since(catalog: &Catalog, policy: &Policy, earlier: (&Catalog, &Policy, &Plan)) -> Plan {
+    let (earlier_catalog, earlier_policy, earlier_plan) = earlier;
+    let mut planning = Planning::new(catalog, policy);
+    let same_place = planning.place.zone == zone(earlier_catalog, policy);
+    if policy != earlier_policy || !same_place {
+        return plan(catalog, policy);
+    }
+    let mut known = earlier_plan.ports.as_slice();
+    for (service, is_same) in catalog.services_since(earlier_catalog) {
+        let of_service = advance_to(&mut known, service);
+        if !(is_same && planning.keep(of_service)) {
+            planning.decide(service);
+        }
+    }
+    planning.into_plan()
+}
+
+/// Cuts off what comes before the ports of `service`, and hands those over.
+fn advance_to<'p>(
+    ports: &mut &'p [Arc<ServicePortPlan>],
+    service: &Service,
+) -> &'p [Arc<ServicePortPlan>] {
+    while let Some((first, rest)) = ports.split_first()
+        && first.name.service < service.name
+    {
+        *ports = rest;
+    }
+    let of_service = ports
+        .iter()
+        .take_while(|port| port.name.service == service.name)
+        .count();
+    let (own, rest) = ports.split_at(of_service);
+    *ports = rest;
+    own
+}
+
+fn zone<'c>(catalog: &'c Catalog, policy: &Policy) -> Option<&'c str> {
+    catalog.node(&policy.node)?.zone.as_deref()
+}
+
+/// A plan in the making. Services come in the order of their names.
+struct Planning<'a> {
+    catalog: &'a Catalog,
+    policy: &'a Policy,
+    place: Place<'a>,
+    taken: BTreeMap<Frontend, ServicePortName>,
+    ports: Vec<Arc<ServicePortPlan>>,
+}
+
+impl<'a> Planning<'a> {
+    fn new(catalog: &'a Catalog, policy: &'a Policy) -> Self {
+        Self {
+            catalog,
+            policy,
+            place: Place {
+                node: &policy.node,
+                zone: zone(catalog, policy),
+            },
+            taken: BTreeMap::new(),
+            ports: Vec::new(),
+        }
+    }
+
+    fn into_plan(self) -> Plan {
+        Plan { ports: self.ports }
+    }
+
+    /// Takes over what was decided about a Service that has not changed, unless other
+    /// Services have a say: whether it was, or is now, about who has a frontend.
+    fn keep(&mut self, of_service: &[Arc<ServicePortPlan>]) -> bool {
+        let portals = || of_service.iter().flat_map(|port| &port.portals);
+        let depends_on_others = portals().any(|portal| {
+            matches!(
+                portal.target,
+                Target::LeaveAlone(LeftAlone::FrontendTaken(_))
+            ) || self.taken.contains_key(&portal.frontend)
+        });
+        if depends_on_others {
+            return false;
+        }
+        for port in of_service {
+            for portal in &port.portals {
+                match portal.target {
+                    Target::Forward { .. } | Target::Refuse(_) => {
+                        self.taken.insert(portal.frontend, port.name.clone());
+                    }
+                    Target::LeaveAlone(_) => {}
+                }
+            }
+        }
+        self.ports.extend(of_service.iter().cloned());
+        true
+    }
+
+    /// Decides about all ports of a Service.
+    fn decide(&mut self, service: &Service) {
+        let left_alone = filter::left_alone(service, self.policy.filter);
+        let first = self.ports.len();
         for port in &service.ports {
             let name = service.port_name(port);
-            if ports.contains_key(&name) {
+            if self.ports[first..].iter().any(|known| known.name == name) {
                 // Two ports of one name and protocol are no valid Service; the first stays.
                 continue;
             }
@@ -67,50 +169,42 @@ pub fn plan(catalog: &Catalog, policy: &Policy) -> Plan {
                 .or_else(|| (port.protocol == Protocol::Sctp).then_some(LeftAlone::Sctp));
             let portals = match left_alone {
                 Some(_) => Vec::new(),
-                None => portals(catalog, policy, &place, service, port, &mut taken),
+                None => self.portals(service, port),
             };
-            let planned = ServicePortPlan {
-                name: name.clone(),
+            self.ports.push(Arc::new(ServicePortPlan {
+                name,
                 affinity: service.session_affinity,
                 left_alone,
                 portals,
-            };
-            ports.insert(name, Arc::new(planned));
+            }));
         }
+        self.ports[first..].sort_by(|a, b| a.name.cmp(&b.name));
     }
-    Plan { ports }
-}
 
-fn portals(
-    catalog: &Catalog,
-    policy: &Policy,
-    place: &Place<'_>,
-    service: &Service,
-    port: &ServicePort,
-    taken: &mut BTreeMap<Frontend, ServicePortName>,
-) -> Vec<Portal> {
-    service
-        .cluster_ips
-        .iter()
-        .map(|&ip| {
-            let frontend = Frontend {
-                ip,
-                protocol: port.protocol,
-                port: port.port,
-            };
-            let target = match frontend_left_alone(frontend, policy, taken) {
-                Some(reason) => Target::LeaveAlone(reason),
-                None => {
-                    taken.insert(frontend, service.port_name(port));
-                    match usable_endpoints(catalog, service, port, ip, place) {
-                        Ok((endpoints, choice)) => Target::Forward { endpoints, choice },
-                        Err(refusal) => Target::Refuse(refusal),
+    fn portals(&mut self, service: &Service, port: &ServicePort) -> Vec<Portal> {
+        service
+            .cluster_ips
+            .iter()
+            .map(|&ip| {
+                let frontend = Frontend {
+                    ip,
+                    protocol: port.protocol,
+                    port: port.port,
+                };
+                let target = match frontend_left_alone(frontend, self.policy, &self.taken) {
+                    Some(reason) => Target::LeaveAlone(reason),
+                    None => {
+                        self.taken.insert(frontend, service.port_name(port));
+                        match usable_endpoints(self.catalog, service, port, ip, &self.place) {
+                            Ok((endpoints, choice)) => Target::Forward { endpoints, choice },
+                            Err(refusal) => Target::Refuse(refusal),
+                        }
                     }
-                }
-            };
-            Portal { frontend, target }
-        })
-        .collect()
+                };
+                Portal { frontend, target }
+            })
+            .collect()
+    }
 }
 
 fn frontend_left_alone(

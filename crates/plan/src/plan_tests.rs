@@ -1,4 +1,5 @@
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_catalog::{
@@ -9,7 +10,7 @@ use proptest::prelude::*;
 
 use crate::{
     EndpointChoice, FilterMode, LeftAlone, Plan, Policy, Portal, Refusal, ServicePortPlan, Target,
-    plan,
+    plan, plan_since,
 };
 
 const READY: EndpointState = EndpointState::Ready;
@@ -391,6 +392,25 @@ fn affinity_timeout_is_carried_into_the_plan() {
     assert_eq!(port.affinity, Some(Duration::from_secs(10_800)));
 }
 
+#[test]
+fn what_has_not_changed_is_shared_with_the_earlier_plan() {
+    let mut fold = Fold::default();
+    let other = Service {
+        name: ObjectName::new("default", "other"),
+        cluster_ips: vec!["10.96.0.2".parse().unwrap()],
+        ..web()
+    };
+    fold.apply(Change::Service(web()));
+    fold.apply(slice("a", [at("10.244.1.2")]));
+    let before = fold.catalog();
+    let earlier = plan(&before, &policy());
+    fold.apply(Change::Service(other));
+    let later = plan_since(&fold.catalog(), &policy(), (&before, &policy(), &earlier));
+    let kept = earlier.ports().next().unwrap();
+    assert!(Arc::ptr_eq(later.port(&kept.name).unwrap(), kept));
+    assert_eq!(later.ports().count(), 2);
+}
+
 proptest! {
     #[test]
     fn order_of_arrival_does_not_change_the_plan(
@@ -400,6 +420,33 @@ proptest! {
 
 
         prop_assert_eq!(plan(&cluster(changes), &policy), plan(&cluster(shuffled), &policy));
+    }
+
+    #[test]
+    fn plan_that_builds_on_an_earlier_one_is_the_plan(
+        changes in changes(),
+        later in changes(),
+        gone in prop::collection::vec(0u8..6, 0..3),
+        policies in (a_policy(), a_policy()),
+        same_policy: bool,
+    ) {
+        let mut fold = Fold::default();
+        for change in changes {
+            fold.apply(change);
+        }
+        let before = fold.catalog();
+        for change in later {
+            fold.apply(change);
+        }
+        for number in gone {
+            fold.apply(Change::ServiceGone(ObjectName::new("default", format!("s{number}"))));
+        }
+        let policy = if same_policy { &policies.0 } else { &policies.1 };
+        let earlier = plan(&before, &policies.0);
+        prop_assert_eq!(
+            plan_since(&fold.catalog(), policy, (&before, &policies.0, &earlier)),
+            plan(&fold.catalog(), policy)
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What shall be in the kernel: the rules of one family, as plain data.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -202,6 +202,14 @@ impl RuleComment {
         Self(plain.into())
     }
 
+    /// Whether this is the very name of the service port. Nothing is stored to find out,
+    /// so that what is the same for thousands of rules needs not be made again.
+    #[must_use]
+    pub fn is_name_of(&self, name: &ServicePortName) -> bool {
+        let mut rest = Expected(self.as_str());
+        write!(rest, "{name}").is_ok() && rest.0.is_empty()
+    }
+
     /// The text as it stands in the rule.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -221,12 +229,24 @@ impl fmt::Display for RuleComment {
     }
 }
 
+/// Takes only the text it expects, part by part.
+struct Expected<'a>(&'a str);
+
+impl Write for Expected<'_> {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
+        Ok(())
+    }
+}
+
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/' | ':')
 }
 
 #[cfg(test)]
 mod tests {
+    use edgemesh_catalog::ObjectName;
+
     use super::*;
 
     fn frontend(ip: &str, protocol: Protocol) -> Frontend {
@@ -248,6 +268,19 @@ mod tests {
     fn a_service_ports_name_is_kept_as_it_is() {
         let name = "kube-system/kube-dns.v1:dns-tcp";
         assert_eq!(RuleComment::new(name).as_str(), name);
+    }
+
+    #[test]
+    fn a_comment_is_told_from_that_of_another_port() {
+        let name = |port: &str| ServicePortName {
+            service: ObjectName::new("default", "web"),
+            port: port.into(),
+            protocol: Protocol::Tcp,
+        };
+        let comment = RuleComment::from(&name("http"));
+        assert!(comment.is_name_of(&name("http")));
+        assert!(!comment.is_name_of(&name("https")));
+        assert!(!comment.is_name_of(&name("")));
     }
 
     #[test]

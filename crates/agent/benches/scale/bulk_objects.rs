@@ -42,11 +42,12 @@ impl BulkObjects {
     }
 
     /// Creates the endpoints of Services that are not there yet.
-    pub(crate) fn create_endpoints(
-        &self,
-        services: impl Iterator<Item = ClusterService>,
-    ) -> Result<()> {
-        self.send(services.map(|service| self.endpoints_request(&service)))
+    pub(crate) fn create_endpoints(&self, services: &[ClusterService]) -> Result<()> {
+        self.send(
+            services
+                .iter()
+                .map(|service| self.endpoints_request(service)),
+        )
     }
 
     /// Creates one Service whose endpoints are there.

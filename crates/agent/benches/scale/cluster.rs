@@ -100,7 +100,6 @@ impl Kubernetes {
         // discovery.k8s.io/v1 came with 1.21.
         let objects = BulkObjects::new(node.namespace(), kubeconfig.clone(), programs.minor >= 21);
         objects.create(std::iter::once(services::answering(servers)))?;
-        objects.create_endpoints((0..ADDED).map(|index| services::added(index, servers)))?;
         Ok(Self {
             programs,
             kubeconfig,
@@ -110,9 +109,12 @@ impl Kubernetes {
         })
     }
 
-    /// Registers a node: kube-proxy waits for its own.
-    pub(crate) fn register(&self, node: &Node) -> Result<()> {
-        self.control_plane.api()?.apply_node(node)
+    /// Gets ready for a run on `node`: kube-proxy waits for its own to be registered. The
+    /// endpoints of what will be `added` are there first, so that only the Service is new;
+    /// the API server removed those of the last run with their Services.
+    pub(crate) fn get_ready(&self, node: &Node, added: &[ClusterService]) -> Result<()> {
+        self.control_plane.api()?.apply_node(node)?;
+        self.objects.create_endpoints(added)
     }
 
     fn publish(&mut self, count: usize) -> Result<()> {

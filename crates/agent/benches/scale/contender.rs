@@ -96,7 +96,7 @@ impl<'c> Prepared<'c> {
             }
             Contender::AgentOfApi => {
                 let source = kubernetes()?;
-                source.register(node)?;
+                source.get_ready(node, &cluster.added())?;
                 Self::AgentOfApi {
                     program: agent_of_api(lab, node, &cluster.agent, source)?,
                     source,
@@ -104,7 +104,7 @@ impl<'c> Prepared<'c> {
             }
             Contender::KubeProxy => {
                 let source = kubernetes()?;
-                source.register(node)?;
+                source.get_ready(node, &cluster.added())?;
                 let folder = lab.new_folder(&format!("kube-proxy-on-{}", node.name()))?;
                 let kubeconfig = source.kubeconfig.clone();
                 Self::KubeProxy {

@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edgemesh_rules::{BackendKind, Flavour};
-use serde::{Deserialize, Serialize};
 
 use super::facts::{AgentFact, Facts, PortFact, PortUse, SourceFact};
+use super::finding::{CheckReport, Finding, Grade, fails, ok, warning};
 use super::kube_proxy::Mode;
 use crate::moment::{length, utc};
 
@@ -17,40 +17,6 @@ const CLOCK_MAY_DIFFER: Duration = Duration::from_secs(60);
 
 /// 2025-01-01: no node of ours is older, only clocks are.
 const OLDEST_NOW: Duration = Duration::from_secs(1_735_689_600);
-
-/// The form of `check --output json`. Fields may be added, none changes its meaning.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct CheckReport {
-    /// The worst of the findings.
-    pub(crate) verdict: Grade,
-    /// What was found, in the order in which it is shown.
-    pub(crate) findings: Vec<Finding>,
-}
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Grade {
-    /// As it should be.
-    Ok,
-    /// It will work, but not in every respect or not for sure.
-    Warning,
-    /// It will not work.
-    Fails,
-}
-
-/// One finding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Finding {
-    /// What it is about.
-    pub(crate) topic: String,
-    /// How bad it is.
-    pub(crate) grade: Grade,
-    /// What was found.
-    pub(crate) says: String,
-    /// What to do about it; none where nothing is to be done.
-    pub(crate) remedy: Option<String>,
-}
 
 /// All findings.
 pub(crate) fn findings(facts: &Facts) -> CheckReport {
@@ -78,27 +44,6 @@ pub(crate) fn findings(facts: &Facts) -> CheckReport {
             .max()
             .unwrap_or(Grade::Ok),
         findings: all,
-    }
-}
-
-fn ok(topic: &str, says: impl Into<String>) -> Finding {
-    finding(topic, Grade::Ok, says, None)
-}
-
-fn warning(topic: &str, says: impl Into<String>, remedy: &str) -> Finding {
-    finding(topic, Grade::Warning, says, Some(remedy))
-}
-
-fn fails(topic: &str, says: impl Into<String>, remedy: &str) -> Finding {
-    finding(topic, Grade::Fails, says, Some(remedy))
-}
-
-fn finding(topic: &str, grade: Grade, says: impl Into<String>, remedy: Option<&str>) -> Finding {
-    Finding {
-        topic: topic.to_owned(),
-        grade,
-        says: says.into(),
-        remedy: remedy.map(str::to_owned),
     }
 }
 

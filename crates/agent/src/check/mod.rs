@@ -4,12 +4,14 @@
 //! makes of them what is said, which is pure.
 
 mod facts;
+mod finding;
 mod findings;
 mod kube_proxy;
 mod listeners;
 mod probe;
 mod screen;
 
-pub(crate) use findings::{Grade, findings};
+pub(crate) use finding::Grade;
+pub(crate) use findings::findings;
 pub(crate) use probe::{Wanted, probe};
 pub(crate) use screen::screen;

@@ -1,6 +1,6 @@
 //! A check as text: a line per finding, what to do below it, the sum last. Pure.
 
-use super::findings::{CheckReport, Grade};
+use super::finding::{CheckReport, Grade};
 use crate::text::Paragraph;
 
 /// The report as text that ends with a line break.
