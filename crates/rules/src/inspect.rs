@@ -1,4 +1,5 @@
-//! What the nat tables of this host hold for a portal: read, never changed.
+//! What the nat tables of this host, and our own table, hold for a portal: read, never
+//! changed.
 //!
 //! For people who ask who handles a connection. Our own repairs read the rules in
 //! another way, which looks at no counter and at nothing of kube-proxy's.
@@ -13,6 +14,8 @@ use crate::{Family, Flavour};
 pub use kube_proxy_element::{NftElement, kube_proxy_element};
 pub use nat_view::{Hook, KubeAction, KubeRule, NatView, PortalFound, StandingRule};
 pub use nft_chains::{BaseChain, base_chains};
+
+pub use crate::nftables::own_tables::{ChainFound, ElementFound, TableFound, own_tables};
 
 /// One flavour's nat table of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -43,8 +43,9 @@ pub use host_network::{
 };
 pub use host_support::{HostSupport, host_supports};
 pub use inspect::{
-    BaseChain, Hook, Inspected, KubeAction, KubeRule, NatView, NftElement, PortalFound,
-    StandingRule, ToolFound, base_chains, find_tools, inspect, kube_proxy_element,
+    BaseChain, ChainFound, ElementFound, Hook, Inspected, KubeAction, KubeRule, NatView,
+    NftElement, PortalFound, StandingRule, TableFound, ToolFound, base_chains, find_tools, inspect,
+    kube_proxy_element, own_tables,
 };
 pub use iptables::{Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render};
 pub use nftables::{NftablesError, render_nftables};

@@ -7,7 +7,7 @@ use anyhow::Result;
 use edgemesh_lab::{Node, Place, Serve, await_until, test};
 use edgemesh_rules::{
     Backend, BackendKind, BackendSetting, Change, Family, Flavour, OwnChain, Repair, cleanup,
-    render_nftables,
+    own_tables, render_nftables,
 };
 use on_node::{Answering, KubeProxyTable, nat, nftables, on_node, rules_for, start_kube_proxy};
 use shown::{has_table, table};
@@ -125,6 +125,73 @@ fn we_decide_before_kube_proxy_in_every_mode_whoever_comes_first() -> Result<()>
                 backend.remove().await?;
                 check("server")?;
                 mode.remove(&node)
+            })??;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_told_of_a_table_is_what_stands_in_the_kernel() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        let client = node.pod("client").create()?;
+        for family in Family::BOTH {
+            let agent = Answering::on_intercept_address(&node, family)?;
+            let rules = agent.rules(&["default/web"])?;
+            on_node(&node, async || -> Result<()> {
+                assert_eq!(own_tables(family)?, []);
+                let mut backend = nftables(family).await?;
+                backend.apply(&rules).await?;
+                let packets = || -> Result<Vec<u64>> {
+                    let tables = own_tables(family)?;
+                    let portals = tables.iter().flat_map(|table| table.portals.values());
+                    Ok(portals.map(|element| element.packets).collect())
+                };
+                assert_eq!(packets()?, [0, 0]);
+                let places = [client.namespace(), node.namespace()];
+                // A link that was made just now may lose the first packet, which is counted.
+                for place in places {
+                    agent.asked_from(place, "default/web")?;
+                }
+                let before = packets()?;
+                for place in places {
+                    agent.asked_from(place, "default/web")?;
+                }
+                assert_eq!(packets()?, [before[0] + 2, 0]);
+
+                let tables = own_tables(family)?;
+                let [found] = &tables[..] else {
+                    panic!("{tables:?}");
+                };
+                assert_eq!((found.family, found.name), (family, "edgemesh"));
+                assert!(found.open_for.is_some());
+                assert_eq!(
+                    found.map(),
+                    format!("{} edgemesh portals", family.nft_name())
+                );
+                let [container, host] = OwnChain::BOTH.map(|chain| &found.chains[&chain]);
+                assert_eq!(
+                    (container.name.as_str(), container.place),
+                    ("portals-container", 5)
+                );
+                assert_eq!((host.name.as_str(), host.place), ("portals-host", 6));
+                assert_eq!((container.priority, host.priority), (-110, -110));
+                for (frontend, element) in &found.portals {
+                    let rule = &rules.portals()[frontend];
+                    assert_eq!(element.to, rules.destination(rule));
+                    assert_eq!(
+                        (element.comment.as_str(), element.refused),
+                        ("default/web", false)
+                    );
+                    assert!(
+                        render_nftables(&rules).contains(&element.text),
+                        "{element:?}"
+                    );
+                }
+                backend.remove().await?;
+                assert_eq!(own_tables(family)?, []);
+                Ok(())
             })??;
         }
         Ok(())

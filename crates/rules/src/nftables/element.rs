@@ -14,6 +14,8 @@ const KEY: u16 = 1;
 const DATA: u16 = 2;
 const USER_DATA: u16 = 6;
 const VALUE: u16 = 1;
+/// `NFTA_SET_ELEM_EXPR`: what the kernel does when the element is found.
+const EXPRESSION: u16 = 7;
 
 /// A portal as it stands in the map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +107,23 @@ pub(super) fn key_text(frontend: &Frontend) -> String {
     )
 }
 
+/// How many packets the counter of an element saw; 0 where it has none.
+pub(super) fn packets(element: &[u8]) -> u64 {
+    const NAME: u16 = 1;
+    const DETAILS: u16 = 2;
+    const PACKETS: u16 = 2;
+    let value = |bytes, kind| {
+        nested(bytes)
+            .find(|(found, _)| *found == kind)
+            .map(|(_, value)| value)
+    };
+    value(element, EXPRESSION)
+        .filter(|expression| value(expression, NAME) == Some(b"counter\0"))
+        .and_then(|expression| value(value(expression, DETAILS)?, PACKETS))
+        .and_then(|count| count.try_into().ok())
+        .map_or(0, u64::from_be_bytes)
+}
+
 fn inner_value(value: &[u8]) -> Option<&[u8]> {
     nested(value)
         .find(|(kind, _)| *kind == VALUE)
@@ -160,7 +179,21 @@ mod tests {
         }
 
         #[test]
+        fn the_counter_of_an_element_is_read(count: u64) {
+            let details = Attributes::default().long(1, 60).long(2, count);
+            let counter = Attributes::default().text(1, "counter").nested(2, &details);
+            let other = Attributes::default().text(1, "quota").nested(2, &details);
+            let counted = |expression| {
+                let element = Attributes::default().nested(EXPRESSION, expression);
+                packets(&element.message(Family::V4)[4..])
+            };
+            prop_assert_eq!(counted(&counter), count);
+            prop_assert_eq!(counted(&other), 0);
+        }
+
+        #[test]
         fn whatever_is_read_as_an_element_is_survived(bytes: Vec<u8>) {
+            packets(&bytes);
             PortalElement::read(Family::V4, &bytes);
             PortalElement::read(Family::V6, &bytes);
         }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use edgemesh_catalog::Protocol;
 
 use super::wire::{Attributes, LISTED};
+use crate::netlink::nested;
 use crate::{Family, Mark};
 
 /// A register of 4 bytes, by its place; those that follow it take the rest of a longer
@@ -211,6 +212,26 @@ fn registers(from: Register, to: Register) -> Attributes {
     Attributes::default().number(1, from.0).number(2, to.0)
 }
 
+/// The port that a rule of [`Expressions::send_to`] sends connections to, read back from
+/// the rule's list of expressions.
+pub(super) fn constant_port(expressions: &[u8]) -> Option<u16> {
+    const NAME: u16 = 1;
+    const DETAILS: u16 = 2;
+    const DATA: u16 = 2;
+    const VALUE: u16 = 1;
+    let inner = |bytes, kind| {
+        nested(bytes)
+            .find(|(found, _)| *found == kind)
+            .map(|(_, value)| value)
+    };
+    nested(expressions)
+        .filter(|(_, expression)| inner(expression, NAME) == Some(b"immediate\0"))
+        .filter_map(|(_, expression)| inner(inner(inner(expression, DETAILS)?, DATA)?, VALUE))
+        // The other constant is the address.
+        .find_map(|value| value.try_into().ok())
+        .map(u16::from_be_bytes)
+}
+
 pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -224,5 +245,33 @@ pub(super) fn protocol_number(protocol: Protocol) -> u8 {
         Protocol::Tcp => 6,
         Protocol::Udp => 17,
         Protocol::Sctp => 132,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_that_a_rule_sends_to_is_read_as_it_was_written() {
+        for to in ["169.254.96.16:20009", "[fd00:ed6e::1]:9"] {
+            let to: SocketAddr = to.parse().unwrap();
+            let rule = Expressions::default()
+                .for_address(to.ip())
+                .of_protocol(Protocol::Udp)
+                .send_to(to);
+            let message = rule.attributes().message(Family::V4);
+            assert_eq!(constant_port(&message[4..]), Some(to.port()));
+        }
+        let gate = Expressions::default().verdict(Verdict::Return);
+        let message = gate.attributes().message(Family::V4);
+        assert_eq!(constant_port(&message[4..]), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_read_as_expressions_is_survived(bytes: Vec<u8>) {
+            constant_port(&bytes);
+        }
     }
 }

@@ -17,6 +17,7 @@ mod element;
 mod expression;
 mod heartbeat;
 pub(crate) mod leftover;
+pub(crate) mod own_tables;
 mod render;
 mod rule;
 mod table;

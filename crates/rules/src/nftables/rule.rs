@@ -7,6 +7,12 @@ use super::heartbeat::{ALIVE_FOR, PORT};
 use super::table_name::{ALIVE, ALIVE_ID, PORTALS, PORTALS_ID};
 use crate::{Family, OwnChain, Ruleset};
 
+/// The comment of the rules that refuse what is addressed to a listener itself.
+pub(super) const NOT_THROUGH_PORTAL: &str = "edgemesh: not through a portal";
+
+/// The comment of the rule that asks the map of the portals.
+pub(super) const THROUGH_PORTAL: &str = "edgemesh: ClusterIPs";
+
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
@@ -88,7 +94,7 @@ fn not_through_portal(rules: &Ruleset, protocol: Protocol) -> Rule {
             .for_address(rules.intercept())
             .of_protocol(protocol)
             .send_to(refused_at),
-        comment: "edgemesh: not through a portal",
+        comment: NOT_THROUGH_PORTAL,
     }
 }
 
@@ -98,6 +104,6 @@ fn portals(family: Family) -> Rule {
     Rule {
         text: format!("dnat {name} to {name} daddr . meta l4proto . th dport map @{PORTALS}"),
         expressions: Expressions::default().send_by(family, PORTALS, PORTALS_ID),
-        comment: "edgemesh: ClusterIPs",
+        comment: THROUGH_PORTAL,
     }
 }

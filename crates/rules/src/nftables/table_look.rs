@@ -9,7 +9,7 @@ use super::element::PortalElement;
 use super::table_name::{ALIVE, PORTALS, TableName, chain_name};
 use super::wire::{
     Attributes, FIXED_PART, GET_CHAIN, GET_ELEMENT, GET_GENERATION, GET_RULE, GET_SET, GET_TABLE,
-    LISTED, kind,
+    LISTED, comment_text, kind,
 };
 use crate::netlink::{Message, NetlinkSocket, nested};
 use crate::{OwnChain, Ruleset};
@@ -110,24 +110,58 @@ pub(super) fn holds_portals(
 ) -> io::Result<bool> {
     let mut found = BTreeSet::new();
     let mut all_right = true;
+    portals(socket, table, |element| {
+        let read = PortalElement::read(table.family, element);
+        all_right &= read.is_some_and(|element| {
+            let wanted = rules
+                .portals()
+                .get_key_value(&element.frontend)
+                .map(|(frontend, rule)| PortalElement::of(rules, frontend, rule));
+            wanted.as_ref() == Some(&element) && found.insert(element.frontend)
+        });
+    })?;
+    Ok(all_right && found.len() == rules.portals().len())
+}
+
+/// Hands over the attributes of each element of the map.
+pub(super) fn portals(
+    socket: &mut NetlinkSocket,
+    table: TableName,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<()> {
     let request = Attributes::default().text(1, table.name).text(2, PORTALS);
     socket.dump(
         kind(GET_ELEMENT),
         &request.message(table.family),
-        |message| {
-            for element in elements(message) {
-                let read = PortalElement::read(table.family, element);
-                all_right &= read.is_some_and(|element| {
-                    let wanted = rules
-                        .portals()
-                        .get_key_value(&element.frontend)
-                        .map(|(frontend, rule)| PortalElement::of(rules, frontend, rule));
-                    wanted.as_ref() == Some(&element) && found.insert(element.frontend)
-                });
-            }
-        },
-    )?;
-    Ok(all_right && found.len() == rules.portals().len())
+        |message| elements(message).for_each(&mut each),
+    )
+}
+
+/// Hands over the place (counted from 1), the comment and the expressions of each rule of a
+/// chain.
+pub(super) fn rules(
+    socket: &mut NetlinkSocket,
+    table: TableName,
+    chain: &str,
+    mut each: impl FnMut(usize, &str, &[u8]),
+) -> io::Result<()> {
+    const EXPRESSIONS: u16 = 4;
+    const USER_DATA: u16 = 7;
+    let request = Attributes::default().text(1, table.name).text(2, chain);
+    let mut place = 0;
+    socket.dump(kind(GET_RULE), &request.message(table.family), |message| {
+        // Kernels before 4.10 don't filter but send all rules.
+        if has_name(message, RULE_TABLE, table.name) && has_name(message, RULE_CHAIN, chain) {
+            place += 1;
+            let comment = attribute(message, USER_DATA).and_then(comment_text);
+            let expressions = attribute(message, EXPRESSIONS);
+            each(
+                place,
+                comment.unwrap_or_default(),
+                expressions.unwrap_or_default(),
+            );
+        }
+    })
 }
 
 /// How long the gate stays open without another sign of life; none when it is closed.

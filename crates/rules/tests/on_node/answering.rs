@@ -33,7 +33,8 @@ impl Answering {
     pub(crate) fn on_intercept_address(node: &Node, family: Family) -> Result<Self> {
         let address = intercept(family);
         node.program("ip")
-            .args(["address", "add", &address.to_string(), "dev", "lo"])
+            // With IPv6 it would be tentative for a moment, and could not be bound to.
+            .args(["address", "add", &address.to_string(), "dev", "lo", "nodad"])
             .run()?;
         let (listener, socket) = node.namespace().run(|| -> io::Result<_> {
             Ok((
