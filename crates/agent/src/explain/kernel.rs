@@ -8,8 +8,8 @@ use std::time::Duration;
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
-    BaseChain, Family, Inspected, NatView, NftElement, OwnChain, base_chains, inspect,
-    kube_proxy_element,
+    BaseChain, Family, Inspected, NatView, NftElement, OwnChain, TableFound, base_chains, inspect,
+    kube_proxy_element, own_tables,
 };
 use tokio::time::timeout;
 
@@ -23,13 +23,15 @@ pub(crate) const KUBE_PROXY_TABLE: &str = "kube-proxy";
 pub(super) const NAT_PRIORITY: i32 = -100;
 
 /// What the names of the agent's own nf_tables tables begin with.
-pub(super) const OWN_TABLE: &str = "edgemesh";
+const OWN_TABLE: &str = "edgemesh";
 
 /// What was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kernel {
     /// The nat tables of iptables, per family and flavour.
     pub(crate) nats: Vec<Inspected>,
+    /// The agent's own tables in nf_tables, in the order in which the kernel asks them.
+    pub(crate) tables: Vec<TableFound>,
     /// The base chains of nf_tables, per family.
     pub(crate) chains: Vec<(Family, BaseChain)>,
     /// The virtual services of IPVS.
@@ -64,7 +66,8 @@ impl Kernel {
                 }
                 self.nats.push(inspected);
             }
-            // A kernel without nf_tables has none of its chains.
+            // A kernel without nf_tables has none of its tables and chains.
+            self.tables.extend(own_tables(family).unwrap_or_default());
             let chains = base_chains(family).unwrap_or_default();
             self.chains
                 .extend(chains.into_iter().map(|chain| (family, chain)));
@@ -113,10 +116,18 @@ impl Kernel {
 
     /// The portals that we or kube-proxy have rules for, with their service ports.
     pub(crate) fn portals(&self) -> BTreeMap<Frontend, String> {
-        self.nats
+        let in_nats = self
+            .nats
             .iter()
             .filter_map(|inspected| inspected.nat.as_ref().ok())
-            .flat_map(NatView::portals)
+            .flat_map(NatView::portals);
+        let in_tables = self
+            .tables
+            .iter()
+            .flat_map(|table| &table.portals)
+            .map(|(frontend, element)| (frontend, element.comment.as_str()));
+        in_nats
+            .chain(in_tables)
             .map(|(frontend, name)| (*frontend, name.to_owned()))
             .collect()
     }

@@ -6,6 +6,7 @@
 
 mod answer;
 mod kernel;
+mod own_table;
 mod query;
 mod report;
 mod screen;

@@ -147,10 +147,16 @@ fn show_verdict(page: &mut Paragraph, verdict: &Verdict) {
             1 => "1 connection so far".to_owned(),
             n => format!("{} connections so far", grouped(n)),
         };
-        page.line(
-            "",
-            &format!("{} rule {}, {counted}:", rule.chain, rule.place),
-        );
+        let place = match &rule.map {
+            None => format!("{} rule {}", rule.chain, rule.place),
+            Some(map) => format!("{} rule {} by the map {map}", rule.chain, rule.place),
+        };
+        // Both hooks ask the same map.
+        let whose = match (&rule.map, rule.packets) {
+            (Some(_), 1..) => " (pods and host)",
+            (Some(_), 0) | (None, _) => "",
+        };
+        page.line("", &format!("{place}, {counted}{whose}:"));
         page.verbatim(&rule.text);
     }
     for note in &verdict.notes {

@@ -8,7 +8,8 @@ use edgemesh_rules::{
 use serde::{Deserialize, Serialize};
 
 use super::answer::Decision;
-use super::kernel::{Kernel, NAT_PRIORITY, OWN_TABLE};
+use super::kernel::Kernel;
+use super::own_table::{by_own_table, lets_pass};
 
 /// Who handles a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,11 +47,15 @@ pub(crate) struct RuleShown {
     pub(crate) chain: String,
     /// Its place there, counted from 1.
     pub(crate) place: usize,
+    /// The map that the rule asks, where the portal is an element of one: nft's name of it.
+    #[serde(default)]
+    pub(crate) map: Option<String>,
     /// The command that shows it.
     pub(crate) command: String,
-    /// Its text.
+    /// Its text, or the element's.
     pub(crate) text: String,
-    /// Connections (in the filter table: packets) that it took.
+    /// Connections (in the filter table: packets) that it took; an element counts those of
+    /// pods and of the host together.
     pub(crate) packets: u64,
 }
 
@@ -88,7 +93,7 @@ pub(crate) fn verdict(
         .filter_map(|inspected| Some((inspected.flavour, inspected.nat.as_ref().ok()?)))
         .map(|(flavour, view)| see(flavour, family, view, chain, frontend))
         .collect();
-    let mut verdict = own_table(chain, family, kernel, agent)
+    let mut verdict = by_own_table(chain, frontend, kernel, agent)
         .or_else(|| seen.iter().find_map(|seen| ours(seen, agent)))
         .or_else(|| seen.iter().find_map(kube_proxys))
         .or_else(|| kube_proxys_table(frontend, kernel))
@@ -100,6 +105,7 @@ pub(crate) fn verdict(
     }
     .to_owned();
     verdict.notes.extend(oddities(&seen, &verdict, agent));
+    verdict.notes.extend(lets_pass(frontend, kernel, agent));
     verdict.notes.extend(earlier(chain, family, kernel));
     verdict
 }
@@ -121,52 +127,19 @@ fn see<'a>(
     }
 }
 
-/// The agent's own nf_tables table stands before all of iptables by its priority. What it
-/// holds is the agent's to tell.
-fn own_table(chain: OwnChain, family: Family, kernel: &Kernel, agent: Agent) -> Option<Verdict> {
-    let hook = chain.hook().to_lowercase();
-    let (_, table) = kernel.chains.iter().find(|(of, base)| {
-        *of == family
-            && base.table.starts_with(OWN_TABLE)
-            && base.kind == "nat"
-            && base.hook == hook
-    })?;
-    let outcome = match agent {
-        Agent::Runs(Some(Decision::Forward)) => "forwarded to an endpoint",
-        Agent::Runs(Some(Decision::Refuse)) => "refused at once",
-        Agent::Runs(Some(Decision::LeaveAlone | Decision::Failed) | None) | Agent::Silent => {
-            return None;
-        }
-    };
-    Some(by(
-        Handler::Edgemesh,
-        outcome,
-        format!(
-            "nf_tables: {} {} at priority {}, before kube-proxy's at {NAT_PRIORITY}",
-            table.table, table.name, table.priority
-        ),
-        None,
-    ))
-}
-
 /// Our rule decides if a jump leads to it before kube-proxy has taken the connection.
 fn ours(seen: &Seen<'_>, agent: Agent) -> Option<Verdict> {
     let (found, jump) = (seen.own?, seen.hook.own_jump.as_ref()?);
     if overtaken(seen) || (agent == Agent::Silent && passes_gate(seen, found)) {
         return None;
     }
-    let outcome = match (agent, found.refused) {
-        (_, true) => "refused at once",
-        (Agent::Runs(_), false) => "forwarded to an endpoint",
-        (Agent::Silent, false) => "refused: the agent that this leads to does not run",
-    };
     let kube = match &seen.hook.kube_jump {
         Some(kube) => format!("KUBE-SERVICES rule {}", kube.place),
         None => "no KUBE-SERVICES".to_owned(),
     };
     Some(by(
         Handler::Edgemesh,
-        outcome,
+        outcome(agent, found.refused),
         format!(
             "{}: ours is rule {}, {kube}",
             seen.hook_name(jump),
@@ -174,6 +147,15 @@ fn ours(seen: &Seen<'_>, agent: Agent) -> Option<Verdict> {
         ),
         Some(shown(seen, &found.rule, "nat")),
     ))
+}
+
+/// What becomes of a connection that a rule of ours takes.
+pub(super) fn outcome(agent: Agent, refused: bool) -> &'static str {
+    match (agent, refused) {
+        (_, true) => "refused at once",
+        (Agent::Runs(_), false) => "forwarded to an endpoint",
+        (Agent::Silent, false) => "refused: the agent that this leads to does not run",
+    }
 }
 
 /// Whether kube-proxy's jump stands before ours and takes the connection.
@@ -256,7 +238,12 @@ fn nobody() -> Verdict {
     }
 }
 
-fn by(handler: Handler, outcome: &str, place: String, rule: Option<RuleShown>) -> Verdict {
+pub(super) fn by(
+    handler: Handler,
+    outcome: &str,
+    place: String,
+    rule: Option<RuleShown>,
+) -> Verdict {
     Verdict {
         from: String::new(),
         handler,
@@ -277,6 +264,7 @@ fn shown(seen: &Seen<'_>, rule: &StandingRule, table: &str) -> RuleShown {
             rule.place
         ),
         chain: rule.chain.clone(),
+        map: None,
         place: rule.place,
         text: rule.text.clone(),
         packets: rule.packets,

@@ -226,19 +226,6 @@ fn other_modes_of_kube_proxy_are_told_by_their_own_tables() {
 }
 
 #[test]
-fn the_agents_own_table_goes_before_all_of_iptables() {
-    let mut kernel = kernel(&[KUBES, KUBES_RULE], &[]);
-    kernel.chains.push(base("edgemesh", "nat", -110));
-    assert_eq!(from_pods(&kernel, RUNS).handler, Handler::Edgemesh);
-    let filtered = Agent::Runs(Some(Decision::LeaveAlone));
-    assert_eq!(from_pods(&kernel, filtered).handler, Handler::KubeProxy);
-    assert_eq!(
-        from_pods(&kernel, Agent::Silent).handler,
-        Handler::KubeProxy
-    );
-}
-
-#[test]
 fn nat_of_others_that_comes_first_is_noted() {
     let mut kernel = kernel(&[OURS, OUR_RULE], &[]);
     kernel.chains.push(base("mine", "nat", -150));

@@ -1,0 +1,175 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use edgemesh_catalog::Protocol;
+use edgemesh_rules::{BaseChain, ChainFound, Flavour, Inspected, NatView};
+
+use super::*;
+use crate::explain::answer::Decision;
+use crate::explain::verdict::verdict;
+
+const KUBE_PROXY: &str = "\
+[5:300] -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+[2:120] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment \"default/web:http cluster IP\" -m tcp --dport 80 -j KUBE-SVC-ABC
+";
+const RUNS: Agent = Agent::Runs(Some(Decision::Forward));
+
+fn web() -> Frontend {
+    Frontend {
+        ip: "10.96.0.1".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        port: 80,
+    }
+}
+
+fn table() -> TableFound {
+    let chain = |name: &str, place| ChainFound {
+        name: name.to_owned(),
+        priority: -110,
+        place,
+    };
+    let element = ElementFound {
+        to: "169.254.96.16:20007".parse().unwrap(),
+        refused: false,
+        comment: "default/web:http".to_owned(),
+        text: "10.96.0.1 . tcp . 80 comment \"default/web:http\" : 169.254.96.16 . 20007"
+            .to_owned(),
+        packets: 4,
+    };
+    TableFound {
+        family: Family::V4,
+        name: "edgemesh",
+        open_for: Some(Duration::from_secs(2)),
+        chains: BTreeMap::from([
+            (OwnChain::Container, chain("portals-container", 5)),
+            (OwnChain::Host, chain("portals-host", 6)),
+        ]),
+        portals: BTreeMap::from([(web(), element)]),
+    }
+}
+
+/// Tables of ours before kube-proxy in iptables mode.
+fn before_iptables(tables: &[TableFound]) -> Kernel {
+    Kernel {
+        nats: vec![Inspected {
+            family: Family::V4,
+            flavour: Flavour::Nft,
+            nat: Ok(NatView::from_saved(KUBE_PROXY, "")),
+        }],
+        tables: tables.to_vec(),
+        ..Kernel::default()
+    }
+}
+
+fn from_pods(kernel: &Kernel, agent: Agent) -> Verdict {
+    verdict(OwnChain::Container, &web(), kernel, agent)
+}
+
+#[test]
+fn an_element_of_our_table_goes_before_all_of_iptables() {
+    let verdict = from_pods(&before_iptables(&[table()]), RUNS);
+    assert_eq!(verdict.handler, Handler::Edgemesh);
+    assert_eq!(
+        verdict.place.unwrap(),
+        "nft table ip edgemesh, chain portals-container: hook prerouting at priority -110, \
+         before KUBE-SERVICES (iptables-nft PREROUTING rule 1) at -100"
+    );
+    let rule = verdict.rule.unwrap();
+    assert_eq!((rule.place, rule.packets), (5, 4));
+    assert_eq!(rule.map.as_deref(), Some("ip edgemesh portals"));
+    assert_eq!(
+        rule.command,
+        "nft get element ip edgemesh portals '{ 10.96.0.1 . tcp . 80 }'"
+    );
+    assert!(rule.text.contains("default/web:http"));
+    assert_eq!(verdict.notes, [""; 0]);
+}
+
+#[test]
+fn the_host_has_a_chain_of_its_own() {
+    let verdict = verdict(OwnChain::Host, &web(), &before_iptables(&[table()]), RUNS);
+    assert_eq!(
+        verdict.place.unwrap(),
+        "nft table ip edgemesh, chain portals-host: hook output at priority -110, no kube-proxy \
+         behind it"
+    );
+    assert_eq!(verdict.rule.unwrap().place, 6);
+}
+
+#[test]
+fn without_an_element_the_portal_is_kube_proxys() {
+    let empty = TableFound {
+        portals: BTreeMap::new(),
+        ..table()
+    };
+    let filtered = Agent::Runs(Some(Decision::LeaveAlone));
+    let verdict = from_pods(&before_iptables(&[empty]), filtered);
+    assert_eq!(verdict.handler, Handler::KubeProxy);
+    assert_eq!(verdict.notes, [""; 0]);
+}
+
+#[test]
+fn kube_proxys_own_table_is_named_as_what_stands_behind() {
+    let mut kernel = Kernel {
+        tables: vec![table()],
+        ..Kernel::default()
+    };
+    let theirs = BaseChain {
+        table: "kube-proxy".to_owned(),
+        name: "nat-prerouting".to_owned(),
+        kind: "nat".to_owned(),
+        hook: "prerouting",
+        priority: -100,
+    };
+    kernel.chains.push((Family::V4, theirs));
+    let place = from_pods(&kernel, RUNS).place.unwrap();
+    assert!(
+        place.ends_with("before table kube-proxy chain nat-prerouting at -100"),
+        "{place}"
+    );
+}
+
+#[test]
+fn an_element_that_leads_to_the_refusal_port_refuses() {
+    let mut refusing = table();
+    for element in refusing.portals.values_mut() {
+        element.refused = true;
+    }
+    let verdict = from_pods(&before_iptables(&[refusing]), RUNS);
+    assert_eq!(verdict.outcome, "refused at once");
+}
+
+#[test]
+fn a_table_whose_gate_is_closed_handles_nothing_and_that_is_noted() {
+    let closed = TableFound {
+        open_for: None,
+        ..table()
+    };
+    let kernel = before_iptables(&[closed.clone()]);
+    for (agent, advice) in [(RUNS, "status"), (Agent::Silent, "cleanup")] {
+        let verdict = from_pods(&kernel, agent);
+        assert_eq!(verdict.handler, Handler::KubeProxy);
+        let [note] = &verdict.notes[..] else {
+            panic!("{:?}", verdict.notes);
+        };
+        assert!(note.contains("lets everything pass"), "{note}");
+        assert!(note.contains(advice), "{note}");
+    }
+    // Another agent has taken its place.
+    let second = TableFound {
+        name: "edgemesh-2",
+        ..table()
+    };
+    let verdict = from_pods(&before_iptables(&[closed, second]), RUNS);
+    assert!(verdict.place.unwrap().contains("ip edgemesh-2"));
+}
+
+#[test]
+fn without_an_agent_the_elements_name_their_services() {
+    let kernel = Kernel {
+        tables: vec![table()],
+        ..Kernel::default()
+    };
+    let named: Vec<String> = kernel.portals().into_values().collect();
+    assert_eq!(named, ["default/web:http"]);
+}
