@@ -15,9 +15,22 @@ pub(crate) enum FilterMode {
     IfLabelDoesNotExist,
 }
 
+/// `modules.edgeProxy.backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// As kube-proxy does it: the default, so the configuration does not mention it.
+    Auto,
+    /// Chains before kube-proxy's.
+    Iptables,
+    /// A table before everybody's.
+    Nftables,
+}
+
 /// How the agent of a node is started.
 #[derive(Debug)]
 pub(crate) struct AgentSetup {
+    /// For agents started from now on.
+    pub(crate) backend: Backend,
     config: PathBuf,
     state: PathBuf,
     kubeconfig: PathBuf,
@@ -27,6 +40,7 @@ impl AgentSetup {
     /// An agent that keeps its files in `folder` and reaches the cluster by `kubeconfig`.
     pub(crate) fn new(folder: &Path, kubeconfig: PathBuf) -> Self {
         Self {
+            backend: Backend::Auto,
             config: folder.join("edgemesh-agent.yaml"),
             state: folder.join("state"),
             kubeconfig,
@@ -47,6 +61,11 @@ impl AgentSetup {
             .arg(&self.state))
     }
 
+    /// `edgemesh-agent status --output json` on `node`.
+    pub(crate) fn status(&self, node: &Node) -> Program {
+        program(node).args(["status", "--output", "json"])
+    }
+
     /// `edgemesh-agent cleanup` on `node`.
     pub(crate) fn cleanup(&self, node: &Node) -> Program {
         program(node).arg("cleanup")
@@ -60,6 +79,12 @@ impl AgentSetup {
                 format!("    serviceFilterMode: {mode}\n")
             }
         };
+        let backend = match self.backend {
+            Backend::Auto => String::new(),
+            Backend::Iptables | Backend::Nftables => {
+                format!("    backend: {}\n", self.backend)
+            }
+        };
         format!(
             "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
              kind: EdgeMeshAgent\n\
@@ -68,8 +93,18 @@ impl AgentSetup {
              modules:\n\
              \x20 edgeProxy:\n\
              \x20   enable: true\n\
-             {mode}"
+             {mode}{backend}"
         )
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Auto => "auto",
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        })
     }
 }
 

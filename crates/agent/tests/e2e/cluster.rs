@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use edgemesh_lab::{
-    Background, ClusterService, Family, Flavour, Lab, Node, Place, Pod, Serve, Server, await_ok,
+    Answer, Background, ClusterService, Family, Flavour, Lab, Node, Place, Pod, Serve, Server,
+    await_ok,
 };
 
 use crate::agent::{AgentSetup, FilterMode};
 use crate::api::KubeApi;
 use crate::control_plane::ControlPlane;
-use crate::kube_proxy::KubeProxySetup;
+use crate::kube_proxy::{KubeProxySetup, Mode};
+use crate::kube_proxy_table::KubeProxyTable;
 use crate::logs::{Logs, show};
 use crate::portals::{CONTAINER, Entry, HOST, Portals, foreign_rules};
 use crate::programs::Programs;
@@ -159,19 +161,29 @@ impl Cluster {
             .endpoint(second)
     }
 
-    /// Starts kube-proxy and waits until it serves all Services.
+    /// Starts kube-proxy in its usual mode and waits until it serves all Services.
     pub(crate) fn start_kube_proxy(&self) -> Result<Background> {
+        self.start_kube_proxy_in(Mode::Iptables)
+    }
+
+    /// Starts kube-proxy and waits until it serves all Services.
+    pub(crate) fn start_kube_proxy_in(&self, mode: Mode) -> Result<Background> {
         let log = self.logs.folder()?.join("kube-proxy.log");
-        let running = self.kube_proxy.run(&self.node).start(log)?;
-        await_ok(PATIENCE, "kube-proxy has programmed its rules", || {
-            for family in self.kube_proxy.families() {
-                self.portals_of(*family)?.stand_beside_kube_proxy()?;
-            }
-            let portals = self.portals()?;
-            portals.kube_proxy_serves(WEB.name)?;
-            portals.kube_proxy_serves(DNS_TCP.name)
-        })?;
+        let running = self.kube_proxy.run(&self.node, mode).start(log)?;
+        await_ok(
+            PATIENCE,
+            "kube-proxy has programmed its rules",
+            || match mode {
+                Mode::Iptables => self.kube_proxys_chains_are_written(),
+                Mode::Nftables => self.kube_proxys_tables_are_written(),
+            },
+        )?;
         Ok(running)
+    }
+
+    /// The families that kube-proxy has rules for.
+    pub(crate) fn kube_proxys_families(&self) -> &'static [Family] {
+        self.kube_proxy.families()
     }
 
     /// Starts the agent in its usual filter mode.
@@ -315,6 +327,24 @@ impl Cluster {
         show(&format!("[{}] {text}", self.flavour));
     }
 
+    fn kube_proxys_chains_are_written(&self) -> Result<()> {
+        for family in self.kube_proxys_families() {
+            self.portals_of(*family)?.stand_beside_kube_proxy()?;
+        }
+        let portals = self.portals()?;
+        portals.kube_proxy_serves(WEB.name)?;
+        portals.kube_proxy_serves(DNS_TCP.name)
+    }
+
+    fn kube_proxys_tables_are_written(&self) -> Result<()> {
+        for family in self.kube_proxys_families() {
+            KubeProxyTable::read(&self.node, *family)?;
+        }
+        let table = KubeProxyTable::read(&self.node, Family::V4)?;
+        table.serves(WEB)?;
+        table.serves(DNS_TCP)
+    }
+
     fn through_agent(&self, from: &impl Place, entry: Entry, port: Port) -> Result<()> {
         let before = self.portals_of(port.family())?.caught(entry, port.name);
         let answer = ask(from, port)?;
@@ -325,13 +355,19 @@ impl Cluster {
             port.name,
             entry.to
         );
+        self.came_from_node(&answer)
+            .with_context(|| port.name.to_owned())
+    }
+
+    /// Fails unless the server saw an address of the node: the agent connects anew.
+    pub(crate) fn came_from_node(&self, answer: &Answer) -> Result<()> {
         let seen = answer.client.ip();
         let uplink = [
             Some(self.node.ipv4().into()),
             self.node.ipv6().map(Into::into),
         ];
         let own = self.node.pod_gateways().contains(&seen) || uplink.contains(&Some(seen));
-        ensure!(own, "{}: the server saw {seen}, not the node", port.name);
+        ensure!(own, "the server saw {seen}, not the node");
         Ok(())
     }
 
@@ -365,7 +401,7 @@ impl Cluster {
 }
 
 /// Sends a request from a place to a Service port.
-pub(crate) fn ask(from: &impl Place, port: Port) -> Result<edgemesh_lab::Answer> {
+pub(crate) fn ask(from: &impl Place, port: Port) -> Result<Answer> {
     let answer = if port.udp {
         from.ask_udp(port.address, "hello")?
     } else {
@@ -412,7 +448,8 @@ pub(crate) fn same_text(before: &str, now: &str) -> Result<()> {
     Ok(())
 }
 
-fn sorted_lines(text: &str) -> String {
+/// The same lines, in an order that says nothing.
+pub(crate) fn sorted_lines(text: &str) -> String {
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();
     lines.join("\n")

@@ -14,12 +14,14 @@ const BOTH_V4: Port = Port {
     address: "10.96.10.5:80",
     udp: false,
 };
-const BOTH_V6: Port = Port {
+/// The second address of a Service that has one of each family.
+pub(crate) const BOTH_V6: Port = Port {
     name: "default/both:http",
     address: "[fd00:10:96::5]:80",
     udp: false,
 };
-const V6_ALONE: Port = Port {
+/// Of a Service that has an IPv6 address only.
+pub(crate) const V6_ALONE: Port = Port {
     name: "default/six:dns",
     address: "[fd00:10:96::6]:53",
     udp: true,
@@ -38,21 +40,8 @@ fn both_families(cluster: &mut Cluster) -> Result<()> {
     let _kube_proxy = cluster.start_kube_proxy()?;
     let _agent = cluster.start_agent()?;
     cluster.await_in_force()?;
-    let [first, second] = &cluster.servers;
-    let api = cluster.api()?;
-    let both = ClusterService::new("default/both")
-        .cluster_ip("10.96.10.5")
-        .cluster_ip("fd00:10:96::5")
-        .tcp("http", 80, 8080)
-        .endpoint(first)
-        .endpoint(second);
-    let six = ClusterService::new("default/six")
-        .cluster_ip("fd00:10:96::6")
-        .udp("dns", 53, 5353)
-        .endpoint(first);
     let start = Instant::now();
-    api.apply_service(&both)?;
-    api.apply_service(&six)?;
+    make_services(cluster)?;
     cluster.measure(
         start,
         REPAIRED,
@@ -66,4 +55,22 @@ fn both_families(cluster: &mut Cluster) -> Result<()> {
     )?;
     cluster.portals_of(Family::V6)?.come_first()?;
     cluster.portals()?.leave_alone("default/six")
+}
+
+/// Makes the Services behind [`BOTH_V6`] and [`V6_ALONE`].
+pub(crate) fn make_services(cluster: &Cluster) -> Result<()> {
+    let [first, second] = &cluster.servers;
+    let api = cluster.api()?;
+    let both = ClusterService::new("default/both")
+        .cluster_ip("10.96.10.5")
+        .cluster_ip("fd00:10:96::5")
+        .tcp("http", 80, 8080)
+        .endpoint(first)
+        .endpoint(second);
+    let six = ClusterService::new("default/six")
+        .cluster_ip("fd00:10:96::6")
+        .udp("dns", 53, 5353)
+        .endpoint(first);
+    api.apply_service(&both)?;
+    api.apply_service(&six)
 }

@@ -1,6 +1,7 @@
-//! The real kube-proxy, in iptables mode.
+//! The real kube-proxy.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -8,6 +9,24 @@ use edgemesh_lab::{Family, Flavour, Node, Place, Program};
 
 use crate::flavoured_path::flavoured_path;
 use crate::programs::Programs;
+
+/// Where kube-proxy puts its rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Chains in the tables of iptables.
+    Iptables,
+    /// A table of its own (since 1.31 without a feature gate).
+    Nftables,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        })
+    }
+}
 
 /// How kube-proxy is started.
 #[derive(Debug)]
@@ -47,7 +66,7 @@ impl KubeProxySetup {
     }
 
     /// kube-proxy on `node`.
-    pub(crate) fn run(&self, node: &Node) -> Program {
+    pub(crate) fn run(&self, node: &Node, mode: Mode) -> Program {
         let gates =
             (!self.endpoint_slices).then_some("--feature-gates=EndpointSliceProxying=false");
         let pod_ranges = if self.dual_stack {
@@ -60,7 +79,7 @@ impl KubeProxySetup {
             .arg(format!("--kubeconfig={}", self.kubeconfig.display()))
             .arg(format!("--hostname-override={}", node.name()))
             .arg(format!("--cluster-cidr={pod_ranges}"))
-            .arg("--proxy-mode=iptables")
+            .arg(format!("--proxy-mode={mode}"))
             // Every sync of 1.20 puts its rules in another order; let changes alone cause them.
             .args(["--iptables-sync-period=1h", "--iptables-min-sync-period=0s"])
             // Limits of the whole kernel, which nobody may set from a user namespace.

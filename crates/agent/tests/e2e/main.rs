@@ -11,15 +11,18 @@ mod control_plane;
 mod credentials;
 mod flavoured_path;
 mod kube_proxy;
+mod kube_proxy_table;
 mod logs;
 mod portals;
 mod programs;
+mod status;
 
 mod api_server_loss;
 mod changes;
 mod dual_stack;
 mod filter;
 mod kube_proxy_alone;
+mod kube_proxy_modes;
 mod life;
 mod precedence;
 mod repair;

@@ -38,6 +38,11 @@ impl Programs {
     pub(crate) fn are_dual_stack(&self) -> bool {
         self.minor >= 23
     }
+
+    /// Whether kube-proxy's nftables mode needs no feature gate (since 1.31).
+    pub(crate) fn have_nftables_mode(&self) -> bool {
+        self.minor >= 31
+    }
 }
 
 fn from_environment(name: &str) -> Result<PathBuf> {
