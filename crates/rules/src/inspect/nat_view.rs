@@ -109,8 +109,8 @@ impl NatView {
         self.own[chain.index()].len()
     }
 
-    /// Rules in one of our chains that are for no portal and for no traffic of our own: gates
-    /// and strangers.
+    /// Rules in one of our chains that are for no portal and for no traffic of our own: the
+    /// gate that lets everything pass while no agent lives, and strangers.
     #[must_use]
     pub fn other_own_rules(&self, chain: OwnChain) -> &[StandingRule] {
         &self.unknown[chain.index()]
@@ -197,16 +197,13 @@ impl NatView {
                 to,
                 comment,
             }) => Some((frontend, to, comment.into_owned())),
-            Some(
-                OwnRule::OwnTraffic(_)
-                | OwnRule::LeftWhileDead(_)
-                | OwnRule::RefusedWhileDead { .. },
-            ) => return,
+            // While no agent lives it refuses, as the listener that is gone would.
+            Some(OwnRule::OwnTraffic(_) | OwnRule::RefusedWhileDead { .. }) => return,
             Some(OwnRule::NotThroughPortal { refused_at, .. }) => {
                 self.refused_at = Some(refused_at);
                 return;
             }
-            None => None,
+            Some(OwnRule::LeftWhileDead(_)) | None => None,
         };
         match own {
             Some((frontend, to, comment)) => {
@@ -350,7 +347,7 @@ mod tests {
 [5:300] -A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
 [4:240] -A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
 [0:0] -A EDGEMESH-PORTALS-CONTAINER -m mark --mark 0x2000/0x2000 -m comment --comment "edgemesh: the agent's own traffic" -j RETURN
-[0:0] -A EDGEMESH-PORTALS-CONTAINER -m set ! --match-set EDGEMESH-ALIVE dst -j RETURN
+[0:0] -A EDGEMESH-PORTALS-CONTAINER -m set ! --match-set EDGEMESH-ALIVE dst -m comment --comment "edgemesh: kube-proxy's while no agent lives" -j RETURN
 [0:0] -A EDGEMESH-PORTALS-CONTAINER -d 169.254.96.16/32 -p tcp -m comment --comment "edgemesh: not through a portal" -j DNAT --to-destination 169.254.96.16:9
 [3:180] -A EDGEMESH-PORTALS-CONTAINER -d 10.96.0.1/32 -p tcp -m comment --comment "default/web:http" -m tcp --dport 80 -j DNAT --to-destination 169.254.96.16:20007
 [1:60] -A EDGEMESH-PORTALS-CONTAINER -d 10.96.0.2/32 -p udp -m comment --comment "default/dns" -m udp --dport 53 -j DNAT --to-destination 169.254.96.16:9
@@ -409,7 +406,7 @@ COMMIT
     }
 
     #[test]
-    fn a_gate_in_our_chain_is_told_apart_from_portals() {
+    fn the_gate_in_our_chain_is_told_apart_from_portals() {
         let view = view();
         let gates = view.other_own_rules(OwnChain::Container);
         assert_eq!(gates.len(), 1);
