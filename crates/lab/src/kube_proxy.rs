@@ -1,12 +1,15 @@
-//! A stand-in for kube-proxy in iptables mode: the same chains, names, jumps and order of
-//! steps, for the Services it is told of. Source: kube-proxy `pkg/proxy/iptables/proxier.go`.
+//! A stand-in for kube-proxy in its iptables or nftables mode: the same tables, chains,
+//! names, jumps and order of steps, for the Services it is told of. Source: kube-proxy
+//! `pkg/proxy/iptables/proxier.go`, `pkg/proxy/nftables/proxier.go`.
 
 mod chain_names;
+mod nftables;
 mod render;
 
 use anyhow::Result;
 
 pub use chain_names::{endpoint_chain, service_chain};
+pub use nftables::render_nftables;
 pub use render::render;
 
 use crate::client::Place;
@@ -14,6 +17,21 @@ use crate::iptables::{Family, Flavour, Table};
 use crate::namespace::Namespace;
 use crate::node::Node;
 use crate::service::ClusterService;
+
+/// How kube-proxy programs the kernel (`--proxy-mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KubeProxyMode {
+    /// By this flavour of iptables.
+    Iptables(Flavour),
+    /// By a table of its own in nf_tables.
+    Nftables,
+}
+
+impl From<Flavour> for KubeProxyMode {
+    fn from(flavour: Flavour) -> Self {
+        Self::Iptables(flavour)
+    }
+}
 
 /// A jump from a built-in chain to one of kube-proxy's.
 struct Jump {
@@ -109,7 +127,7 @@ fn cluster_range(family: Family) -> &'static str {
 #[derive(Debug)]
 pub struct KubeProxy {
     place: Namespace,
-    flavour: Flavour,
+    mode: KubeProxyMode,
     families: &'static [Family],
     services: Vec<ClusterService>,
 }
@@ -121,15 +139,20 @@ impl Place for KubeProxy {
 }
 
 impl KubeProxy {
-    /// Starts it on a node: programs both families (IPv4 alone on a node without IPv6).
+    /// Starts it on a node, in a mode or, with a [`Flavour`], in iptables mode: programs
+    /// both families (IPv4 alone on a node without IPv6).
     ///
     /// # Errors
     ///
-    /// Those of iptables, with the command line.
-    pub fn start(node: &Node, flavour: Flavour, services: &[ClusterService]) -> Result<Self> {
+    /// Those of iptables or nft, with the command line.
+    pub fn start(
+        node: &Node,
+        mode: impl Into<KubeProxyMode>,
+        services: &[ClusterService],
+    ) -> Result<Self> {
         let mut proxy = Self {
             place: node.namespace().clone(),
-            flavour,
+            mode: mode.into(),
             families: node.families(),
             services: Vec::new(),
         };
@@ -149,26 +172,39 @@ impl KubeProxy {
 
     /// What a restarted kube-proxy does, or a running one that found its chains flushed:
     /// jumps that are missing are put first, and all chains are written anew. Jumps that
-    /// stand stay where they are.
+    /// stand stay where they are, and so do chains that nf_tables has hooked in.
     ///
     /// # Errors
     ///
-    /// Those of iptables, with the command line.
+    /// Those of iptables or nft, with the command line.
     pub fn restart(&self) -> Result<()> {
         for family in self.families {
-            self.flavour.restore(self, *family, SIGNS)?;
-            for jump in &JUMPS {
-                self.ensure(*family, jump)?;
+            match self.mode {
+                KubeProxyMode::Iptables(flavour) => self.write_chains(flavour, *family)?,
+                KubeProxyMode::Nftables => self.write_table(*family)?,
             }
-            let text = render(&self.services, *family, cluster_range(*family));
-            self.flavour.restore(self, *family, &text)?;
         }
         Ok(())
     }
 
-    fn ensure(&self, family: Family, jump: &Jump) -> Result<()> {
+    fn write_table(&self, family: Family) -> Result<()> {
+        let text = render_nftables(&self.services, family, cluster_range(family));
+        self.program("nft").args(["-f", "-"]).input(text).run()?;
+        Ok(())
+    }
+
+    fn write_chains(&self, flavour: Flavour, family: Family) -> Result<()> {
+        flavour.restore(self, family, SIGNS)?;
+        for jump in &JUMPS {
+            self.ensure(flavour, family, jump)?;
+        }
+        let text = render(&self.services, family, cluster_range(family));
+        flavour.restore(self, family, &text)
+    }
+
+    fn ensure(&self, flavour: Flavour, family: Family, jump: &Jump) -> Result<()> {
         let command = |action: &'static str| {
-            self.program(self.flavour.tool(family, ""))
+            self.program(flavour.tool(family, ""))
                 .args(["--wait", "5", "-t", jump.table.name(), action, jump.from])
                 .args(jump.rule())
         };

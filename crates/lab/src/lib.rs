@@ -71,7 +71,10 @@ pub use enter::{
     Entered, Inside, enter, enter_as_root_if_possible, test, test_each_flavour, test_within,
 };
 pub use iptables::{Family, Flavour, Table};
-pub use kube_proxy::{KubeProxy, endpoint_chain, leave_kubelets_signs, render, service_chain};
+pub use kube_proxy::{
+    KubeProxy, KubeProxyMode, endpoint_chain, leave_kubelets_signs, render, render_nftables,
+    service_chain,
+};
 pub use lab::Lab;
 pub use namespace::Namespace;
 pub use network::Network;

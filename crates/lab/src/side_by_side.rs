@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::agent::Agent;
 use crate::client::{Answer, Place};
 use crate::iptables::{Family, Flavour, Table};
-use crate::kube_proxy::KubeProxy;
+use crate::kube_proxy::{KubeProxy, KubeProxyMode};
 use crate::lab::Lab;
 use crate::node::Node;
 use crate::pod::Pod;
@@ -101,14 +101,23 @@ impl SideBySide {
         }
     }
 
-    /// Starts kube-proxy.
+    /// Starts kube-proxy, in iptables mode with the flavour of this stage.
     ///
     /// # Errors
     ///
     /// Those of iptables.
     pub fn start_kube_proxy(&mut self) -> Result<()> {
+        self.start_kube_proxy_in(self.flavour.into())
+    }
+
+    /// Starts kube-proxy in a mode.
+    ///
+    /// # Errors
+    ///
+    /// Those of iptables or nft.
+    pub fn start_kube_proxy_in(&mut self, mode: KubeProxyMode) -> Result<()> {
         let services = with_endpoint(&self.services, &self.kube_proxys_pod);
-        self.kube_proxy = Some(KubeProxy::start(&self.node, self.flavour, &services)?);
+        self.kube_proxy = Some(KubeProxy::start(&self.node, mode, &services)?);
         Ok(())
     }
 

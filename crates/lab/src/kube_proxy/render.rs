@@ -31,14 +31,14 @@ pub fn render(services: &[ClusterService], family: Family, cluster_range: &str) 
 }
 
 /// One service port on one of the Service's addresses.
-struct Portal<'a> {
-    name: String,
-    port: &'a ServicePort,
-    address: IpAddr,
-    endpoints: Vec<SocketAddr>,
+pub(super) struct Portal<'a> {
+    pub(super) name: String,
+    pub(super) port: &'a ServicePort,
+    pub(super) address: IpAddr,
+    pub(super) endpoints: Vec<SocketAddr>,
 }
 
-fn addresses_of(service: &ClusterService, family: Family) -> Vec<IpAddr> {
+pub(super) fn addresses_of(service: &ClusterService, family: Family) -> Vec<IpAddr> {
     let parsed = service.cluster_ips.iter().filter_map(|ip| ip.parse().ok());
     parsed.filter(|ip| family_of(*ip) == family).collect()
 }
@@ -51,7 +51,7 @@ fn family_of(address: IpAddr) -> Family {
 }
 
 impl<'a> Portal<'a> {
-    fn new(
+    pub(super) fn new(
         service: &ClusterService,
         port: &'a ServicePort,
         address: IpAddr,
