@@ -134,19 +134,27 @@ impl<'a> Stage<'a> {
         Ok(kube_proxy)
     }
 
-    /// Starts kube-proxy again so that it comes before all others of its kind: in nftables
-    /// mode it makes its table anew, and in iptables mode it puts jumps on top that it misses.
+    /// Starts kube-proxy again so that it gets before all others of its kind. What it finds
+    /// stays where it is; jumps that it misses it puts on top, and a table that it misses it
+    /// makes anew, which the kernel puts before its equals.
     fn on_top_again(&self, mut kube_proxy: Background) -> Result<Background> {
+        let Self { cluster, mode, .. } = self;
         kube_proxy.kill()?;
-        if self.mode == Mode::Iptables {
-            for entry in ENTRIES {
-                let place = self.cluster.portals()?.place(entry, "KUBE-SERVICES");
-                let number = place.map_or_else(String::new, |place| (place + 1).to_string());
-                self.cluster
-                    .iptables(["-t", "nat", "-D", entry.from, &number])?;
+        match mode {
+            Mode::Iptables => {
+                for entry in ENTRIES {
+                    let place = cluster.portals()?.place(entry, "KUBE-SERVICES");
+                    let number = place.map_or_else(String::new, |place| (place + 1).to_string());
+                    cluster.iptables(["-t", "nat", "-D", entry.from, &number])?;
+                }
+            }
+            Mode::Nftables => {
+                for family in cluster.kube_proxys_families() {
+                    KubeProxyTable::remove(&cluster.node, *family)?;
+                }
             }
         }
-        self.cluster.start_kube_proxy_in(self.mode)
+        cluster.start_kube_proxy_in(*mode)
     }
 
     /// Waits until the agent serves all by this way.
@@ -246,8 +254,10 @@ fn iptables_beside_nftables_mode(cluster: &mut Cluster) -> Result<()> {
     answered_by_either(&stage, "kube-proxy was there")?;
     same_text(&before, &stage.foreign_rules()?).context("rules of others changed")?;
     kube_proxy.kill()?;
-    let _kube_proxy = cluster.start_kube_proxy_in(Mode::Nftables)?;
+    let kube_proxy = cluster.start_kube_proxy_in(Mode::Nftables)?;
     answered_by_either(&stage, "kube-proxy restarted")?;
+    let _kube_proxy = stage.on_top_again(kube_proxy)?;
+    answered_by_either(&stage, "kube-proxy restarted on top")?;
     goes_by(cluster, way)
 }
 
