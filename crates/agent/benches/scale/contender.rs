@@ -10,7 +10,7 @@ use edgemesh_lab::{
 };
 
 use crate::cluster::{Cluster, Kubernetes};
-use crate::kube_proxy::KubeProxySetup;
+use crate::kube_proxy::{KubeProxySetup, Mode};
 
 /// From this many Services on, kube-proxy's transaction is too long for iptables-nft in a
 /// user namespace (some 270 rules fit, and each Service with two endpoints has six).
@@ -121,7 +121,7 @@ impl<'c> Prepared<'c> {
             Self::AgentOfManifests(agent) => agent.run_command().start(log),
             Self::AgentOfApi { program, .. } => program.start(log),
             Self::KubeProxy { setup, .. } => setup
-                .run(node)
+                .run(node, Mode::Iptables)
                 // The defaults of kube-proxy instead of the end-to-end test's.
                 .args([
                     "--iptables-sync-period=30s",

@@ -145,7 +145,7 @@ fn a_table_whose_gate_is_closed_handles_nothing_and_that_is_noted() {
         open_for: None,
         ..table()
     };
-    let kernel = before_iptables(&[closed.clone()]);
+    let kernel = before_iptables(std::slice::from_ref(&closed));
     for (agent, advice) in [(RUNS, "status"), (Agent::Silent, "cleanup")] {
         let verdict = from_pods(&kernel, agent);
         assert_eq!(verdict.handler, Handler::KubeProxy);
