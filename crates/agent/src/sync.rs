@@ -321,6 +321,8 @@ impl Sync {
             }
             self.telling
                 .holds(wanted.family(), family.backend.choice(), &[]);
+            self.figures
+                .goes_by(wanted.family(), family.backend.choice().kind);
         }
         self.undone(&repairs);
         Ok(())
@@ -348,6 +350,8 @@ impl Sync {
             }
             self.telling
                 .holds(wanted.family(), family.backend.choice(), &put_back);
+            self.figures
+                .goes_by(wanted.family(), family.backend.choice().kind);
         }
         self.undone(&repairs);
         Ok(())

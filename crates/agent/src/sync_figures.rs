@@ -1,10 +1,11 @@
 //! What the sync loop tells `/metrics`.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use edgemesh_catalog::Catalog;
-use edgemesh_rules::Applied;
+use edgemesh_rules::{Applied, BackendKind, Family};
 
 use crate::metrics::{Figures, Kind, Sample};
 use crate::wanted::Handling;
@@ -24,6 +25,7 @@ struct State {
     repairs: u64,
     last_apply: Duration,
     lines: u64,
+    backends: BTreeMap<Family, BackendKind>,
 }
 
 impl SyncFigures {
@@ -43,6 +45,13 @@ impl SyncFigures {
         self.with(|state| {
             state.last_apply = applied.took;
             state.lines += applied.lines as u64;
+        });
+    }
+
+    /// A family's rules are in, by this way.
+    pub(crate) fn goes_by(&self, family: Family, way: BackendKind) {
+        self.with(|state| {
+            state.backends.insert(family, way);
         });
     }
 
@@ -107,6 +116,13 @@ impl Figures for std::sync::Arc<SyncFigures> {
             "handling",
             &portals,
         ));
+        samples.extend(state.backends.iter().map(|(family, way)| Sample {
+            name: "edgemesh_backend_info",
+            help: "By which way a family's rules are in the kernel; always 1",
+            kind: Kind::Gauge,
+            labels: vec![("family", family.to_string()), ("backend", way.to_string())],
+            value: 1.0,
+        }));
         samples.extend([
             single(
                 "edgemesh_syncs",
@@ -140,5 +156,37 @@ impl Figures for std::sync::Arc<SyncFigures> {
             ),
         ]);
         samples
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use edgemesh_rules::Flavour;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn each_family_tells_the_one_way_that_it_goes_by() {
+        let figures = Arc::new(SyncFigures::default());
+        let page = || Metrics::new(vec![Box::new(Arc::clone(&figures))]).encode();
+        assert!(!page().unwrap().contains("edgemesh_backend_info"));
+        figures.goes_by(Family::V4, BackendKind::Iptables(Flavour::Legacy));
+        figures.goes_by(Family::V6, BackendKind::Nftables);
+        figures.goes_by(Family::V4, BackendKind::Nftables);
+        let page = page().unwrap();
+        let told: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("edgemesh_backend_info"))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "edgemesh_backend_info{family=\"IPv4\",backend=\"nftables\"} 1.0",
+                "edgemesh_backend_info{family=\"IPv6\",backend=\"nftables\"} 1.0",
+            ]
+        );
     }
 }
