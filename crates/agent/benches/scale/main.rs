@@ -20,6 +20,7 @@ mod flavoured_path;
 #[expect(dead_code, reason = "the end-to-end tests use the rest")]
 mod kube_proxy;
 #[path = "../../tests/e2e/programs.rs"]
+#[expect(dead_code, reason = "the end-to-end tests use the rest")]
 mod programs;
 
 mod bulk_objects;

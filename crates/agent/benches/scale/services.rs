@@ -28,17 +28,17 @@ pub(crate) fn bulk(index: usize) -> ClusterService {
 
 /// The Service that is asked to know when all are in.
 pub(crate) fn answering(pods: &[Pod; 2]) -> ClusterService {
-    with_pods(named("default/answering".to_owned(), FIRST_ADDED - 1), pods)
+    with_pods(named("default/answering", FIRST_ADDED - 1), pods)
 }
 
 /// A Service to add.
 pub(crate) fn added(index: usize, pods: &[Pod; 2]) -> ClusterService {
     let name = format!("default/added-{index:02}");
-    with_pods(named(name, FIRST_ADDED + index), pods)
+    with_pods(named(&name, FIRST_ADDED + index), pods)
 }
 
-fn named(name: String, index: usize) -> ClusterService {
-    ClusterService::new(&name)
+fn named(name: &str, index: usize) -> ClusterService {
+    ClusterService::new(name)
         .cluster_ip(&nth([10, 96], index).to_string())
         .tcp("http", PORT, TARGET)
 }
