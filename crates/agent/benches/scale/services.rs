@@ -15,7 +15,7 @@ const FIRST_ADDED: usize = 60_000;
 
 /// Service number `index`, with two endpoints that exist as addresses only.
 pub(crate) fn bulk(index: usize) -> ClusterService {
-    let mut service = named(format!("default/service-{index:05}"), index);
+    let mut service = named(&format!("default/service-{index:05}"), index);
     for endpoint in [2 * index, 2 * index + 1] {
         service.endpoints.push(Endpoint {
             addresses: vec![IpAddr::V4(nth([10, 245], endpoint))],
