@@ -57,6 +57,15 @@ impl Fold {
         self.catalog.clone()
     }
 
+    /// Stores what has been taken in with as little memory as it takes. To be called after
+    /// very many changes: maps that grow in the order of their keys are half empty.
+    pub fn pack(&mut self) {
+        pack(Arc::make_mut(&mut self.catalog.services));
+        pack(Arc::make_mut(&mut self.catalog.slices));
+        pack(Arc::make_mut(&mut self.catalog.nodes));
+        pack(&mut self.slice_owner);
+    }
+
     /// Takes one change in. Returns whether the catalog is different from before, so
     /// that repeated or irrelevant updates wake nobody.
     pub fn apply(&mut self, change: Change) -> bool {
@@ -144,6 +153,11 @@ impl Fold {
         }
         true
     }
+}
+
+/// A map made from all entries at once has full nodes.
+fn pack<K: Ord, V>(map: &mut BTreeMap<K, V>) {
+    *map = std::mem::take(map).into_iter().collect();
 }
 
 /// Where among a Service's slices the one of that name is, or belongs.

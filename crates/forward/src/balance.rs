@@ -22,7 +22,8 @@ pub(crate) struct Balancer {
     turns: VecDeque<usize>,
     /// Only those that failed and have not answered since: usually empty.
     unwell: BTreeMap<SocketAddr, Unwell>,
-    affinity: Option<Affinity>,
+    /// In a box: few portals have it.
+    affinity: Option<Box<Affinity>>,
 }
 
 #[derive(Debug)]
@@ -86,7 +87,7 @@ impl Balancer {
 
     /// How long a client keeps its endpoint.
     pub(crate) fn affinity(&self) -> Option<Duration> {
-        self.affinity.as_ref().map(Affinity::timeout)
+        self.affinity.as_ref().map(|affinity| affinity.timeout())
     }
 
     /// Changes how long a client keeps its endpoint; none forgets all clients.
@@ -95,7 +96,7 @@ impl Balancer {
             (None, _) => self.affinity = None,
             (Some(timeout), Some(affinity)) => affinity.set_timeout(timeout),
             (Some(timeout), none) => {
-                *none = Some(Affinity::new(timeout, Affinity::MOST_CLIENTS));
+                *none = Some(Box::new(Affinity::new(timeout, Affinity::MOST_CLIENTS)));
             }
         }
     }

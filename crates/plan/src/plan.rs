@@ -220,7 +220,7 @@ fn frontend_left_alone(
         IpAddr::V6(_) if !policy.ipv6 => Some(LeftAlone::NoIpv6),
         IpAddr::V4(_) | IpAddr::V6(_) => taken
             .get(&frontend)
-            .map(|by| LeftAlone::FrontendTaken(by.clone())),
+            .map(|by| LeftAlone::FrontendTaken(Box::new(by.clone()))),
     }
 }
 

@@ -152,7 +152,9 @@ fn frontend_claimed_twice_goes_to_the_first_service_by_name() {
         targets,
         [
             Target::Refuse(Refusal::NoEndpoints),
-            Target::LeaveAlone(LeftAlone::FrontendTaken(web().port_name(&web().ports[0]))),
+            Target::LeaveAlone(LeftAlone::FrontendTaken(Box::new(
+                web().port_name(&web().ports[0])
+            ))),
         ]
     );
     assert_eq!(plan.intercepted().count(), 1);

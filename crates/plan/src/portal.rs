@@ -129,8 +129,9 @@ pub enum LeftAlone {
     /// Not an address that can belong to a Service (unspecified, loopback, link-local or
     /// multicast).
     UnusableClusterIp,
-    /// Another service port has the same frontend. It keeps it.
-    FrontendTaken(ServicePortName),
+    /// Another service port has the same frontend. It keeps it. (In a box, so that this rare
+    /// case does not double the size of every portal.)
+    FrontendTaken(Box<ServicePortName>),
 }
 
 impl fmt::Display for EndpointChoice {

@@ -120,7 +120,17 @@ impl Directory {
                 changed |= self.read_again(&name);
             }
         }
+        if changed {
+            self.pack();
+        }
         Ok(changed)
+    }
+
+    /// Files are read in the order of their names, which leaves maps half empty.
+    fn pack(&mut self) {
+        self.overlay.pack();
+        self.names.pack();
+        self.files = std::mem::take(&mut self.files).into_iter().collect();
     }
 
     /// Reads these files again, whether they seem changed or not. Returns whether the

@@ -57,6 +57,13 @@ impl Overlay {
         self.fold.catalog()
     }
 
+    /// Gives memory back after very many changes, see [`Fold::pack`].
+    pub(crate) fn pack(&mut self) {
+        self.fold.pack();
+        self.files = std::mem::take(&mut self.files).into_iter().collect();
+        self.owners = std::mem::take(&mut self.owners).into_iter().collect();
+    }
+
     /// Makes `objects`, of which no two have the same key, all that a file says.
     pub(crate) fn put_file(&mut self, file: &FileName, objects: Vec<Manifest>) -> Effect {
         let mut gone: BTreeSet<ManifestKey> =

@@ -30,6 +30,12 @@ impl KnownNames {
         new
     }
 
+    /// Gives memory back after very many names: a set that grows in the order of its members
+    /// is half empty.
+    pub(crate) fn pack(&mut self) {
+        self.names = std::mem::take(&mut self.names).into_iter().collect();
+    }
+
     fn forget_unused(&mut self) {
         self.names.retain(|name| Arc::strong_count(name) > 1);
         self.kept = self.names.len();
