@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use edgemesh_lab::{await_ok, test_each_flavour};
+use edgemesh_lab::{Family, await_ok, test_each_flavour};
 
 use crate::cluster::{Cluster, PATIENCE, REPAIRED};
 use crate::portals::{ENTRIES, Entry};
@@ -32,9 +32,7 @@ fn tables_and_jumps(cluster: &mut Cluster) -> Result<()> {
     }
     for entry in ENTRIES {
         let start = Instant::now();
-        delete_jump(cluster, entry)?;
-        cluster.iptables(["-t", "nat", "-F", entry.to])?;
-        cluster.iptables(["-t", "nat", "-X", entry.to])?;
+        delete_chain(cluster, entry)?;
         let what = format!("{} deleted: repaired", entry.to);
         cluster.measure(start, REPAIRED, &what, || repaired(cluster))?;
     }
@@ -92,6 +90,14 @@ fn delete_jump(cluster: &Cluster, entry: Entry) -> Result<()> {
     let number = place.map_or_else(String::new, |place| (place + 1).to_string());
     cluster.iptables(["-t", "nat", "-D", entry.from, &number])?;
     Ok(())
+}
+
+/// In one transaction: between two the agent may have put something back already.
+fn delete_chain(cluster: &Cluster, Entry { from, to }: Entry) -> Result<()> {
+    let place = cluster.portals()?.place(Entry { from, to }, to);
+    let number = place.map_or_else(String::new, |place| (place + 1).to_string());
+    let lines = format!("*nat\n-D {from} {number}\n-F {to}\n-X {to}\nCOMMIT\n");
+    cluster.flavour.restore(&cluster.node, Family::V4, &lines)
 }
 
 /// The rules of a chain, sorted: beyond the first ones their order means nothing.
