@@ -30,6 +30,7 @@ mod sync;
 mod sync_figures;
 mod termination;
 mod text;
+mod udp_flows;
 mod wanted;
 
 use std::process::ExitCode;

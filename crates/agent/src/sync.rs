@@ -24,6 +24,7 @@ use crate::health::{Condition, Health};
 use crate::in_force::{InForce, Planned, Telling};
 use crate::repair_pace::{Pace, RepairPace};
 use crate::sync_figures::SyncFigures;
+use crate::udp_flows::UdpFlows;
 use crate::wanted;
 
 /// Pause after the first failure to program the kernel; doubled for each further one.
@@ -58,6 +59,7 @@ struct FamilyRules {
     empty: Ruleset,
     /// What the last successful transaction made of it; none before the first one.
     wanted: Option<Arc<Ruleset>>,
+    flows: UdpFlows,
 }
 
 /// The loop and all that it owns.
@@ -115,6 +117,7 @@ impl Sync {
                     backend: family.backend,
                     empty: Ruleset::new(family.intercept, refusal_port, parts.mark),
                     wanted: None,
+                    flows: UdpFlows::default(),
                 })
             })
             .collect();
@@ -229,7 +232,14 @@ impl Sync {
         } = self;
         for family in &mut families {
             match family.backend.remove().await {
-                Ok(_) => tracing::info!(family = %family.empty.family(), "rules are out"),
+                Ok(_) => {
+                    tracing::info!(family = %family.empty.family(), "rules are out");
+                    let nothing = Arc::new(family.empty.clone());
+                    family
+                        .flows
+                        .rules_changed(family.wanted.as_deref(), &nothing);
+                    family.flows.tidy(&nothing).await;
+                }
                 Err(error) => tracing::error!(
                     error = &error as &dyn std::error::Error,
                     "rules may be left; `edgemesh-agent cleanup` removes them"
@@ -306,6 +316,10 @@ impl Sync {
             let applied = family.backend.apply(&wanted).await?;
             tracing::debug!(family = %wanted.family(), ?applied, "rules follow the catalog");
             self.figures.applied(&applied);
+            family
+                .flows
+                .rules_changed(family.wanted.as_deref(), &wanted);
+            family.flows.tidy(&wanted).await;
             match family.wanted.replace(Arc::clone(&wanted)) {
                 Some(_) => repairs.extend(in_family(wanted.family(), applied.repairs)),
                 // The first time there is nothing to repair, only what another run left.
@@ -337,6 +351,7 @@ impl Sync {
             let changes = family.host.verify(&wanted::addresses(wanted)).await?;
             report_changes(&self.figures, wanted.family(), &changes);
             let verified = family.backend.verify(wanted).await?;
+            family.flows.tidy(wanted).await;
             repairs.extend(in_family(wanted.family(), verified.repairs));
             let put_back: Vec<String> = (!changes.is_nothing())
                 .then(|| format!("address or routes: {changes}"))

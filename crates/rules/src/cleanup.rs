@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::gate::remove_sets;
 use crate::host_network::remove_left_behind;
@@ -10,7 +11,8 @@ use crate::leftover::may_hold_chains;
 use crate::nf_tables::NfTables;
 use crate::nftables::leftover::remove_leftovers;
 use crate::removal::remove_all;
-use crate::{Family, Flavour, Removed};
+use crate::stale_flows::remove_stale_flows;
+use crate::{Family, Flavour, Mark, Removed, Ruleset};
 
 /// What [`cleanup`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,8 +41,9 @@ impl fmt::Display for CleanedUp {
 /// Removes everything that an agent can have left: chains and jumps of both families in
 /// both flavours of iptables, tables of nftables that no process holds, last-resort routes and their rule, the intercept address.
 ///
-/// `intercepts` are the intercept addresses to look for; they are needed on kernels before
-/// 5.18 alone, where an address can't carry a tag. To be called while no agent runs. Fine
+/// `intercepts` are the intercept addresses to look for: UDP flows that lead there are ended,
+/// and on kernels before 5.18, where an address can't carry a tag, the addresses are told by
+/// them. To be called while no agent runs. Fine
 /// when nothing is there; then nothing is changed.
 pub async fn cleanup(intercepts: &[IpAddr]) -> CleanedUp {
     let mut done = CleanedUp::default();
@@ -65,6 +68,16 @@ pub async fn cleanup(intercepts: &[IpAddr]) -> CleanedUp {
                 let cause = cause.map(ToString::to_string).unwrap_or_default();
                 done.problems.push(format!("{error} ({family}): {cause}"));
             }
+        }
+    }
+    for intercept in intercepts {
+        let nothing = Ruleset::new(*intercept, 0, Mark::AGENT);
+        match remove_stale_flows(Arc::new(nothing)).await {
+            Ok(0) => {}
+            Ok(flows) => done.removed.push(format!(
+                "{flows} UDP flows to {intercept} from connection tracking"
+            )),
+            Err(error) => tracing::debug!(%error, %intercept, "UDP flows are left"),
         }
     }
     done

@@ -27,6 +27,7 @@ mod precedence;
 mod removal;
 mod repair;
 mod ruleset;
+mod stale_flows;
 mod unchanged;
 
 pub use backend::{Applied, Backend, Change, Switched, Verified};
@@ -53,3 +54,4 @@ pub use precedence::Misplacement;
 pub use removal::Removed;
 pub use repair::Repair;
 pub use ruleset::{Mark, Misplaced, PortalRule, RuleComment, Ruleset};
+pub use stale_flows::remove_stale_flows;
