@@ -26,11 +26,8 @@ test: ## all tests that need no cluster, kernel labs included
 e2e: ## against a real etcd, kube-apiserver and kube-proxy (K8S_BIN=DIR ETCD=FILE: your own)
 	@e2e/run
 
-bench: ## time and memory at 100 to 10,000 Services, beside kube-proxy where K8S_BIN names one
-	@tools/prerequisites cc iptables ip unshare
-	@$(CARGO) build --locked --quiet --release -p edgemesh-agent
-	@target/release/edgemesh-agent --version
-	$(CARGO) bench --locked -p edgemesh-agent
+bench: ## time and memory at 100 to 10,000 Services, beside kube-proxy where e2e has built one
+	@crates/agent/benches/run
 
 check: ## formatting, lints, docs, licences
 	@tools/prerequisites cc
