@@ -18,8 +18,16 @@ const CREDIT: Duration = Duration::from_secs(10);
 /// The first pause; doubled for each further repair.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The longest.
+/// The longest, whatever a repair costs.
 const LAST_PAUSE: Duration = Duration::from_secs(10);
+
+/// The longest where a repair costs next to nothing: short enough that even somebody who
+/// deletes our rules one by one finds each back within two seconds.
+const LAST_CHEAP_PAUSE: Duration = Duration::from_secs(1);
+
+/// A pause need not be longer than so many times the repair before it: that keeps the work
+/// of repairing below 2 % of a processor.
+const REPAIRS_SHARE: u32 = 50;
 
 /// When the next repair may be made. Times are the caller's, and never go back.
 #[derive(Clone, Debug)]
@@ -68,8 +76,8 @@ impl RepairPace {
         calm
     }
 
-    /// A repair was made.
-    pub(crate) fn repaired(&mut self, now: Instant) -> Pace {
+    /// A repair was made, and `took` so long.
+    pub(crate) fn repaired(&mut self, now: Instant, took: Duration) -> Pace {
         if self.has_calmed_down(now) {
             self.pauses = 0;
         }
@@ -82,7 +90,7 @@ impl RepairPace {
         }
         let pause = FIRST_PAUSE
             .saturating_mul(2_u32.saturating_pow(self.pauses))
-            .min(LAST_PAUSE);
+            .min((took * REPAIRS_SHARE).clamp(LAST_CHEAP_PAUSE, LAST_PAUSE));
         self.pauses = self.pauses.saturating_add(1);
         self.not_before = now + pause;
         match self.pauses {
@@ -104,11 +112,19 @@ impl RepairPace {
 mod tests {
     use super::*;
 
+    const CHEAP: Duration = Duration::from_millis(5);
+    const DEAR: Duration = Duration::from_millis(500);
+
     /// Undone at once after each repair: the times from one repair to the next.
-    fn pauses(pace: &mut RepairPace, now: &mut Instant, repairs: usize) -> Vec<Duration> {
+    fn pauses(
+        pace: &mut RepairPace,
+        now: &mut Instant,
+        repairs: usize,
+        took: Duration,
+    ) -> Vec<Duration> {
         (0..repairs)
             .map(|_| {
-                pace.repaired(*now);
+                pace.repaired(*now, took);
                 let next = pace.not_before().max(*now);
                 let waited = next - *now;
                 *now = next;
@@ -121,7 +137,7 @@ mod tests {
     fn the_first_repairs_are_made_at_once_and_then_pauses_grow_to_a_limit() {
         let mut now = Instant::now();
         let mut pace = RepairPace::new(now);
-        let waited = pauses(&mut pace, &mut now, 20);
+        let waited = pauses(&mut pace, &mut now, 20, DEAR);
         assert_eq!(waited[..10], [Duration::ZERO; 10]);
         let millis: Vec<u128> = waited[10..].iter().map(Duration::as_millis).collect();
         assert_eq!(
@@ -131,11 +147,19 @@ mod tests {
     }
 
     #[test]
+    fn cheap_repairs_are_never_put_off_for_more_than_a_second() {
+        let mut now = Instant::now();
+        let mut pace = RepairPace::new(now);
+        let waited = pauses(&mut pace, &mut now, 40, CHEAP);
+        assert_eq!(waited.iter().max(), Some(&LAST_CHEAP_PAUSE));
+    }
+
+    #[test]
     fn a_repair_a_second_is_never_put_off() {
         let mut now = Instant::now();
         let mut pace = RepairPace::new(now);
         for _ in 0..1000 {
-            assert_eq!(pace.repaired(now), Pace::AtOnce);
+            assert_eq!(pace.repaired(now, CHEAP), Pace::AtOnce);
             assert!(pace.not_before() <= now);
             now += Duration::from_secs(1);
         }
@@ -147,7 +171,7 @@ mod tests {
         let mut pace = RepairPace::new(now);
         let mut contested = 0;
         for _ in 0..50 {
-            contested += usize::from(pace.repaired(now) == Pace::Contested);
+            contested += usize::from(pace.repaired(now, CHEAP) == Pace::Contested);
             now = pace.not_before().max(now);
             assert!(!pace.has_calmed_down(now));
         }
@@ -155,23 +179,23 @@ mod tests {
         now += CREDIT;
         assert!(pace.has_calmed_down(now));
         assert!(!pace.has_calmed_down(now));
-        assert_eq!(pace.repaired(now), Pace::AtOnce);
+        assert_eq!(pace.repaired(now, CHEAP), Pace::AtOnce);
     }
 
     #[test]
     fn one_who_lets_go_for_less_than_the_credit_is_still_at_it() {
         let mut now = Instant::now();
         let mut pace = RepairPace::new(now);
-        pauses(&mut pace, &mut now, 15);
+        pauses(&mut pace, &mut now, 15, DEAR);
         now += Duration::from_secs(5);
-        assert!(matches!(pace.repaired(now), Pace::Pausing(_)));
+        assert!(matches!(pace.repaired(now, CHEAP), Pace::Pausing(_)));
     }
 
     #[test]
     fn pauses_never_overflow() {
         let mut now = Instant::now();
         let mut pace = RepairPace::new(now);
-        let waited = pauses(&mut pace, &mut now, 200);
+        let waited = pauses(&mut pace, &mut now, 200, DEAR);
         assert_eq!(waited.last(), Some(&LAST_PAUSE));
     }
 }

@@ -306,6 +306,7 @@ impl Sync {
                 wanted::ruleset(family.empty.clone(), plan, destinations, before)
             })
             .collect();
+        let began = Instant::now();
         let mut repairs = Vec::new();
         for (family, wanted) in self.families.iter_mut().zip(wanted) {
             let wanted = Arc::new(wanted);
@@ -338,11 +339,12 @@ impl Sync {
             self.figures
                 .goes_by(wanted.family(), family.backend.choice().kind);
         }
-        self.undone(&repairs);
+        self.undone(began, &repairs);
         Ok(())
     }
 
     async fn check(&mut self) -> Result<(), SyncError> {
+        let began = Instant::now();
         let mut repairs = Vec::new();
         for family in &mut self.families {
             let Some(wanted) = &family.wanted else {
@@ -368,12 +370,13 @@ impl Sync {
             self.figures
                 .goes_by(wanted.family(), family.backend.choice().kind);
         }
-        self.undone(&repairs);
+        self.undone(began, &repairs);
         Ok(())
     }
 
     /// Looks after a change that the kernel told of; whether anything had to be put right.
     async fn glance(&mut self) -> Result<bool, SyncError> {
+        let began = Instant::now();
         let mut repairs = Vec::new();
         for family in &mut self.families {
             let Some(wanted) = &family.wanted else {
@@ -382,12 +385,13 @@ impl Sync {
             let verified = family.backend.glance(wanted).await?;
             repairs.extend(in_family(wanted.family(), verified.repairs));
         }
-        self.undone(&repairs);
+        self.undone(began, &repairs);
         Ok(!repairs.is_empty())
     }
 
-    /// Takes down what had been undone and is repaired now, and by whom.
-    fn undone(&mut self, repairs: &[(Family, Repair)]) {
+    /// Takes down what had been undone and is repaired now by a round that `began` then, and
+    /// by whom it was.
+    fn undone(&mut self, began: Instant, repairs: &[(Family, Repair)]) {
         let now = Instant::now();
         let by = self.last_changer();
         if self.pace.has_calmed_down(now) {
@@ -396,7 +400,7 @@ impl Sync {
         let Some((_, first)) = repairs.first() else {
             return;
         };
-        let pace = self.pace.repaired(now);
+        let pace = self.pace.repaired(now, now - began);
         if pace == Pace::Contested {
             tracing::warn!(
                 by = by.as_ref().map(tracing::field::display), what = %first,

@@ -362,7 +362,7 @@ fn warn_of_nftables_mode(family: Family) {
         tracing::warn!(
             %family,
             "the configuration says iptables, but kube-proxy runs in nftables mode: whose rules \
-             come first depends on who was started last; set modules.edgeProxy.backend to auto \
+             come first depends on whose chains were made last; set modules.edgeProxy.backend to auto \
              or nftables"
         );
     }

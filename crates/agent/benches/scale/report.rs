@@ -103,7 +103,9 @@ impl Figures {
     fn median(&self) -> f64 {
         let middle = self.0.len() / 2;
         match self.0.get(middle) {
-            Some(upper) if self.0.len().is_multiple_of(2) => f64::midpoint(self.0[middle - 1], *upper),
+            Some(upper) if self.0.len().is_multiple_of(2) => {
+                f64::midpoint(self.0[middle - 1], *upper)
+            }
             Some(odd) => *odd,
             None => 0.0,
         }
