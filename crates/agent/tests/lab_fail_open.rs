@@ -90,6 +90,7 @@ fn answered_soon(place: &impl Place, to: &str) -> Result<()> {
 }
 
 /// Until all requests fare as `check` says, and how long that took.
+#[expect(clippy::print_stdout, reason = "for whoever runs it with --nocapture")]
 fn report(what: &str, flavour: Flavour, check: impl FnMut() -> Result<()>) -> Result<()> {
     let began = Instant::now();
     await_ok(LENIENT, what, check)?;
