@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{
-    ClusterService, Flavour, Handler, Lab, Place, Serve, SideBySide, Signal, await_ok,
+    ClusterService, Family, Flavour, Handler, Lab, Place, Serve, SideBySide, Signal, await_ok,
     leave_kubelets_signs, test_each_flavour,
 };
 
@@ -199,10 +199,12 @@ fn the_gate_follows_when_kube_proxy_comes() -> Result<()> {
         let mut stage = stage(lab, flavour, false)?;
         stage.start_kube_proxy()?;
         await_ok(LENIENT, "the agent is before kube-proxy", || {
-            let nat = stage.nat(edgemesh_lab::Family::V4)?;
-            let comment = "edgemesh: kube-proxy's while no agent lives";
-            let left = nat.commented("EDGEMESH-PORTALS-HOST", comment).count();
-            ensure!(left == 1, "{left} rules leave connections to kube-proxy");
+            for family in Family::ALL {
+                let nat = stage.nat(family)?;
+                let comment = "edgemesh: kube-proxy's while no agent lives";
+                let left = nat.commented("EDGEMESH-PORTALS-HOST", comment).count();
+                ensure!(left == 1, "{left} rules leave connections to kube-proxy");
+            }
             check_handled(&stage, Handler::Agent)
         })?;
         stage.agent.kill()?;
