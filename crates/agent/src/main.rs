@@ -31,6 +31,7 @@ mod sync_figures;
 mod termination;
 mod text;
 mod udp_flows;
+mod undoings;
 mod wanted;
 
 use std::process::ExitCode;

@@ -14,12 +14,20 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use std::io::{Read, Write};
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
 /// Name of the lock in the abstract namespace.
 const NAME: &[u8] = b"edgemesh-agent";
 
 /// How long a second agent waits for the holder's word.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a lock whose holder says nothing is waited for. An agent that was killed while it
+/// started a program leaves the lock with that program's process for an instant.
+const LETTING_GO: Duration = Duration::from_secs(1);
+
+/// Between two attempts.
+const ATTEMPTS_EVERY: Duration = Duration::from_millis(20);
 
 /// Longest self-description that is read from a holder.
 const ANSWER_LIMIT: u64 = 512;
@@ -57,16 +65,23 @@ impl NodeLock {
     /// # Errors
     ///
     /// [`NodeLockError::Held`] when another process has the lock.
-    pub(crate) fn take(who: String) -> Result<Self, NodeLockError> {
+    pub(crate) async fn take(who: String) -> Result<Self, NodeLockError> {
         let address = SocketAddr::from_abstract_name(NAME).map_err(NodeLockError::Socket)?;
-        let listener = match StdListener::bind_addr(&address) {
-            Ok(listener) => listener,
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                return Err(NodeLockError::Held {
-                    holder: describe_holder(&address),
-                });
+        let deadline = Instant::now() + LETTING_GO;
+        let listener = loop {
+            match StdListener::bind_addr(&address) {
+                Ok(listener) => break listener,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    let holder = Holder::ask(&address);
+                    if holder.spoke || Instant::now() >= deadline {
+                        return Err(NodeLockError::Held {
+                            holder: holder.description,
+                        });
+                    }
+                    sleep(ATTEMPTS_EVERY).await;
+                }
+                Err(error) => return Err(NodeLockError::Socket(error)),
             }
-            Err(error) => return Err(NodeLockError::Socket(error)),
         };
         listener
             .set_nonblocking(true)
@@ -88,36 +103,52 @@ async fn answer(listener: UnixListener, who: String) {
             Ok((stream, _)) => drop(stream.try_write(who.as_bytes())),
             Err(error) => {
                 tracing::debug!(%error, "accept on the node lock failed");
-                tokio::time::sleep(ANSWER_TIMEOUT).await;
+                sleep(ANSWER_TIMEOUT).await;
             }
         }
     }
 }
 
-/// Asks the holder who it is. The kernel vouches for the process id; the rest is
-/// its own word, so it is shown as such and cut to one printable line.
-fn describe_holder(address: &SocketAddr) -> String {
-    let Ok(mut stream) = StdStream::connect_addr(address) else {
-        return "a process that does not answer on the node lock".to_owned();
-    };
-    let credentials = getsockopt(&stream, PeerCredentials).ok();
-    let mut word = String::new();
-    let asked = stream
-        .set_read_timeout(Some(ANSWER_TIMEOUT))
-        .and_then(|()| stream.flush())
-        .and_then(|()| (&stream).take(ANSWER_LIMIT).read_to_string(&mut word));
-    let word: String = word.chars().filter(|c| !c.is_control()).collect();
-    let process = credentials.map_or_else(
-        || "process unknown".to_owned(),
-        |c| match c.pid() {
-            // The kernel shows 0 for a process outside our own pid namespace.
-            0 => format!("a process of uid {} outside this container", c.uid()),
-            pid => format!("process {pid} (uid {})", c.uid()),
-        },
-    );
-    if asked.is_err() || word.is_empty() {
-        format!("{process}, which does not say who it is")
-    } else {
-        format!("{process}, which says \"{word}\"")
+/// Who has the lock.
+struct Holder {
+    description: String,
+    /// Whether it said anything itself.
+    spoke: bool,
+}
+
+impl Holder {
+    /// Asks the holder who it is. The kernel vouches for the process id; the rest is its own
+    /// word, so it is shown as such and cut to one printable line.
+    fn ask(address: &SocketAddr) -> Self {
+        let silent = |description| Self {
+            description,
+            spoke: false,
+        };
+        let Ok(mut stream) = StdStream::connect_addr(address) else {
+            return silent("a process that does not answer on the node lock".to_owned());
+        };
+        let credentials = getsockopt(&stream, PeerCredentials).ok();
+        let mut word = String::new();
+        let asked = stream
+            .set_read_timeout(Some(ANSWER_TIMEOUT))
+            .and_then(|()| stream.flush())
+            .and_then(|()| (&stream).take(ANSWER_LIMIT).read_to_string(&mut word));
+        let word: String = word.chars().filter(|c| !c.is_control()).collect();
+        let process = credentials.map_or_else(
+            || "process unknown".to_owned(),
+            |c| match c.pid() {
+                // The kernel shows 0 for a process outside our own pid namespace.
+                0 => format!("a process of uid {} outside this container", c.uid()),
+                pid => format!("process {pid} (uid {})", c.uid()),
+            },
+        );
+        if asked.is_err() || word.is_empty() {
+            silent(format!("{process}, which does not say who it is"))
+        } else {
+            Self {
+                description: format!("{process}, which says \"{word}\""),
+                spoke: true,
+            }
+        }
     }
 }

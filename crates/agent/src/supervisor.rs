@@ -82,7 +82,8 @@ pub(crate) async fn run(start: Start) -> anyhow::Result<()> {
         env!("CARGO_PKG_VERSION"),
         start.node,
         std::process::id(),
-    ))?;
+    ))
+    .await?;
     let health = Health::new();
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let mut admin: JoinSet<&'static str> = JoinSet::new();

@@ -7,14 +7,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use edgemesh_forward::{Destinations, Forwarder};
 use edgemesh_plan::{Plan, Policy, plan, plan_since};
-use edgemesh_rules::{
-    Backend, Changer, Family, HostNetwork, HostNetworkChanges, Mark, Repair, RuleChange,
-    RuleEvents, Ruleset,
-};
+use edgemesh_rules::{Backend, Family, HostNetwork, HostNetworkChanges, Mark, Repair, Ruleset};
 use edgemesh_watch::SourceState;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -22,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::{Condition, Health};
 use crate::in_force::{InForce, Planned, Telling};
-use crate::repair_pace::{Pace, RepairPace};
 use crate::sync_figures::SyncFigures;
 use crate::udp_flows::UdpFlows;
+use crate::undoings::Undoings;
 use crate::wanted;
 
 /// Pause after the first failure to program the kernel; doubled for each further one.
@@ -39,9 +36,6 @@ const LOOKING_SHARE: u32 = 50;
 
 /// However long such a look took, another may follow after this time.
 const LONGEST_NOT_LOOKING: Duration = Duration::from_millis(500);
-
-/// As many changes are remembered until the next look, to tell who undid what is ours.
-const REMEMBERED_CHANGES: usize = 64;
 
 /// What the loop reads.
 pub(crate) struct Inputs {
@@ -74,11 +68,7 @@ pub(crate) struct Sync {
     failures: u32,
     /// Whether the last plan could not be put in force: what the kernel has is an older one.
     behind: bool,
-    /// None where the kernel tells of no changes.
-    events: Option<RuleEvents>,
-    pace: RepairPace,
-    /// Changes since the last look.
-    changes: Vec<RuleChange>,
+    undoings: Undoings,
 }
 
 /// What a [`Sync`] is made of.
@@ -131,16 +121,7 @@ impl Sync {
             check_period: parts.check_period,
             failures: 0,
             behind: false,
-            events: RuleEvents::listen()
-                .inspect_err(|error| {
-                    tracing::info!(
-                        %error, looking_every = ?parts.check_period,
-                        "the kernel does not tell of changes in nf_tables"
-                    );
-                })
-                .ok(),
-            pace: RepairPace::new(Instant::now()),
-            changes: Vec::new(),
+            undoings: Undoings::listen(parts.check_period),
         }
     }
 
@@ -164,7 +145,7 @@ impl Sync {
         let mut look_not_before = Instant::now();
         loop {
             self.health.tick();
-            let may_look = look_not_before.max(self.pace.not_before());
+            let may_look = look_not_before.max(self.undoings.not_before());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
@@ -181,12 +162,7 @@ impl Sync {
                         not_before = Instant::now() + pause;
                     }
                 }
-                told = next_changes(&mut self.events) => {
-                    look = true;
-                    self.changes.extend(told);
-                    let surplus = self.changes.len().saturating_sub(REMEMBERED_CHANGES);
-                    self.changes.drain(..surplus);
-                }
+                () = self.undoings.next() => look = true,
                 Ok(()) = self.inputs.source.changed(), if !pending => pending = true,
                 Ok(()) = self.inputs.policy.changed(), if !pending => pending = true,
                 () = sleep_until(not_before), if pending => {
@@ -199,7 +175,7 @@ impl Sync {
                     pending = self.failures > 0;
                 }
                 _ = check.tick() => {
-                    if Instant::now() < self.pace.not_before() {
+                    if Instant::now() < self.undoings.not_before() {
                         continue;
                     }
                     let outcome = self.check().await;
@@ -389,50 +365,16 @@ impl Sync {
         Ok(!repairs.is_empty())
     }
 
-    /// Takes down what had been undone and is repaired now by a round that `began` then, and
-    /// by whom it was.
+    /// Takes down what had been undone and is repaired now, by a round that `began` then.
     fn undone(&mut self, began: Instant, repairs: &[(Family, Repair)]) {
-        let now = Instant::now();
-        let by = self.last_changer();
-        if self.pace.has_calmed_down(now) {
-            tracing::info!("nobody undoes the agent's rules any more");
-        }
-        let Some((_, first)) = repairs.first() else {
-            return;
-        };
-        let pace = self.pace.repaired(now, now - began);
-        if pace == Pace::Contested {
-            tracing::warn!(
-                by = by.as_ref().map(tracing::field::display), what = %first,
-                "somebody keeps undoing the agent's rules: they are put back after pauses that \
-                 grow up to 10 s, and kube-proxy serves meanwhile. Find out why, and stop it or \
-                 the agent"
-            );
-        }
-        for (family, repair) in repairs {
-            self.figures.repaired();
-            let by = by.as_ref();
-            self.telling.undone(
-                *family,
-                repair.to_string(),
-                by.map(ToString::to_string),
-                SystemTime::now(),
-            );
-            report_repair(*family, repair, by, pace);
-        }
-    }
-
-    /// Who made the last change that was not ours.
-    fn last_changer(&mut self) -> Option<Changer> {
         let families = &self.families;
-        self.changes
-            .drain(..)
-            .rfind(|change| {
-                !families
-                    .iter()
-                    .any(|family| family.backend.has_made(change.generation))
-            })
-            .and_then(|change| change.by)
+        let is_ours = |generation| {
+            families
+                .iter()
+                .any(|family| family.backend.has_made(generation))
+        };
+        self.undoings.looked(began, repairs, is_ours, &self.telling);
+        repairs.iter().for_each(|_| self.figures.repaired());
     }
 
     /// Takes an outcome down; after a failure, how long to wait before the next attempt.
@@ -493,35 +435,6 @@ fn report_changes(figures: &SyncFigures, family: Family, changes: &HostNetworkCh
 
 fn in_family(family: Family, repairs: Vec<Repair>) -> impl Iterator<Item = (Family, Repair)> {
     repairs.into_iter().map(move |repair| (family, repair))
-}
-
-/// One line for each repair, until there are pauses between them: then nothing new happens.
-fn report_repair(family: Family, repair: &Repair, by: Option<&Changer>, pace: Pace) {
-    let by = by.map(tracing::field::display);
-    match pace {
-        Pace::AtOnce | Pace::Contested => {
-            tracing::warn!(%family, %repair, undone_by = by, "rules were repaired");
-        }
-        Pace::Pausing(pause) => {
-            tracing::debug!(%family, %repair, undone_by = by, ?pause, "rules were repaired");
-        }
-    }
-}
-
-/// What the kernel tells next; for ever nothing where it does not tell. After an error the
-/// next call listens anew, and anything may have changed.
-async fn next_changes(events: &mut Option<RuleEvents>) -> Vec<RuleChange> {
-    let Some(listening) = events else {
-        return std::future::pending().await;
-    };
-    match listening.next().await {
-        Ok(changes) => changes,
-        Err(error) => {
-            tracing::warn!(%error, "listening anew to changes in nf_tables");
-            *events = RuleEvents::listen().ok();
-            Vec::new()
-        }
-    }
 }
 
 /// Why a round of the loop did not reach its end.

@@ -32,7 +32,7 @@ pub(super) fn execute(arguments: &CleanupArguments) -> anyhow::Result<ExitCode> 
         .build()
         .context("start the runtime")?;
     runtime.block_on(async {
-        let _lock = NodeLock::take("edgemesh-agent cleanup".to_owned())?;
+        let _lock = NodeLock::take("edgemesh-agent cleanup".to_owned()).await?;
         let done = edgemesh_rules::cleanup(&[
             config.common.intercept_v4.into(),
             config.edge_proxy.intercept_v6.into(),
