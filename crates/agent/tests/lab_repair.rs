@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{
     Background, ClusterService, Flavour, Lab, Place, Pod, Serve, SideBySide, await_until, test,
 };
+use edgemesh_rules::RuleEvents;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
 const WEB: &str = "10.96.10.1:80";
@@ -67,24 +68,55 @@ fn keep_asking(
     }
 }
 
+/// A change of the rules as the kernel told of it.
+struct Told {
+    at: Instant,
+    by: String,
+}
+
+/// Hears of all changes of the node's rules until told to end.
+fn listen(stage: &SideBySide, over: &AtomicBool, told: &mpsc::Sender<Told>) -> Result<()> {
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+    stage.node.namespace().run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let mut events = RuleEvents::listen()?;
+            while !over.load(Ordering::Relaxed) {
+                let Ok(changes) = tokio::time::timeout(BETWEEN_LOOKS, events.next()).await else {
+                    continue;
+                };
+                for change in changes? {
+                    let by = change.by.context("no process was told")?.name;
+                    let at = Instant::now();
+                    told.send(Told { at, by })?;
+                }
+            }
+            Ok(())
+        })
+    })?
+}
+
 /// Puts kube-proxy's jumps first, as it does itself when it finds one missing, and returns
-/// how long ours then took to stand before them again, the command's own time included.
-fn overtake(stage: &SideBySide) -> Result<Duration> {
-    let began = Instant::now();
+/// how long after that change of the rules the next one came, by which ours stand before
+/// them again.
+fn overtake(stage: &SideBySide, told: &mpsc::Receiver<Told>) -> Result<Duration> {
+    while told.try_recv().is_ok() {}
     let first = "*nat\n-I PREROUTING -j KUBE-SERVICES\n-I OUTPUT -j KUBE-SERVICES\nCOMMIT\n";
     let restore = stage.node.program("iptables-nft-restore");
     restore.arg("--noflush").input(first).run()?;
+    let prepended = told.recv_timeout(LENIENT).context("nothing was told")?;
+    ensure!(prepended.by.starts_with("iptables"), "{}", prepended.by);
+    let repaired = told
+        .recv_timeout(LENIENT)
+        .context("the agent did nothing")?;
     for hook in ["PREROUTING", "OUTPUT"] {
-        await_until(LENIENT, &format!("ours is first in {hook}"), || {
-            ours_is_first(stage, hook).unwrap_or(false)
-        })?;
-    }
-    let took = began.elapsed();
-    for hook in ["PREROUTING", "OUTPUT"] {
+        ensure!(ours_is_first(stage, hook)?, "by {}", repaired.by);
         let words = ["-t", "nat", "-D", hook, "-j", "KUBE-SERVICES"];
         stage.node.program("iptables-nft").args(words).run()?;
     }
-    Ok(took)
+    Ok(repaired.at - prepended.at)
 }
 
 fn ours_is_first(stage: &SideBySide, hook: &str) -> Result<bool> {
@@ -121,15 +153,20 @@ fn an_overtaken_jump_is_before_kube_proxys_again_at_once_and_no_request_fails() 
             let stage = &stage;
             let (over, asked) = (&over, &asked);
             scope.spawn(move || keep_asking(&stage.client, over, asked, &failing));
+            let (telling, told) = mpsc::channel();
+            let listening = scope.spawn(move || listen(stage, over, &telling));
             let mut took = Vec::new();
             let outcome = (0..rounds).try_for_each(|_| {
-                took.push(overtake(stage)?);
+                took.push(overtake(stage, &told)?);
                 match failed.recv_timeout(BETWEEN_ROUNDS) {
                     Ok(error) => bail!("a request failed: {error}"),
                     Err(_) => Ok(()),
                 }
             });
             over.store(true, Ordering::Relaxed);
+            listening
+                .join()
+                .unwrap_or_else(|_| bail!("the listening thread panicked"))?;
             outcome.map(|()| took)
         })?;
         took.sort_unstable();
