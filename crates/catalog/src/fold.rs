@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::snapshot::SlicesByService;
-use crate::{Catalog, EndpointSlice, Node, NodeName, ObjectName, Service};
+use crate::{Catalog, EndpointSlice, MeshNode, Node, NodeName, ObjectName, Service};
 
 /// One change of the cluster, as a watch or a reloaded file reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,10 @@ pub enum Change {
     Node(Node),
     /// A node is gone.
     NodeGone(NodeName),
+    /// A `MeshNode` was added or changed.
+    MeshNode(MeshNode),
+    /// A `MeshNode` is gone.
+    MeshNodeGone(NodeName),
 }
 
 /// The growing catalog of one source.
@@ -63,6 +67,7 @@ impl Fold {
         pack(Arc::make_mut(&mut self.catalog.services));
         pack(Arc::make_mut(&mut self.catalog.slices));
         pack(Arc::make_mut(&mut self.catalog.nodes));
+        pack(Arc::make_mut(&mut self.catalog.mesh_nodes));
         pack(&mut self.slice_owner);
     }
 
@@ -78,6 +83,8 @@ impl Fold {
             Change::SliceGone(name) => self.remove_slice(&name),
             Change::Node(node) => insert(&mut self.catalog.nodes, node.name.clone(), node),
             Change::NodeGone(name) => remove(&mut self.catalog.nodes, &name),
+            Change::MeshNode(node) => insert(&mut self.catalog.mesh_nodes, node.name.clone(), node),
+            Change::MeshNodeGone(name) => remove(&mut self.catalog.mesh_nodes, &name),
         }
     }
 
@@ -94,6 +101,14 @@ impl Fold {
         replace(
             &mut self.catalog.nodes,
             nodes.into_iter().map(|n| (n.name.clone(), n)),
+        )
+    }
+
+    /// Makes `mesh_nodes` all there are: what a completed list says.
+    pub fn replace_mesh_nodes(&mut self, mesh_nodes: impl IntoIterator<Item = MeshNode>) -> bool {
+        replace(
+            &mut self.catalog.mesh_nodes,
+            mesh_nodes.into_iter().map(|n| (n.name.clone(), n)),
         )
     }
 

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Endpoint, EndpointPort, EndpointState, Protocol, ServiceKind, ServicePort, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointState, Protocol, PublicKey, ServiceKind, ServicePort,
+    TrafficPolicy,
 };
 
 fn service(name: u8, port: u16) -> Service {
@@ -53,6 +54,21 @@ fn node(name: u8, zone: u16) -> Node {
     }
 }
 
+fn mesh_node(name: u8, port: u16) -> MeshNode {
+    MeshNode {
+        name: node_name(name),
+        uid: None,
+        public_key: PublicKey::from_bytes([name; 32]),
+        addresses: vec![([192, 0, 2, name], port).into()],
+        relay_url: None,
+        relay_server: None,
+        pod_cidrs: Vec::new(),
+        version: "1.0.0".into(),
+        boot_id: "1".into(),
+        previous_key: None,
+    }
+}
+
 fn service_name(name: u8) -> ObjectName {
     ObjectName::new("default", format!("svc-{name}"))
 }
@@ -71,6 +87,7 @@ struct Cluster {
     services: BTreeMap<u8, Service>,
     slices: BTreeMap<u8, EndpointSlice>,
     nodes: BTreeMap<u8, Node>,
+    mesh_nodes: BTreeMap<u8, MeshNode>,
 }
 
 impl Cluster {
@@ -84,6 +101,7 @@ impl Cluster {
         fold.replace_services(self.services.values().cloned())
             | fold.replace_slices(self.slices.values().cloned())
             | fold.replace_nodes(self.nodes.values().cloned())
+            | fold.replace_mesh_nodes(self.mesh_nodes.values().cloned())
     }
 }
 
@@ -93,9 +111,11 @@ enum Step {
     PutService(u8, u16),
     PutSlice(u8, u8, u16),
     PutNode(u8, u16),
+    PutMeshNode(u8, u16),
     DropService(u8),
     DropSlice(u8),
     DropNode(u8),
+    DropMeshNode(u8),
 }
 
 impl Step {
@@ -104,9 +124,11 @@ impl Step {
             Step::PutService(name, port) => Change::Service(service(name, port)),
             Step::PutSlice(name, of, port) => Change::Slice(slice(name, of, port)),
             Step::PutNode(name, zone) => Change::Node(node(name, zone)),
+            Step::PutMeshNode(name, port) => Change::MeshNode(mesh_node(name, port)),
             Step::DropService(name) => Change::ServiceGone(service_name(name)),
             Step::DropSlice(name) => Change::SliceGone(slice_name(name)),
             Step::DropNode(name) => Change::NodeGone(node_name(name)),
+            Step::DropMeshNode(name) => Change::MeshNodeGone(node_name(name)),
         }
     }
 
@@ -121,6 +143,9 @@ impl Step {
             Step::PutNode(name, zone) => {
                 cluster.nodes.insert(name, node(name, zone));
             }
+            Step::PutMeshNode(name, port) => {
+                cluster.mesh_nodes.insert(name, mesh_node(name, port));
+            }
             Step::DropService(name) => {
                 cluster.services.remove(&name);
             }
@@ -129,6 +154,9 @@ impl Step {
             }
             Step::DropNode(name) => {
                 cluster.nodes.remove(&name);
+            }
+            Step::DropMeshNode(name) => {
+                cluster.mesh_nodes.remove(&name);
             }
         }
     }
@@ -140,10 +168,12 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (name.clone(), content.clone()).prop_map(|(n, c)| Step::PutService(n, c)),
         4 => (name.clone(), name.clone(), content.clone())
             .prop_map(|(n, of, c)| Step::PutSlice(n, of, c)),
-        2 => (name.clone(), content).prop_map(|(n, c)| Step::PutNode(n, c)),
+        2 => (name.clone(), content.clone()).prop_map(|(n, c)| Step::PutNode(n, c)),
+        2 => (name.clone(), content).prop_map(|(n, c)| Step::PutMeshNode(n, c)),
         1 => name.clone().prop_map(Step::DropService),
         2 => name.clone().prop_map(Step::DropSlice),
-        1 => name.prop_map(Step::DropNode),
+        1 => name.clone().prop_map(Step::DropNode),
+        1 => name.prop_map(Step::DropMeshNode),
     ]
 }
 
@@ -271,4 +301,5 @@ fn gone_object_that_was_never_there_changes_nothing() {
     assert!(!fold.apply(Change::ServiceGone(service_name(2))));
     assert!(!fold.apply(Change::SliceGone(slice_name(2))));
     assert!(!fold.apply(Change::NodeGone(node_name(2))));
+    assert!(!fold.apply(Change::MeshNodeGone(node_name(2))));
 }

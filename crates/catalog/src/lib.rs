@@ -11,15 +11,19 @@
 
 mod endpoint_slice;
 mod fold;
+mod mesh_node;
 mod names;
 mod node;
+mod public_key;
 mod service;
 mod snapshot;
 
 pub use endpoint_slice::{Endpoint, EndpointHints, EndpointPort, EndpointSlice, EndpointState};
 pub use fold::{Change, Fold};
+pub use mesh_node::{MeshNode, PreviousKey, RelayServer};
 pub use names::{NodeName, ObjectName, ServicePortName};
 pub use node::Node;
+pub use public_key::{KeySignature, NotBase64, PublicKey};
 pub use service::{
     FILTER_LABEL, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy, UnknownProtocol,
 };

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointSlice, Node, NodeName, ObjectName, Service};
+use crate::{EndpointSlice, MeshNode, Node, NodeName, ObjectName, Service};
 
-/// Services, endpoint slices and nodes as of one moment.
+/// Services, endpoint slices, nodes and peers as of one moment.
 ///
 /// A value of this type never changes; copies share their content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,7 @@ pub struct Catalog {
     pub(crate) services: Arc<BTreeMap<ObjectName, Arc<Service>>>,
     pub(crate) slices: Arc<SlicesByService>,
     pub(crate) nodes: Arc<BTreeMap<NodeName, Arc<Node>>>,
+    pub(crate) mesh_nodes: Arc<BTreeMap<NodeName, Arc<MeshNode>>>,
 }
 
 /// Slices, grouped by the Service that they belong to and sorted by their own name.
@@ -80,10 +81,24 @@ impl Catalog {
         self.nodes.get(name)
     }
 
+    /// What the agents of all nodes say of themselves, sorted by name.
+    pub fn mesh_nodes(&self) -> impl Iterator<Item = &Arc<MeshNode>> {
+        self.mesh_nodes.values()
+    }
+
+    /// What the agent of that node says of itself.
+    #[must_use]
+    pub fn mesh_node(&self, name: &NodeName) -> Option<&Arc<MeshNode>> {
+        self.mesh_nodes.get(name)
+    }
+
     /// Whether nothing is known at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.slices.is_empty() && self.nodes.is_empty()
+        self.services.is_empty()
+            && self.slices.is_empty()
+            && self.nodes.is_empty()
+            && self.mesh_nodes.is_empty()
     }
 }
 
