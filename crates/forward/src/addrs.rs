@@ -29,7 +29,3 @@ address_type! {
     /// Who connected, or whose datagram it is.
     ClientAddr
 }
-address_type! {
-    /// What we connect to on behalf of a client.
-    EndpointAddr
-}

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_plan::PortalEndpoint;
+use edgemesh_sockets::{EndpointAddr, OutwardSockets, ResetOnDrop, broken, tune};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, debug_span, field, info};
 
-use crate::addrs::{ClientAddr, EndpointAddr, ListenAddr};
+use crate::addrs::{ClientAddr, ListenAddr};
 use crate::chance::Chance;
 use crate::dial::{DialFailure, DialLimits, Dialled, Dialler, Stragglers};
 use crate::log_limit::LogLimit;
@@ -19,8 +20,7 @@ use crate::original_dst::ResolveOriginalDst;
 use crate::portal::ActivePortal;
 use crate::portal_table::PortalTable;
 use crate::reasons::Refused;
-use crate::relay::{Broken, Moved, ResetOnDrop, broken, relay};
-use crate::socket::{OutwardSockets, tune};
+use crate::relay::{Broken, Moved, relay};
 
 /// What all connections share.
 pub(crate) struct Connections {

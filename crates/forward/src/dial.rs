@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_plan::PortalEndpoint;
+use edgemesh_sockets::EndpointAddr;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::addrs::{ClientAddr, EndpointAddr};
+use crate::addrs::ClientAddr;
 use crate::chance::Chance;
 use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::{Frontend, Plan, Portal};
+use edgemesh_sockets::OutwardSockets;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
@@ -29,7 +30,7 @@ use crate::original_dst::{ResolveOriginalDst, from_conntrack};
 use crate::portal_table::{PortalTable, is_forwarded};
 use crate::refusal::RefusalPort;
 use crate::settings::{Settings, Strategy};
-use crate::socket::{OutwardSockets, any_port, listen_tcp};
+use crate::socket::{any_port, listen_tcp};
 use crate::tasks::{TaskEnd, TaskName, Tasks};
 use crate::udp::Flows;
 use crate::udp_flow::Clock;

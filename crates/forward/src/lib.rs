@@ -21,7 +21,6 @@
 mod addrs;
 mod affinity;
 mod balance;
-mod buffers;
 mod chance;
 mod connection;
 mod dial;
@@ -47,7 +46,8 @@ mod udp;
 mod udp_flow;
 mod udp_portals;
 
-pub use addrs::{ClientAddr, EndpointAddr, ListenAddr, OriginalDst};
+pub use addrs::{ClientAddr, ListenAddr, OriginalDst};
+pub use edgemesh_sockets::EndpointAddr;
 pub use endpoint_health::{EndpointHealth, LeftOut};
 pub use error::BindError;
 pub use forwarder::{Destinations, Drained, Forwarder, TaskEnded};

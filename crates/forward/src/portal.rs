@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use edgemesh_catalog::ServicePortName;
 use edgemesh_plan::{Frontend, PortalEndpoint};
+use edgemesh_sockets::EndpointAddr;
 use tokio::sync::watch;
 
 use crate::Strategy;
-use crate::addrs::{ClientAddr, EndpointAddr};
+use crate::addrs::ClientAddr;
 use crate::balance::{Balancer, Pick};
 use crate::endpoint_health::LeftOut;
 

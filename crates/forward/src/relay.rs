@@ -11,47 +11,11 @@ use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use socket2::SockRef;
-use tokio::io::Interest;
+use edgemesh_sockets::{ResetOnDrop, StreamBuffer, broken, end_stream};
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 
-use crate::buffers::StreamBuffer;
 use crate::metrics::{Counters, Way};
-use crate::socket::reset_on_close;
-
-/// A stream that is reset when it is dropped, unless it was closed in order: whatever goes
-/// wrong, a truncated transfer never looks like a whole one.
-#[derive(Debug)]
-pub(crate) struct ResetOnDrop {
-    stream: TcpStream,
-    in_order: bool,
-}
-
-impl ResetOnDrop {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            in_order: false,
-        }
-    }
-
-    pub(crate) fn stream(&self) -> &TcpStream {
-        &self.stream
-    }
-
-    fn close_in_order(mut self) {
-        self.in_order = true;
-    }
-}
-
-impl Drop for ResetOnDrop {
-    fn drop(&mut self) {
-        if !self.in_order {
-            reset_on_close(&self.stream);
-        }
-    }
-}
 
 /// Which side of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,23 +154,6 @@ async fn write_all(mut bytes: &[u8], from: End<'_>, to: End<'_>) -> Result<(), B
         }
     }
     Ok(())
-}
-
-fn end_stream(stream: &TcpStream) -> io::Result<()> {
-    SockRef::from(stream).shutdown(std::net::Shutdown::Write)
-}
-
-/// Waits until the connection is broken (reset, timed out), whatever data may still be
-/// unread, and tells by what.
-pub(crate) async fn broken(stream: &TcpStream) -> io::Error {
-    if let Err(error) = stream.ready(Interest::ERROR).await {
-        return error;
-    }
-    match stream.take_error() {
-        Ok(Some(error)) | Err(error) => error,
-        // A write has taken the error; the connection is no better for it.
-        Ok(None) => io::ErrorKind::ConnectionReset.into(),
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use edgemesh_sockets::STREAM_BUFFER;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::buffers::STREAM_BUFFER;
 
 const MIB: usize = 1 << 20;
 
@@ -130,8 +130,7 @@ async fn a_reset_passes_as_a_reset_in_both_directions() {
         } else {
             (endpoint, client, Side::Endpoint)
         };
-        reset_on_close(&breaker);
-        drop(breaker);
+        drop(ResetOnDrop::new(breaker));
         let error = other.read(&mut [0]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         let broken = relay.await.unwrap().0.unwrap_err();
@@ -148,8 +147,7 @@ async fn a_reset_passes_at_once_while_the_other_side_does_not_read() {
     } = relayed().await;
     // Until nothing more fits into the client's path: the relay holds a full buffer then.
     fill(&endpoint).await;
-    reset_on_close(&endpoint);
-    drop(endpoint);
+    drop(ResetOnDrop::new(endpoint));
     let broken = relay.await.unwrap().0.unwrap_err();
     assert_eq!(broken.side, Side::Endpoint);
     drop(client);
@@ -164,8 +162,7 @@ async fn a_reset_passes_after_that_side_has_ended_its_stream() {
     } = relayed().await;
     client.shutdown().await.unwrap();
     assert_eq!(endpoint.read(&mut [0]).await.unwrap(), 0);
-    reset_on_close(&client);
-    drop(client);
+    drop(ResetOnDrop::new(client));
     let error = endpoint
         .ready(Interest::ERROR)
         .await

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edgemesh_sockets::{OutwardSockets, with_datagram_buffer};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -14,14 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, error};
 
 use crate::addrs::ClientAddr;
-use crate::buffers::with_datagram_buffer;
 use crate::chance::Chance;
 use crate::dial::fault_of;
 use crate::flow_cap::FlowCap;
 use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};
 use crate::reasons::{Dropped, FlowEnded};
-use crate::socket::OutwardSockets;
 use crate::udp_flow::{Answers, Clock, Flow, Sent};
 
 /// Datagrams taken from a portal's socket before its other business gets its turn.

@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use edgemesh_sockets::{
+    EndpointAddr, await_datagram, receive_now, send_now, send_to_now, with_datagram_buffer,
+};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::addrs::{ClientAddr, EndpointAddr};
-use crate::buffers::with_datagram_buffer;
+use crate::addrs::ClientAddr;
 use crate::flow_cap::{FlowCap, Place};
 use crate::metrics::{Counters, Way};
 use crate::portal::{ActivePortal, Attempt};
 use crate::reasons::{Dropped, FlowEnded};
-use crate::socket::{await_datagram, receive_now, send_now, send_to_now};
 
 /// An endpoint on trial that has not refused for this long counts as well: many UDP services
 /// never answer at all.

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 /// Bytes moved by one read of a TCP stream. A connection holds one per direction at most, and
 /// only while data waits for a reader that is slower than its writer.
-pub(crate) const STREAM_BUFFER: usize = 32 * 1024;
+pub const STREAM_BUFFER: usize = 32 * 1024;
 /// Room for the largest datagram of either family (IPv6: 65527 bytes).
 const DATAGRAM_BUFFER: usize = 64 * 1024;
 /// Buffers a worker thread keeps for the next need; further ones are freed.
@@ -16,11 +16,14 @@ thread_local! {
     static DATAGRAM: RefCell<Option<Box<[u8]>>> = const { RefCell::new(None) };
 }
 
-/// A buffer on loan; goes back to the thread it is dropped on.
-pub(crate) struct StreamBuffer(Box<[u8]>);
+/// A buffer of [`STREAM_BUFFER`] bytes on loan; goes back to the thread it is dropped on.
+#[derive(Debug)]
+pub struct StreamBuffer(Box<[u8]>);
 
 impl StreamBuffer {
-    pub(crate) fn lend() -> Self {
+    /// One that was given back, or a new one.
+    #[must_use]
+    pub fn lend() -> Self {
         let kept = STREAM.with_borrow_mut(Vec::pop);
         Self(kept.unwrap_or_else(|| vec![0; STREAM_BUFFER].into()))
     }
@@ -54,7 +57,7 @@ impl DerefMut for StreamBuffer {
 }
 
 /// Runs `job` with a buffer that any datagram fits into.
-pub(crate) fn with_datagram_buffer<T>(job: impl FnOnce(&mut [u8]) -> T) -> T {
+pub fn with_datagram_buffer<T>(job: impl FnOnce(&mut [u8]) -> T) -> T {
     let mut buffer = DATAGRAM
         .with_borrow_mut(Option::take)
         .unwrap_or_else(|| vec![0; DATAGRAM_BUFFER].into());

@@ -1,0 +1,15 @@
+//! Sockets towards endpoints, and the buffers that data moves through.
+//!
+//! Both ends of a connection need them: the forwarder, which dials what this node reaches
+//! itself, and the tunnel's exit, which dials on behalf of other nodes. All carry the agent's
+//! mark, so that its own rules let them pass.
+
+mod buffers;
+mod datagrams;
+mod outward;
+mod reset_on_drop;
+
+pub use buffers::{STREAM_BUFFER, StreamBuffer, with_datagram_buffer};
+pub use datagrams::{await_datagram, receive_now, send_now, send_to_now};
+pub use outward::{EndpointAddr, OutwardSockets, open, tune};
+pub use reset_on_drop::{ResetOnDrop, broken, end_stream};

@@ -1,0 +1,75 @@
+//! Streams whose end tells the truth: in order, or reset.
+
+use std::io;
+use std::net::Shutdown;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// A stream that is reset when it is dropped, unless it was closed in order: whatever goes
+/// wrong, a truncated transfer never looks like a whole one.
+#[derive(Debug)]
+pub struct ResetOnDrop {
+    stream: TcpStream,
+    in_order: bool,
+}
+
+impl ResetOnDrop {
+    /// Takes charge of how `stream` ends.
+    #[must_use]
+    pub fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            in_order: false,
+        }
+    }
+
+    /// The stream itself.
+    #[must_use]
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Closes it as it stands: both sides have ended their part.
+    pub fn close_in_order(mut self) {
+        self.in_order = true;
+    }
+}
+
+impl Drop for ResetOnDrop {
+    fn drop(&mut self) {
+        if !self.in_order {
+            reset_on_close(&self.stream);
+        }
+    }
+}
+
+/// Makes closing `stream` reset the connection.
+fn reset_on_close(stream: &TcpStream) {
+    // It can only fail on a socket that has no connection any more.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Ends the stream towards the other side (FIN) and leaves the other way open.
+///
+/// # Errors
+///
+/// When the connection is broken.
+pub fn end_stream(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).shutdown(Shutdown::Write)
+}
+
+/// Waits until the connection is broken (reset, timed out), whatever data may still be
+/// unread, and tells by what.
+pub async fn broken(stream: &TcpStream) -> io::Error {
+    if let Err(error) = stream.ready(Interest::ERROR).await {
+        return error;
+    }
+    match stream.take_error() {
+        Ok(Some(error)) | Err(error) => error,
+        // A write has taken the error; the connection is no better for it.
+        Ok(None) => io::ErrorKind::ConnectionReset.into(),
+    }
+}
