@@ -7,8 +7,8 @@
 //! come. Nothing that a cluster or a file can say is fatal to it; what is wrong
 //! is said once and counted ([`Counters`]), and the usable rest is used.
 //!
-//! * [`ApiSource`] lists and watches Services, EndpointSlices (or Endpoints) and
-//!   Nodes. Until its first lists are complete it serves the [`LastGood`] catalog
+//! * [`ApiSource`] lists and watches Services, EndpointSlices (or Endpoints), Nodes and
+//!   MeshNodes. Until its first lists are complete it serves the [`LastGood`] catalog
 //!   if it is given one, which a [`LastGoodSaver`] keeps up to date on disk.
 //! * [`ManifestsSource`] reads a directory of ordinary YAML and JSON manifests and
 //!   follows its changes. It stands alone.

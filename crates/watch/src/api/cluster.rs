@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use edgemesh_catalog::{Catalog, Change, EndpointSlice, Fold, Node, NodeName, ObjectName, Service};
+use edgemesh_catalog::{
+    Catalog, Change, EndpointSlice, Fold, MeshNode, Node, NodeName, ObjectName, Service,
+};
 use kube::core::Resource;
 use kube::runtime::watcher::Event;
 
@@ -11,7 +13,8 @@ use super::delivered::{Delivered, WatchedKind};
 use crate::complaints::Complaints;
 use crate::counters::Counters;
 use crate::objects::{
-    KnownNames, Problem, read_endpoint_slice, read_endpoints, read_node, read_service,
+    KnownNames, Problem, read_endpoint_slice, read_endpoints, read_mesh_node, read_node,
+    read_service,
 };
 
 /// What the events of all watches add up to.
@@ -27,6 +30,9 @@ pub(crate) struct Cluster {
     endpoints: Listing<EndpointSlice>,
     nodes: Listing<Node>,
     nodes_are_missing: bool,
+    mesh_nodes: Listing<MeshNode>,
+    /// Whether the catalog counts as whole without them.
+    mesh_nodes_may_be_missing: bool,
 }
 
 /// A list on its way in.
@@ -72,6 +78,8 @@ impl Cluster {
             endpoints: Listing::default(),
             nodes: Listing::default(),
             nodes_are_missing: false,
+            mesh_nodes: Listing::default(),
+            mesh_nodes_may_be_missing: false,
         }
     }
 
@@ -90,6 +98,7 @@ impl Cluster {
         self.services.was_complete
             && self.endpoints.was_complete
             && (self.nodes.was_complete || self.nodes_are_missing)
+            && (self.mesh_nodes.was_complete || self.mesh_nodes_may_be_missing)
     }
 
     /// Whether completing the list of a kind now would leave nothing of what is known.
@@ -103,6 +112,9 @@ impl Cluster {
                 self.endpoints.arrived.is_empty() && known.slices().next().is_some()
             }
             WatchedKind::Nodes => self.nodes.arrived.is_empty() && known.nodes().next().is_some(),
+            WatchedKind::MeshNodes => {
+                self.mesh_nodes.arrived.is_empty() && known.mesh_nodes().next().is_some()
+            }
         }
     }
 
@@ -111,6 +123,20 @@ impl Cluster {
     pub(crate) fn do_without_nodes(&mut self) -> bool {
         self.nodes_are_missing = true;
         !self.nodes.was_complete && self.fold.replace_nodes([])
+    }
+
+    /// Their list takes long, or fails: a catalog without peers, or with those known from
+    /// an earlier life, is better than none.
+    pub(crate) fn wait_no_longer_for_mesh_nodes(&mut self) {
+        self.mesh_nodes_may_be_missing = true;
+    }
+
+    /// The server has no `MeshNode`s. Those read before stay, for servers say so for a
+    /// moment while they start; those known from an earlier life of the agent don't.
+    /// Returns whether the catalog changed.
+    pub(crate) fn do_without_mesh_nodes(&mut self) -> bool {
+        self.mesh_nodes_may_be_missing = true;
+        !self.mesh_nodes.was_complete && self.fold.replace_mesh_nodes([])
     }
 
     /// Takes one event in. Returns whether the catalog changed.
@@ -135,6 +161,7 @@ impl Cluster {
             WatchedKind::Services => self.services.begin(),
             WatchedKind::EndpointSlices | WatchedKind::Endpoints => self.endpoints.begin(),
             WatchedKind::Nodes => self.nodes.begin(),
+            WatchedKind::MeshNodes => self.mesh_nodes.begin(),
         }
     }
 
@@ -148,6 +175,7 @@ impl Cluster {
                     &mut self.endpoints.with_problems
                 }
                 WatchedKind::Nodes => &mut self.nodes.with_problems,
+                WatchedKind::MeshNodes => &mut self.mesh_nodes.with_problems,
             };
             with_problems.insert(name.clone());
         }
@@ -156,6 +184,7 @@ impl Cluster {
             Found::Service(service) => self.services.arrived.push(service),
             Found::Slices(slices) => self.endpoints.arrived.extend(slices),
             Found::Node(node) => self.nodes.arrived.push(node),
+            Found::MeshNode(node) => self.mesh_nodes.arrived.push(*node),
             Found::Nothing => {}
         }
     }
@@ -177,6 +206,11 @@ impl Cluster {
                 let nodes = self.nodes.end();
                 (self.fold.replace_nodes(nodes), &self.nodes.with_problems)
             }
+            WatchedKind::MeshNodes => {
+                let mesh_nodes = self.mesh_nodes.end();
+                let changed = self.fold.replace_mesh_nodes(mesh_nodes);
+                (changed, &self.mesh_nodes.with_problems)
+            }
         };
         self.complaints.retain(kind.as_str(), with_problems);
         changed
@@ -189,13 +223,15 @@ impl Cluster {
         match found {
             Found::Service(service) => self.fold.apply(Change::Service(service)),
             Found::Node(node) => self.fold.apply(Change::Node(node)),
+            Found::MeshNode(node) => self.fold.apply(Change::MeshNode(*node)),
             Found::Slices(slices) => match kind {
                 WatchedKind::Endpoints => self.put_endpoints(object, slices),
-                WatchedKind::Services | WatchedKind::EndpointSlices | WatchedKind::Nodes => {
-                    slices.into_iter().fold(false, |changed, slice| {
-                        self.fold.apply(Change::Slice(slice)) | changed
-                    })
-                }
+                WatchedKind::Services
+                | WatchedKind::EndpointSlices
+                | WatchedKind::Nodes
+                | WatchedKind::MeshNodes => slices.into_iter().fold(false, |changed, slice| {
+                    self.fold.apply(Change::Slice(slice)) | changed
+                }),
             },
             // What can no longer be used is as good as gone: a slice that lost its
             // label has left its Service.
@@ -217,11 +253,12 @@ impl Cluster {
                 name_of(object).is_some_and(|name| self.fold.apply(Change::SliceGone(name)))
             }
             WatchedKind::Endpoints => self.put_endpoints(object, Vec::new()),
-            WatchedKind::Nodes => object
-                .meta()
-                .name
-                .as_deref()
-                .is_some_and(|name| self.fold.apply(Change::NodeGone(NodeName::new(name)))),
+            WatchedKind::Nodes => {
+                node_name_of(object).is_some_and(|name| self.fold.apply(Change::NodeGone(name)))
+            }
+            WatchedKind::MeshNodes => {
+                node_name_of(object).is_some_and(|name| self.fold.apply(Change::MeshNodeGone(name)))
+            }
         }
     }
 
@@ -272,6 +309,10 @@ impl Cluster {
                 let reading = read_node(value, names);
                 (reading.object.into(), reading.problems)
             }
+            WatchedKind::MeshNodes => {
+                let reading = read_mesh_node(value, names);
+                (reading.object.into(), reading.problems)
+            }
         }
     }
 }
@@ -281,6 +322,8 @@ enum Found {
     Service(Service),
     Slices(Vec<EndpointSlice>),
     Node(Node),
+    /// Boxed, for it is larger than the others.
+    MeshNode(Box<MeshNode>),
     Nothing,
 }
 
@@ -300,6 +343,16 @@ impl From<Option<Node>> for Found {
     fn from(node: Option<Node>) -> Self {
         node.map_or(Found::Nothing, Found::Node)
     }
+}
+
+impl From<Option<MeshNode>> for Found {
+    fn from(node: Option<MeshNode>) -> Self {
+        node.map_or(Found::Nothing, |node| Found::MeshNode(Box::new(node)))
+    }
+}
+
+fn node_name_of(object: &Delivered) -> Option<NodeName> {
+    object.meta().name.as_deref().map(NodeName::new)
 }
 
 fn name_of(object: &Delivered) -> Option<ObjectName> {

@@ -107,7 +107,7 @@ fn key(name: u8) -> String {
 fn named(kind: WatchedKind, name: u8, mut object: Value) -> Value {
     let metadata = &mut object["metadata"];
     metadata["name"] = json!(format!("object-{name}"));
-    if kind != WatchedKind::Nodes {
+    if !matches!(kind, WatchedKind::Nodes | WatchedKind::MeshNodes) {
         metadata["namespace"] = json!("default");
     }
     object
@@ -195,6 +195,21 @@ fn node() -> impl Strategy<Value = Value> {
     })
 }
 
+fn mesh_node() -> impl Strategy<Value = Value> {
+    let key = |byte: u8| edgemesh_catalog::PublicKey::from_bytes([byte; 32]).to_string();
+    let keys = prop_oneof![3 => (0..2_u8).prop_map(key), 1 => Just("nonsense".to_owned())];
+    let addresses = prop::sample::select(&["203.0.113.7:1", "203.0.113.8:1", "127.0.0.1:1"][..]);
+    (keys, prop::collection::vec(addresses, 0..3), 0..9_u8).prop_map(|(key, addresses, second)| {
+        json!({
+            "metadata": {},
+            "spec": {
+                "publicKey": key, "addresses": addresses, "bootID": "b",
+                "renewTime": format!("2026-01-01T00:00:0{second}.000000Z"),
+            },
+        })
+    })
+}
+
 fn happenings(
     object: impl Strategy<Value = Value> + Clone + 'static,
 ) -> impl Strategy<Value = Vec<Happening>> {
@@ -243,6 +258,13 @@ proptest! {
     #[test]
     fn watched_nodes_end_where_a_fresh_list_would(happenings in happenings(node().boxed())) {
         ends_where_a_fresh_list_would(WatchedKind::Nodes, happenings);
+    }
+
+    #[test]
+    fn watched_mesh_nodes_end_where_a_fresh_list_would(
+        happenings in happenings(mesh_node().boxed())
+    ) {
+        ends_where_a_fresh_list_would(WatchedKind::MeshNodes, happenings);
     }
 
     #[test]
@@ -309,4 +331,57 @@ fn nodes_of_an_earlier_life_are_dropped_when_nodes_may_not_be_read() {
 
     assert!(!earlier.do_without_nodes());
     assert_eq!(earlier.catalog().nodes().count(), 1, "read in this life");
+}
+
+#[test]
+fn renewed_mesh_node_changes_nothing() {
+    let renewed = |second: u8| {
+        delivered(&json!({
+            "metadata": {"name": "edge-1", "resourceVersion": second.to_string()},
+            "spec": {
+                "publicKey": edgemesh_catalog::PublicKey::from_bytes([7; 32]).to_string(),
+                "renewTime": format!("2026-01-01T00:00:0{second}.000000Z"),
+            },
+        }))
+    };
+    let mut cluster = cluster();
+    assert!(cluster.take(WatchedKind::MeshNodes, Event::Apply(renewed(1))));
+    assert!(!cluster.take(WatchedKind::MeshNodes, Event::Apply(renewed(2))));
+}
+
+#[test]
+fn catalog_is_whole_without_mesh_nodes_only_when_they_are_not_waited_for() {
+    let mut cluster = cluster();
+    for kind in [
+        WatchedKind::Services,
+        WatchedKind::EndpointSlices,
+        WatchedKind::Nodes,
+    ] {
+        list(&mut cluster, kind, &Store::new());
+    }
+    assert!(!cluster.is_complete());
+    cluster.wait_no_longer_for_mesh_nodes();
+    assert!(cluster.is_complete());
+}
+
+#[test]
+fn mesh_nodes_of_an_earlier_life_are_dropped_only_when_the_server_has_none() {
+    let mut earlier = cluster();
+    let key = edgemesh_catalog::PublicKey::from_bytes([7; 32]).to_string();
+    let node = json!({"metadata": {"name": "edge-1"}, "spec": {"publicKey": key}});
+    let store = Store::from([("a".to_owned(), node)]);
+    list(&mut earlier, WatchedKind::MeshNodes, &store);
+
+    let mut cluster = Cluster::new(earlier.catalog(), Arc::default());
+    cluster.wait_no_longer_for_mesh_nodes();
+    assert_eq!(cluster.catalog().mesh_nodes().count(), 1);
+    assert!(cluster.do_without_mesh_nodes());
+    assert_eq!(cluster.catalog().mesh_nodes().count(), 0);
+
+    assert!(!earlier.do_without_mesh_nodes());
+    assert_eq!(
+        earlier.catalog().mesh_nodes().count(),
+        1,
+        "read in this life"
+    );
 }

@@ -14,6 +14,7 @@ pub(crate) enum WatchedKind {
     EndpointSlices,
     Endpoints,
     Nodes,
+    MeshNodes,
 }
 
 impl WatchedKind {
@@ -23,6 +24,7 @@ impl WatchedKind {
             WatchedKind::EndpointSlices => "EndpointSlices",
             WatchedKind::Endpoints => "Endpoints",
             WatchedKind::Nodes => "Nodes",
+            WatchedKind::MeshNodes => "MeshNodes",
         }
     }
 
@@ -97,18 +99,26 @@ impl Resource for Delivered {
             WatchedKind::EndpointSlices => "EndpointSlice",
             WatchedKind::Endpoints => "Endpoints",
             WatchedKind::Nodes => "Node",
+            WatchedKind::MeshNodes => "MeshNode",
         })
     }
 
     fn group(kind: &WatchedKind) -> Cow<'_, str> {
         Cow::Borrowed(match kind {
             WatchedKind::EndpointSlices => "discovery.k8s.io",
+            WatchedKind::MeshNodes => "edgemesh.kubeedge.io",
             WatchedKind::Services | WatchedKind::Endpoints | WatchedKind::Nodes => "",
         })
     }
 
-    fn version(_: &WatchedKind) -> Cow<'_, str> {
-        Cow::Borrowed("v1")
+    fn version(kind: &WatchedKind) -> Cow<'_, str> {
+        Cow::Borrowed(match kind {
+            WatchedKind::MeshNodes => "v1alpha1",
+            WatchedKind::Services
+            | WatchedKind::EndpointSlices
+            | WatchedKind::Endpoints
+            | WatchedKind::Nodes => "v1",
+        })
     }
 
     fn plural(kind: &WatchedKind) -> Cow<'_, str> {
@@ -117,6 +127,7 @@ impl Resource for Delivered {
             WatchedKind::EndpointSlices => "endpointslices",
             WatchedKind::Endpoints => "endpoints",
             WatchedKind::Nodes => "nodes",
+            WatchedKind::MeshNodes => "meshnodes",
         })
     }
 
@@ -255,6 +266,10 @@ mod tests {
         assert_eq!(
             WatchedKind::EndpointSlices.url_path(),
             "/apis/discovery.k8s.io/v1/endpointslices"
+        );
+        assert_eq!(
+            WatchedKind::MeshNodes.url_path(),
+            "/apis/edgemesh.kubeedge.io/v1alpha1/meshnodes"
         );
     }
 }

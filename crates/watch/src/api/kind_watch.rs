@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::delivered::{Delivered, WatchedKind};
 use super::retry_pause::{RetryPause, chance};
-use super::source::ApiTiming;
+use super::timing::ApiTiming;
 use super::trouble::{Nature, Trouble};
 
 /// Lists and watches one kind, for ever, with backoff.

@@ -7,13 +7,16 @@ mod delivered;
 mod kind_watch;
 mod marked_connector;
 mod offer;
+mod optional_watch;
 mod reach;
 mod request_rate;
 mod retry_pause;
 mod settings;
 mod source;
+mod timing;
 mod trouble;
 
 pub use reach::{Reached, reach};
 pub use settings::{ApiSettings, ApiSettingsError, ApiWay, MetaServerSecurity};
-pub use source::{ApiSource, ApiTiming};
+pub use source::ApiSource;
+pub use timing::ApiTiming;

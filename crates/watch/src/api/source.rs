@@ -17,52 +17,22 @@ use super::contact::Contact;
 use super::delivered::{Delivered, WatchedKind};
 use super::kind_watch::{KindWatch, News};
 use super::offer::{endpoints_kind, has_slices};
+use super::optional_watch::OptionalWatch;
 use super::retry_pause::{RetryPause, chance};
 use super::settings::ApiSettings;
+use super::timing::ApiTiming;
 use super::trouble::{Nature, Trouble};
 use crate::counters::Counters;
 use crate::last_good::LastGood;
 use crate::publisher::Publisher;
 use crate::state::{Origin, Problems, SourceState};
 
-/// Waiting times of the API source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApiTiming {
-    /// How long the first lists may take before the last good catalog is served
-    /// instead (it is at once when a request fails). Default 2 s.
-    pub patience: Duration,
-    /// Changes within this time of a publication are published together. Default 50 ms.
-    pub coalesce: Duration,
-    /// First pause after a failure; each further one is twice as long, with jitter.
-    /// Default 300 ms.
-    pub backoff_min: Duration,
-    /// Longest pause after a failure. Default 20 s.
-    pub backoff_max: Duration,
-    /// An outage of this length makes the source read its settings anew and ask the
-    /// server anew what it offers. Default 60 s.
-    pub long_outage: Duration,
-    /// How often to look for what the server did not offer (EndpointSlices, Nodes).
-    /// Default 10 min.
-    pub look_again: Duration,
-}
-
-impl Default for ApiTiming {
-    fn default() -> Self {
-        Self {
-            patience: Duration::from_secs(2),
-            coalesce: Duration::from_millis(50),
-            backoff_min: Duration::from_millis(300),
-            backoff_max: Duration::from_secs(20),
-            long_outage: Duration::from_secs(60),
-            look_again: Duration::from_secs(600),
-        }
-    }
-}
-
 /// The Kubernetes API as the source of the catalog.
 ///
-/// Services, EndpointSlices and Nodes are listed in pages and then watched; where the
-/// server has no `discovery.k8s.io/v1`, Endpoints take the place of EndpointSlices.
+/// Services, EndpointSlices, Nodes and MeshNodes are listed in pages and then watched;
+/// where the server has no `discovery.k8s.io/v1`, Endpoints take the place of
+/// EndpointSlices. The catalog is complete without MeshNodes where there are none, or where
+/// reading them takes longer than the patience.
 /// Until the first lists are complete, the last good catalog is served if there is one.
 /// Nothing here is fatal: whatever fails is said and tried again.
 #[derive(Debug)]
@@ -191,13 +161,23 @@ impl Running {
         let begin = |kind| KindWatch::new(client.clone(), kind, &self.timing);
         let mut services = begin(WatchedKind::Services);
         let mut endpoints = begin(endpoints);
-        let mut nodes = Some(begin(WatchedKind::Nodes));
+        let timing = &self.timing;
+        let optional = |kind, pauses| OptionalWatch::new(client.clone(), kind, timing, pauses);
+        let mut nodes = optional(WatchedKind::Nodes, (timing.look_again, timing.look_again));
+        let mut mesh_nodes = optional(
+            WatchedKind::MeshNodes,
+            (
+                timing.look_for_mesh_nodes_min,
+                timing.look_for_mesh_nodes_max,
+            ),
+        );
         let mut look_again = Instant::now() + self.timing.look_again;
         loop {
             let (kind, news) = tokio::select! {
                 news = services.next() => (services.kind, news),
                 news = endpoints.next() => (endpoints.kind, news),
-                news = next_if_any(&mut nodes) => (WatchedKind::Nodes, news),
+                news = nodes.next() => (nodes.kind, news),
+                news = mesh_nodes.next() => (mesh_nodes.kind, news),
                 () = self.publisher.due() => {
                     self.publish();
                     continue;
@@ -208,19 +188,22 @@ impl Running {
                 }
                 () = sleep_until(look_again) => {
                     look_again = Instant::now() + self.timing.look_again;
-                    if nodes.is_none() {
-                        nodes = Some(KindWatch::new(client.clone(), WatchedKind::Nodes, &self.timing));
-                    }
                     if endpoints.kind == WatchedKind::Endpoints && has_slices(client).await {
                         return;
                     }
                     continue;
                 }
             };
-            match self.take(kind, news) {
-                Next::GoOn => {}
-                Next::WithoutNodes => nodes = None,
-                Next::AskAnew => return,
+            if let News::Trouble(trouble) = &news
+                && trouble.is_absence()
+                && let Some(optional) = [&mut nodes, &mut mesh_nodes]
+                    .into_iter()
+                    .find(|optional| optional.kind == kind)
+            {
+                optional.do_without(trouble);
+                self.do_without(kind, trouble);
+            } else if self.take(kind, news) == Next::AskAnew {
+                return;
             }
         }
     }
@@ -276,18 +259,8 @@ impl Running {
     }
 
     fn take_trouble(&mut self, kind: WatchedKind, trouble: &Trouble) -> Next {
-        let absent = matches!(trouble.nature, Nature::NotFound | Nature::Forbidden);
         match kind {
-            WatchedKind::Nodes if absent => {
-                warn!(
-                    %trouble,
-                    "Nodes cannot be read; going on without zones and pod networks of the nodes"
-                );
-                let changed = self.cluster.do_without_nodes();
-                self.after(changed);
-                return Next::WithoutNodes;
-            }
-            WatchedKind::EndpointSlices if absent => {
+            WatchedKind::EndpointSlices if trouble.is_absence() => {
                 warn!(%trouble, "EndpointSlices can no longer be read; asking the server anew");
                 return Next::AskAnew;
             }
@@ -295,10 +268,15 @@ impl Running {
             WatchedKind::Services
             | WatchedKind::EndpointSlices
             | WatchedKind::Endpoints
-            | WatchedKind::Nodes => {}
+            | WatchedKind::Nodes
+            | WatchedKind::MeshNodes => {}
         }
         let lasting = self.report(Some(kind), trouble);
-        self.lose_patience();
+        if kind == WatchedKind::MeshNodes {
+            self.wait_no_longer_for_mesh_nodes();
+        } else {
+            self.lose_patience();
+        }
         match trouble.nature {
             Nature::Unreachable | Nature::Unauthorized | Nature::Refused
                 if lasting >= self.timing.long_outage =>
@@ -313,6 +291,26 @@ impl Running {
             | Nature::Expired
             | Nature::NoVersion => Next::GoOn,
         }
+    }
+
+    /// A kind that the server does not have, or does not let us read, and that the agent
+    /// can do without.
+    fn do_without(&mut self, kind: WatchedKind, trouble: &Trouble) {
+        let changed = if kind == WatchedKind::Nodes {
+            self.cluster.do_without_nodes()
+        } else if trouble.nature == Nature::NotFound {
+            self.cluster.do_without_mesh_nodes()
+        } else {
+            // There may well be some, and those known from before stay.
+            self.cluster.wait_no_longer_for_mesh_nodes();
+            false
+        };
+        self.after(changed);
+    }
+
+    fn wait_no_longer_for_mesh_nodes(&mut self) {
+        self.cluster.wait_no_longer_for_mesh_nodes();
+        self.after(false);
     }
 
     /// Says what went wrong, not too often. Returns how long it has gone wrong.
@@ -353,6 +351,7 @@ impl Running {
                 services = catalog.services().count(),
                 slices = catalog.slices().count(),
                 nodes = catalog.nodes().count(),
+                mesh_nodes = catalog.mesh_nodes().count(),
                 "the catalog of the API server is complete"
             );
         } else if changed || problems != self.problems() {
@@ -384,6 +383,10 @@ impl Running {
 
     /// The first lists took too long or failed: serves what was good last time.
     fn lose_patience(&mut self) {
+        if self.patience_ends.is_some() {
+            // Perhaps they are all that is missing.
+            self.wait_no_longer_for_mesh_nodes();
+        }
         if self.patience_ends.take().is_none() {
             return;
         }
@@ -412,20 +415,12 @@ impl Running {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     GoOn,
-    WithoutNodes,
     AskAnew,
 }
 
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn next_if_any(watch: &mut Option<KindWatch>) -> News {
-    match watch {
-        Some(watch) => watch.next().await,
         None => std::future::pending().await,
     }
 }

@@ -54,6 +54,11 @@ impl Trouble {
         }
     }
 
+    /// Whether the resource cannot be had: there is none, or we may not read it.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(self.nature, Nature::NotFound | Nature::Forbidden)
+    }
+
     /// Where in the configuration of cluster or node the cause probably lies.
     fn advice(&self) -> &'static str {
         match self.nature {

@@ -1,30 +1,34 @@
 //! The form of the file, as text.
 //!
 //! ```text
-//! edgemesh-catalog 1
+//! edgemesh-catalog 2
 //! {"saved_at":1700000000}
 //! {"service":{...}}
 //! {"slice":{...}}
 //! {"node":{...}}
+//! {"meshnode":{...}}
 //! sha256 <64 hexadecimal digits over all bytes before this line>
 //! ```
 //!
 //! One JSON value a line, so that it is written and read without ever being held
 //! in memory, and can be looked at with ordinary tools. First and last line keep
 //! their form in all versions to come: whether a file is whole is known before
-//! its version counts.
+//! its version counts. Version 1 had no `meshnode` and is read as well.
 
 use std::io::{self, BufRead, Read, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use edgemesh_catalog::{Catalog, EndpointSlice, Fold, Node, Service};
+use edgemesh_catalog::{Catalog, EndpointSlice, Fold, MeshNode, Node, Service};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::LastGood;
 
 /// The version that is written.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+
+/// The first version, which the later ones only added to.
+const OLDEST: u32 = 1;
 
 const MAGIC: &str = "edgemesh-catalog ";
 const TRAILER: &str = "sha256 ";
@@ -58,6 +62,7 @@ enum RecordRef<'a> {
     Service(&'a Service),
     Slice(&'a EndpointSlice),
     Node(&'a Node),
+    MeshNode(&'a MeshNode),
 }
 
 #[derive(Deserialize)]
@@ -66,6 +71,7 @@ enum Record {
     Service(Service),
     Slice(EndpointSlice),
     Node(Node),
+    MeshNode(MeshNode),
 }
 
 /// Writes a catalog.
@@ -90,6 +96,9 @@ pub(super) fn write(catalog: &Catalog, saved_at: SystemTime, to: impl Write) -> 
     }
     for node in catalog.nodes() {
         write_line(&mut to, &RecordRef::Node(node))?;
+    }
+    for mesh_node in catalog.mesh_nodes() {
+        write_line(&mut to, &RecordRef::MeshNode(mesh_node))?;
     }
     let Hashing { mut to, hash } = to;
     writeln!(to, "{TRAILER}{}", hex(&hash.finalize()))?;
@@ -139,7 +148,7 @@ pub(super) fn read(from: impl BufRead) -> Result<LastGood, FormatError> {
         .strip_prefix(MAGIC)
         .and_then(|version| version.parse().ok())
         .ok_or_else(|| FormatError::Damaged("its first line is not ours".to_owned()))?;
-    if version != VERSION {
+    if !(OLDEST..=VERSION).contains(&version) {
         return Err(FormatError::UnknownVersion(version));
     }
     let header: Header = parse(&next()?, 2)?;
@@ -166,6 +175,7 @@ impl From<Record> for edgemesh_catalog::Change {
             Record::Service(service) => Self::Service(service),
             Record::Slice(slice) => Self::Slice(slice),
             Record::Node(node) => Self::Node(node),
+            Record::MeshNode(mesh_node) => Self::MeshNode(mesh_node),
         }
     }
 }

@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use edgemesh_catalog::{
-    Change, Endpoint, EndpointHints, EndpointPort, EndpointSlice, EndpointState, Fold, Node,
-    NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy,
+    Change, Endpoint, EndpointHints, EndpointPort, EndpointSlice, EndpointState, Fold,
+    KeySignature, MeshNode, Node, NodeName, ObjectName, PreviousKey, Protocol, PublicKey,
+    RelayServer, Service, ServiceKind, ServicePort, TrafficPolicy,
 };
 use proptest::prelude::*;
 use tokio::sync::watch;
@@ -71,7 +72,29 @@ fn small() -> Catalog {
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
         addresses: vec!["192.168.1.5".parse().unwrap()],
     }));
+    fold.apply(Change::MeshNode(mesh_node()));
     fold.catalog()
+}
+
+fn mesh_node() -> MeshNode {
+    MeshNode {
+        name: NodeName::new("edge-1"),
+        uid: Some("u-1".into()),
+        public_key: PublicKey::from_bytes([7; 32]),
+        addresses: vec!["203.0.113.7:20006".parse().unwrap()],
+        relay_url: Some("http://203.0.113.1".into()),
+        relay_server: Some(Box::new(RelayServer {
+            urls: vec!["http://203.0.113.7".into()],
+            address_discovery_port: 20008,
+        })),
+        pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+        version: "1".into(),
+        boot_id: "b".into(),
+        previous_key: Some(Box::new(PreviousKey {
+            public_key: PublicKey::from_bytes([8; 32]),
+            signature: KeySignature::from_bytes([9; 64]),
+        })),
+    }
 }
 
 fn bytes_of(catalog: &Catalog) -> Vec<u8> {
@@ -173,14 +196,27 @@ fn newer_version_is_left_alone() {
     at.file.save(&small(), saved_at()).unwrap();
     let text = fs::read_to_string(at.file.path()).unwrap();
     let (content, _) = text.rsplit_once("sha256 ").unwrap();
-    let newer = content.replacen("edgemesh-catalog 1", "edgemesh-catalog 2", 1);
+    let newer = content.replacen("edgemesh-catalog 2", "edgemesh-catalog 3", 1);
     fs::write(at.file.path(), format::sealed(&newer)).unwrap();
     let error = at.file.load().unwrap_err();
     assert!(
-        matches!(error, LastGoodError::UnknownVersion { version: 2, .. }),
+        matches!(error, LastGoodError::UnknownVersion { version: 3, .. }),
         "{error}"
     );
     assert!(at.file.path().exists());
+}
+
+#[test]
+fn file_of_an_agent_that_knew_no_mesh_nodes_is_read() {
+    let mut fold = Fold::from_catalog(small());
+    fold.replace_mesh_nodes([]);
+    let at = in_temp_dir();
+    at.file.save(&fold.catalog(), saved_at()).unwrap();
+    let text = fs::read_to_string(at.file.path()).unwrap();
+    let (content, _) = text.rsplit_once("sha256 ").unwrap();
+    let older = content.replacen("edgemesh-catalog 2", "edgemesh-catalog 1", 1);
+    fs::write(at.file.path(), format::sealed(&older)).unwrap();
+    assert_eq!(at.file.load().unwrap().unwrap().catalog, fold.catalog());
 }
 
 #[test]

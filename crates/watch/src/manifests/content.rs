@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use edgemesh_catalog::{EndpointSlice, Node, ObjectName, Service};
+use edgemesh_catalog::{EndpointSlice, MeshNode, Node, ObjectName, Service};
 use edgemesh_yaml::{Document, Step, documents};
 use serde_json::Value;
 use tracing::debug;
@@ -11,7 +11,7 @@ use tracing::debug;
 use super::error::ManifestError;
 use crate::objects::{
     Endpoints, Field, KnownNames, PathStep, Problem, Reading, read_endpoint_slice, read_endpoints,
-    read_node, read_service,
+    read_mesh_node, read_node, read_service,
 };
 
 /// What a file says.
@@ -30,13 +30,14 @@ pub(crate) enum Manifest {
     Slice(EndpointSlice),
     Endpoints(Endpoints),
     Node(Node),
+    MeshNode(Box<MeshNode>),
 }
 
 /// What tells objects apart.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ManifestKey {
     pub(crate) kind: ManifestKind,
-    /// Nodes have the namespace "".
+    /// Nodes and MeshNodes have the namespace "".
     pub(crate) name: ObjectName,
 }
 
@@ -47,6 +48,7 @@ pub(crate) enum ManifestKind {
     Slice,
     Endpoints,
     Node,
+    MeshNode,
 }
 
 impl ManifestKind {
@@ -56,6 +58,7 @@ impl ManifestKind {
             ManifestKind::Slice => "EndpointSlice",
             ManifestKind::Endpoints => "Endpoints",
             ManifestKind::Node => "Node",
+            ManifestKind::MeshNode => "MeshNode",
         }
     }
 }
@@ -67,6 +70,10 @@ impl Manifest {
             Manifest::Slice(slice) => (ManifestKind::Slice, slice.name.clone()),
             Manifest::Endpoints(endpoints) => (ManifestKind::Endpoints, endpoints.name.clone()),
             Manifest::Node(node) => (ManifestKind::Node, ObjectName::new("", node.name.as_str())),
+            Manifest::MeshNode(node) => (
+                ManifestKind::MeshNode,
+                ObjectName::new("", node.name.as_str()),
+            ),
         };
         ManifestKey { kind, name }
     }
@@ -297,6 +304,10 @@ fn kind_of(value: &Value, problems: &mut Vec<Problem>) -> Option<Known> {
         ("v1", "NodeList") => Known::List(Some(ManifestKind::Node)),
         ("discovery.k8s.io/v1", "EndpointSlice") => Known::Manifest(ManifestKind::Slice),
         ("discovery.k8s.io/v1", "EndpointSliceList") => Known::List(Some(ManifestKind::Slice)),
+        ("edgemesh.kubeedge.io/v1alpha1", "MeshNode") => Known::Manifest(ManifestKind::MeshNode),
+        ("edgemesh.kubeedge.io/v1alpha1", "MeshNodeList") => {
+            Known::List(Some(ManifestKind::MeshNode))
+        }
         ("discovery.k8s.io/v1beta1", "EndpointSlice" | "EndpointSliceList") => {
             let field = root.get("apiVersion");
             problems.push(field.problem("is not read; write discovery.k8s.io/v1".to_owned()));
@@ -316,6 +327,9 @@ fn read_kind(kind: ManifestKind, value: &Value, names: &mut KnownNames) -> Readi
         ManifestKind::Slice => read_endpoint_slice(value, names).map(Manifest::Slice),
         ManifestKind::Endpoints => read_endpoints(value, names).map(Manifest::Endpoints),
         ManifestKind::Node => read_node(value, names).map(Manifest::Node),
+        ManifestKind::MeshNode => {
+            read_mesh_node(value, names).map(|node| Manifest::MeshNode(Box::new(node)))
+        }
     }
 }
 

@@ -51,6 +51,11 @@ apiVersion: v1
 kind: Node
 metadata: {name: edge-1}
 ---
+apiVersion: edgemesh.kubeedge.io/v1alpha1
+kind: MeshNode
+metadata: {name: edge-1}
+spec: {publicKey: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=}
+---
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: ignored}
@@ -71,6 +76,7 @@ fn every_kind_is_read_and_others_are_ignored() {
             "EndpointSlice default/web-1",
             "Endpoints default/old",
             "Node /edge-1",
+            "MeshNode /edge-1",
         ]
     );
 }
@@ -96,6 +102,29 @@ items:
 - {metadata: {name: a}, spec: {ports: [{port: 1}]}}
 ";
     assert_eq!(keys(&read("list.yaml", typed)), ["Service default/a"]);
+}
+
+#[test]
+fn mistake_in_a_mesh_node_is_named_with_its_line() {
+    let text = "\
+apiVersion: edgemesh.kubeedge.io/v1alpha1
+kind: MeshNode
+metadata: {name: edge-1}
+spec:
+  publicKey: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
+  addresses:
+  - 203.0.113.7:20006
+  - 203.0.113.7
+";
+    let content = read("meshnode-edge-1.yaml", text);
+    assert_eq!(
+        errors(&content),
+        [
+            "meshnode-edge-1.yaml:8 (document 1): spec.addresses[1]: is not an address with a \
+             port; write one such as 203.0.113.7:20006 or [2001:db8::7]:20006"
+        ]
+    );
+    assert_eq!(keys(&content), ["MeshNode /edge-1"]);
 }
 
 #[test]
@@ -321,12 +350,13 @@ fn odd_object() -> impl Strategy<Value = Value> {
 }
 
 fn with_kind(mut object: Value, kind: usize) -> Value {
-    const KINDS: [(&str, &str); 5] = [
+    const KINDS: [(&str, &str); 6] = [
         ("v1", "Service"),
         ("discovery.k8s.io/v1", "EndpointSlice"),
         ("v1", "Endpoints"),
         ("v1", "Node"),
         ("v1", "List"),
+        ("edgemesh.kubeedge.io/v1alpha1", "MeshNode"),
     ];
     let (version, kind) = KINDS[kind % KINDS.len()];
     if let Value::Object(map) = &mut object {
@@ -361,7 +391,7 @@ proptest! {
 
     #[test]
     fn odd_objects_are_read_the_same_as_yaml_and_as_json(
-        objects in prop::collection::vec((odd_object(), 0..5_usize), 1..4)
+        objects in prop::collection::vec((odd_object(), 0..6_usize), 1..4)
     ) {
         let texts: Vec<String> = objects
             .into_iter()

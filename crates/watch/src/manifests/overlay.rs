@@ -162,6 +162,9 @@ impl Overlay {
             Manifest::Node(node) => catalog
                 .node(&node.name)
                 .map(|known| Manifest::Node((**known).clone())),
+            Manifest::MeshNode(node) => catalog
+                .mesh_node(&node.name)
+                .map(|known| Manifest::MeshNode(Box::new((**known).clone()))),
             Manifest::Endpoints(_) => self.endpoints.get(&key.name).map(|slices| {
                 Manifest::Endpoints(Endpoints {
                     name: key.name.clone(),
@@ -181,6 +184,7 @@ impl Overlay {
         match object {
             Manifest::Service(service) => self.fold.apply(Change::Service(service)),
             Manifest::Node(node) => self.fold.apply(Change::Node(node)),
+            Manifest::MeshNode(node) => self.fold.apply(Change::MeshNode(*node)),
             Manifest::Slice(slice) => {
                 self.unsettled = true;
                 self.fold.apply(Change::Slice(slice))
@@ -199,6 +203,10 @@ impl Overlay {
             ManifestKind::Node => {
                 let name = NodeName::new(key.name.name());
                 self.fold.apply(Change::NodeGone(name))
+            }
+            ManifestKind::MeshNode => {
+                let name = NodeName::new(key.name.name());
+                self.fold.apply(Change::MeshNodeGone(name))
             }
             ManifestKind::Slice => {
                 self.unsettled = true;

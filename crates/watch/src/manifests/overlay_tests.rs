@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use edgemesh_catalog::{Node, ObjectName};
+use edgemesh_catalog::{MeshNode, Node, ObjectName, PublicKey};
 
 use super::*;
 use crate::manifests::content::read_content;
@@ -35,6 +35,43 @@ fn zone(overlay: &Overlay, name: &str) -> Option<String> {
     let catalog = overlay.catalog();
     let node = catalog.node(&NodeName::new(name))?;
     node.zone.as_deref().map(str::to_owned)
+}
+
+fn mesh_node(boot: &str) -> Manifest {
+    Manifest::MeshNode(Box::new(MeshNode {
+        name: NodeName::new("n"),
+        uid: None,
+        public_key: PublicKey::from_bytes([7; 32]),
+        addresses: Vec::new(),
+        relay_url: None,
+        relay_server: None,
+        pod_cidrs: Vec::new(),
+        version: "".into(),
+        boot_id: boot.into(),
+        previous_key: None,
+    }))
+}
+
+#[test]
+fn mesh_node_and_node_of_one_name_are_two_objects() {
+    let mut overlay = Overlay::default();
+    let boot = |overlay: &Overlay| {
+        let catalog = overlay.catalog();
+        catalog
+            .mesh_nodes()
+            .map(|n| n.boot_id.to_string())
+            .collect::<Vec<_>>()
+    };
+    let (a, b) = (file("a.yaml"), file("b.yaml"));
+    let effect = overlay.put_file(&b, vec![node("n", "z"), mesh_node("of b")]);
+    assert_eq!((effect.changed, effect.conflicts.len()), (true, 0));
+    assert_eq!(boot(&overlay), ["of b"]);
+    overlay.put_file(&a, vec![mesh_node("of a")]);
+    assert_eq!(boot(&overlay), ["of a"]);
+    assert!(overlay.remove_file(&a));
+    assert_eq!(boot(&overlay), ["of b"]);
+    assert!(overlay.remove_file(&b));
+    assert!(overlay.catalog().is_empty());
 }
 
 #[test]

@@ -33,7 +33,7 @@ const POLL_FOR_DIRECTORY: Duration = Duration::from_secs(1);
 
 /// A directory of ordinary Kubernetes manifests as the source of the catalog.
 ///
-/// Services, EndpointSlices, Endpoints, Nodes and lists of these are read from all
+/// Services, EndpointSlices, Endpoints, Nodes, MeshNodes and lists of these are read from all
 /// `*.yaml`, `*.yml` and `*.json` files in it, not from hidden ones nor from
 /// directories below. A file is read again when its writer closes it, when it is
 /// renamed or replaced, and when a link on the way to it changes. While a file has an

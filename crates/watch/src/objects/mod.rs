@@ -10,6 +10,7 @@ mod endpoint_slice;
 mod endpoints;
 mod field;
 mod known_names;
+mod mesh_node;
 mod node;
 mod service;
 
@@ -20,6 +21,7 @@ pub(crate) use endpoint_slice::read_endpoint_slice;
 pub(crate) use endpoints::{Endpoints, is_from_endpoints, read_endpoints};
 pub(crate) use field::{Field, PathStep, Problem};
 pub(crate) use known_names::KnownNames;
+pub(crate) use mesh_node::read_mesh_node;
 pub(crate) use node::read_node;
 pub(crate) use service::read_service;
 

@@ -24,6 +24,7 @@ use tokio_rustls::rustls::ServerConfig;
 pub(crate) const SERVICES: &str = "/api/v1/services";
 pub(crate) const ENDPOINTS: &str = "/api/v1/endpoints";
 pub(crate) const NODES: &str = "/api/v1/nodes";
+pub(crate) const MESH_NODES: &str = "/apis/edgemesh.kubeedge.io/v1alpha1/meshnodes";
 pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 
 /// The server. It stops when dropped.

@@ -9,6 +9,7 @@
 
 mod fake_api_server;
 mod following;
+mod mesh_nodes;
 mod outages;
 mod stage;
 mod ways_in;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgemesh_catalog::{Catalog, ObjectName};
+use edgemesh_catalog::{Catalog, ObjectName, PublicKey};
 use edgemesh_watch::{
     ApiSettings, ApiSource, ApiTiming, ApiWay, Counters, LastGood, Origin, SourceState,
 };
@@ -100,6 +100,8 @@ pub(crate) fn quick() -> ApiTiming {
         coalesce: Duration::from_millis(1),
         backoff_min: Duration::from_millis(5),
         backoff_max: Duration::from_millis(50),
+        look_for_mesh_nodes_min: Duration::from_millis(5),
+        look_for_mesh_nodes_max: Duration::from_millis(20),
         ..ApiTiming::default()
     }
 }
@@ -143,6 +145,19 @@ pub(crate) fn node(name: &str) -> Value {
     })
 }
 
+/// What the agent of a node says of itself, as of its start number `boot`.
+pub(crate) fn mesh_node(name: &str, boot: u8) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {
+            "publicKey": PublicKey::from_bytes([7; 32]).to_string(),
+            "addresses": ["203.0.113.7:20006"],
+            "bootID": boot.to_string(),
+            "renewTime": "2026-01-02T03:04:05.000000Z",
+        },
+    })
+}
+
 /// A server with one Service, its slice and a node.
 pub(crate) async fn small_cluster() -> FakeApiServer {
     let server = FakeApiServer::start().await;
@@ -156,6 +171,14 @@ pub(crate) fn services(catalog: &Catalog) -> Vec<String> {
     catalog
         .services()
         .map(|service| service.name.name().to_owned())
+        .collect()
+}
+
+/// Name and boot id of each MeshNode.
+pub(crate) fn mesh_nodes(catalog: &Catalog) -> Vec<String> {
+    catalog
+        .mesh_nodes()
+        .map(|node| format!("{} {}", node.name, node.boot_id))
         .collect()
 }
 
