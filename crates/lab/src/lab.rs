@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
+use crate::internet::Internet;
 use crate::network::Network;
 use crate::node::NodeBuilder;
 
@@ -64,6 +65,15 @@ impl Lab {
     /// When the name is taken.
     pub fn network(&self, name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Arc<Network>> {
         Network::create(name, v4, v6).map(Arc::new)
+    }
+
+    /// An internet, for sites with NATs; a lab has one at most.
+    ///
+    /// # Errors
+    ///
+    /// When there is one already.
+    pub fn internet(&self) -> Result<Internet> {
+        Internet::create()
     }
 
     /// Makes the programs in /usr/sbin and /sbin whose names begin with `prefix` impossible

@@ -39,6 +39,8 @@
 //! * [`Pod::serve`] starts servers in this process whose sockets live in the pod.
 //! * [`KubeProxy`] programs what kube-proxy would; [`manifests`] writes the same services
 //!   as Kubernetes objects for an agent to read.
+//! * [`Sites`] is a cloud and edge sites behind NATs; [`Internet`], [`Site`], [`Nat`] and
+//!   [`Uplink`] are what it is made of, for other stages. [`EmulatedLink`] delays and loses.
 //! * [`Agent`] is a real agent process on a node.
 //! * [`SideBySide`] is the usual stage: both on one node, and who answers tells who handled.
 //! * [`RuleList`] reads rules and their counters back; [`await_until()`] and [`await_ok`]
@@ -48,11 +50,14 @@ mod agent;
 mod await_until;
 mod client;
 mod enter;
+mod internet;
 mod iptables;
 mod kube_proxy;
 mod lab;
+mod link;
 pub mod manifests;
 mod namespace;
+mod nat;
 mod network;
 mod node;
 mod pod;
@@ -62,6 +67,11 @@ mod rule_list;
 mod serve;
 mod service;
 mod side_by_side;
+mod site;
+mod sites;
+mod splitmix;
+mod strays;
+mod uplink;
 mod way_in;
 
 pub use agent::Agent;
@@ -70,13 +80,16 @@ pub use client::{Answer, Place, connect_from, request};
 pub use enter::{
     Entered, Inside, enter, enter_as_root_if_possible, test, test_each_flavour, test_within,
 };
+pub use internet::{Host, Internet};
 pub use iptables::{Family, Flavour, Table};
 pub use kube_proxy::{
     KubeProxy, KubeProxyMode, endpoint_chain, leave_kubelets_signs, render, render_nftables,
     service_chain,
 };
 pub use lab::Lab;
+pub use link::{Direction, EmulatedLink, LinkConditions, LinkStatistics};
 pub use namespace::Namespace;
+pub use nat::Nat;
 pub use network::Network;
 pub use node::{Node, NodeBuilder, PodNetwork};
 pub use pod::{Pod, PodBuilder};
@@ -87,3 +100,7 @@ pub use rule_list::{Chain, Rule, RuleList};
 pub use serve::{Serve, Server};
 pub use service::{ClusterService, Endpoint, Protocol, ServicePort};
 pub use side_by_side::{Handler, SideBySide};
+pub use site::{Site, SiteBuilder};
+pub use sites::{Sites, SitesBuilder};
+pub use strays::{Stray, StrayKind};
+pub use uplink::{Cut, Uplink};

@@ -105,6 +105,16 @@ impl Namespace {
             .map(|_| ())
             .with_context(|| format!("the commands were:\n{lines}"))
     }
+
+    /// Runs lines of `nft` commands in one transaction.
+    pub(crate) fn nft(&self, text: &str) -> Result<()> {
+        self.program("nft")
+            .args(["-f", "-"])
+            .input(text)
+            .run()
+            .map(|_| ())
+            .with_context(|| format!("the commands were:\n{text}"))
+    }
 }
 
 /// Where the kernel shows a parameter.

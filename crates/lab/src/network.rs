@@ -1,7 +1,7 @@
 //! A network segment that nodes are attached to, with a router on it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result, bail};
 
@@ -10,6 +10,26 @@ use crate::namespace::Namespace;
 /// The hardware address of each bridge. Without one of its own, a bridge has the lowest of
 /// its ports' addresses, so that it changes with new ports and neighbours lose it.
 pub(crate) const BRIDGE_HARDWARE: &str = "02:00:00:00:00:01";
+/// The bridge that is the segment, and the router's device on it.
+pub(crate) const BRIDGE: &str = "br0";
+
+/// Who on a segment knows the ways to the pods of its nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PodRoutes {
+    /// The router and all nodes.
+    Everywhere,
+    /// The router only, so that a node's pods reach others that are no pods.
+    Router,
+}
+
+/// Where a segment's nodes get the last part of their addresses from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Numbering {
+    /// Their number in the lab: it is part of their pods' addresses too.
+    OfLab,
+    /// Their number on this segment, so that addresses of segments may be the same.
+    OfSegment,
+}
 
 /// A segment: a bridge in a namespace of its own, which is also the default router (its
 /// addresses end in 1). Nodes on it know the ways to each other's pods.
@@ -18,6 +38,8 @@ pub struct Network {
     namespace: Namespace,
     v4: Ipv4Addr,
     v6: Ipv6Addr,
+    pod_routes: PodRoutes,
+    numbering: Numbering,
     members: Mutex<Vec<Member>>,
 }
 
@@ -34,14 +56,33 @@ pub(crate) struct Member {
 impl Network {
     /// `v4` is the network address of a /24, `v6` that of a /64.
     pub(crate) fn create(name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Self> {
+        Self::make(name, (v4, v6), PodRoutes::Everywhere, Numbering::OfLab)
+    }
+
+    /// As [`Self::create`], for a site: its nodes are numbered from 1.
+    pub(crate) fn of_site(
+        name: &str,
+        v4: Ipv4Addr,
+        v6: Ipv6Addr,
+        pod_routes: PodRoutes,
+    ) -> Result<Self> {
+        Self::make(name, (v4, v6), pod_routes, Numbering::OfSegment)
+    }
+
+    fn make(
+        name: &str,
+        (v4, v6): (Ipv4Addr, Ipv6Addr),
+        pod_routes: PodRoutes,
+        numbering: Numbering,
+    ) -> Result<Self> {
         let namespace = Namespace::create(name)?;
         namespace.sysctl("net.ipv4.ip_forward", "1")?;
         namespace.sysctl_if_present("net.ipv6.conf.all.forwarding", "1")?;
         namespace.ip(&format!(
-            "link add br0 address {BRIDGE_HARDWARE} type bridge\n\
-             link set br0 up\n\
-             address add {}/24 dev br0\n\
-             address add {}/64 dev br0 nodad\n",
+            "link add {BRIDGE} address {BRIDGE_HARDWARE} type bridge\n\
+             link set {BRIDGE} up\n\
+             address add {}/24 dev {BRIDGE}\n\
+             address add {}/64 dev {BRIDGE} nodad\n",
             nth_v4(v4, 1),
             nth_v6(v6, 1)
         ))?;
@@ -49,6 +90,8 @@ impl Network {
             namespace,
             v4,
             v6,
+            pod_routes,
+            numbering,
             members: Mutex::new(Vec::new()),
         })
     }
@@ -71,28 +114,61 @@ impl Network {
         nth_v6(self.v6, 1)
     }
 
-    /// The IPv4 address of the `number`th node of the lab, were it on this segment.
-    pub(crate) fn address_v4(&self, number: u8) -> Ipv4Addr {
-        nth_v4(self.v4, 10 + number)
-    }
-
-    /// The IPv6 address of the `number`th node of the lab, were it on this segment.
-    pub(crate) fn address_v6(&self, number: u8) -> Ipv6Addr {
-        nth_v6(self.v6, 10 + number)
+    /// The addresses of the next node to join, the `number`th of the lab.
+    pub(crate) fn next_addresses(&self, number: u8) -> Result<(Ipv4Addr, Ipv6Addr)> {
+        let number = match self.numbering {
+            Numbering::OfLab => number,
+            Numbering::OfSegment => next_number(self.members()?.len() + 1, "nodes on a site")?,
+        };
+        Ok((nth_v4(self.v4, 10 + number), nth_v6(self.v6, 10 + number)))
     }
 
     /// Tells router and other nodes the way to the new one's pods, and it the ways to theirs.
     pub(crate) fn join(&self, new: Member) -> Result<()> {
-        let Ok(mut members) = self.members.lock() else {
-            bail!("an earlier node failed to join {}", self.namespace.name());
-        };
+        let mut members = self.members()?;
         self.namespace.ip(&way_to(&new, true))?;
-        for old in members.iter() {
-            old.namespace.ip(&way_to(&new, old.uplink_v6.is_some()))?;
-            new.namespace.ip(&way_to(old, new.uplink_v6.is_some()))?;
+        if self.pod_routes == PodRoutes::Everywhere {
+            for old in members.iter() {
+                old.namespace.ip(&way_to(&new, old.uplink_v6.is_some()))?;
+                new.namespace.ip(&way_to(old, new.uplink_v6.is_some()))?;
+            }
         }
         members.push(new);
         Ok(())
+    }
+
+    /// Takes up the member's new address: the ways to its pods lead there, and it gets those
+    /// routes again that it lost with its old one.
+    pub(crate) fn readdress(&self, namespace: &Namespace, address: Ipv4Addr) -> Result<()> {
+        let mut members = self.members()?;
+        let is_the_one = |member: &Member| member.namespace.name() == namespace.name();
+        let place = members.iter().position(is_the_one).with_context(|| {
+            let (node, segment) = (namespace.name(), self.namespace.name());
+            format!("{node} is not on {segment}")
+        })?;
+        members[place].uplink_v4 = address;
+        let moved = members[place].clone();
+        let way = format!("route replace {}/24 via {address}\n", moved.pods_v4);
+        self.namespace.ip(&way)?;
+        if self.pod_routes == PodRoutes::Everywhere {
+            for other in members.iter().filter(|member| !is_the_one(member)) {
+                other.namespace.ip(&way)?;
+                moved.namespace.ip(&way_to(other, false))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An address of the segment by its last part.
+    pub(crate) fn address_v4(&self, last: u8) -> Ipv4Addr {
+        nth_v4(self.v4, last)
+    }
+
+    fn members(&self) -> Result<MutexGuard<'_, Vec<Member>>> {
+        match self.members.lock() {
+            Ok(members) => Ok(members),
+            Err(_) => bail!("an earlier node failed to join {}", self.namespace.name()),
+        }
     }
 }
 

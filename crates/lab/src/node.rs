@@ -1,8 +1,8 @@
 //! A node: a namespace with an uplink, and a network for pods.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 
@@ -10,8 +10,10 @@ use crate::client::{Place, await_link};
 use crate::iptables::Family;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
-use crate::network::{BRIDGE_HARDWARE, Member, Network, next_number, nth_v4, nth_v6};
+use crate::network::{BRIDGE, BRIDGE_HARDWARE, Member, Network, next_number, nth_v4, nth_v6};
 use crate::pod::PodBuilder;
+use crate::serve::{Serve, Server};
+use crate::uplink::Cut;
 
 /// How the pods of a node are wired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +76,8 @@ impl<'lab> NodeBuilder<'lab> {
     }
 
     /// Makes the node. The lab's nth node has the address 198.51.100.(10+n) on the usual
-    /// segment, its pods are in 10.244.n.0/24 and `fd00:244:n::/64`.
+    /// segment, its pods are in 10.244.n.0/24 and `fd00:244:n::/64`. A site counts its nodes
+    /// itself: the first one's address there ends in 11, whatever its pods' range.
     ///
     /// # Errors
     ///
@@ -86,13 +89,14 @@ impl<'lab> NodeBuilder<'lab> {
         };
         let number = next_number(self.lab.next_node(), "nodes")?;
         let namespace = Namespace::create(&self.name)?;
+        let (v4, v6) = network.next_addresses(number)?;
         let node = Node {
             namespace,
             number,
             pod_network: self.pod_network,
             ipv6: self.ipv6,
-            uplink_v4: network.address_v4(number),
-            uplink_v6: self.ipv6.then(|| network.address_v6(number)),
+            uplink_v4: Mutex::new(v4),
+            uplink_v6: self.ipv6.then_some(v6),
             network,
             pods: AtomicUsize::new(0),
         };
@@ -120,7 +124,7 @@ pub struct Node {
     network: Arc<Network>,
     pod_network: PodNetwork,
     ipv6: bool,
-    uplink_v4: Ipv4Addr,
+    uplink_v4: Mutex<Ipv4Addr>,
     uplink_v6: Option<Ipv6Addr>,
     pods: AtomicUsize,
 }
@@ -143,16 +147,89 @@ impl Node {
         self.namespace.name()
     }
 
-    /// Its IPv4 address on its segment.
+    /// Its present IPv4 address on its segment.
     #[must_use]
     pub fn ipv4(&self) -> Ipv4Addr {
-        self.uplink_v4
+        *self
+            .uplink_v4
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives it another IPv4 address on its segment, as a DHCP server may: the old one goes
+    /// with all its routes, then come the new one and the routes by it. The neighbours' ways
+    /// to its pods follow. `last` is the last part of the address.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn change_address(&self, last: u8) -> Result<()> {
+        let (old, new) = (self.ipv4(), self.network.address_v4(last));
+        self.namespace.ip(&format!(
+            "address del {old}/24 dev eth0\n\
+             address add {new}/24 dev eth0\n\
+             route replace default via {}\n",
+            self.network.router_v4()
+        ))?;
+        self.network.readdress(&self.namespace, new)?;
+        *self
+            .uplink_v4
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = new;
+        await_link(&self.namespace, self.network.router_v4().into())
+    }
+
+    /// Cuts it off its segment, until [`Self::plug_in`]; its pods stay with it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn cut_off(&self, cut: Cut) -> Result<()> {
+        self.plug_in()?;
+        let port = self.port();
+        self.network.namespace().ip(&match cut {
+            // On its own the port would answer for the router's addresses.
+            Cut::Silent => format!("link set {port} nomaster arp off\n"),
+            Cut::Unplugged => format!("link set {port} down\n"),
+        })
+    }
+
+    /// Ends what [`Self::cut_off`] did; does nothing on a node that is not cut off.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn plug_in(&self) -> Result<()> {
+        let port = self.port();
+        self.network
+            .namespace()
+            .ip(&format!("link set {port} master {BRIDGE} arp on up\n"))
+    }
+
+    /// The bridge port it hangs on.
+    fn port(&self) -> String {
+        format!("to-node{}", self.number)
     }
 
     /// Its IPv6 address on its segment, unless it is without IPv6.
     #[must_use]
     pub fn ipv6(&self) -> Option<Ipv6Addr> {
         self.uplink_v6
+    }
+
+    /// Starts a server on the node itself, on `port` of all its addresses, present and to
+    /// come: as a pod on the host's network, or a process of the host.
+    ///
+    /// # Errors
+    ///
+    /// When the port is taken.
+    pub fn serve(&self, port: u16, kind: Serve) -> Result<Server> {
+        let any: IpAddr = if self.ipv6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        Server::start(&self.namespace, &[(any, port).into()], kind)
     }
 
     /// The IPv4 range of its pods, e.g. `10.244.1.0/24`.
@@ -216,7 +293,7 @@ impl Node {
     /// Its addresses on its segment.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         let v6 = self.uplink_v6.map(IpAddr::V6);
-        [IpAddr::V4(self.uplink_v4)].into_iter().chain(v6).collect()
+        [IpAddr::V4(self.ipv4())].into_iter().chain(v6).collect()
     }
 
     /// The router's addresses, of the families this node has.
@@ -263,7 +340,7 @@ impl Node {
     fn as_member(&self) -> Member {
         Member {
             namespace: self.namespace.clone(),
-            uplink_v4: self.uplink_v4,
+            uplink_v4: self.ipv4(),
             uplink_v6: self.uplink_v6,
             pods_v4: self.pods_v4(),
             pods_v6: self.pods_v6(),
@@ -286,15 +363,12 @@ impl Node {
     }
 
     fn connect_uplink(&self) -> Result<()> {
-        let (port, router) = (
-            format!("to-node{}", self.number),
-            self.network.namespace().name(),
-        );
+        let (port, router) = (self.port(), self.network.namespace().name());
         let mut lines = format!(
             "link add eth0 type veth peer name {port} netns {router}\n\
              link set eth0 up\n\
              address add {}/24 dev eth0\n",
-            self.uplink_v4
+            self.ipv4()
         );
         if let Some(address) = self.uplink_v6 {
             lines += &format!("address add {address}/64 dev eth0 nodad\n");
@@ -302,7 +376,7 @@ impl Node {
         self.namespace.ip(&lines)?;
         self.network
             .namespace()
-            .ip(&format!("link set {port} master br0 up\n"))
+            .ip(&format!("link set {port} master {BRIDGE} up\n"))
     }
 
     fn make_bridge(&self) -> Result<()> {

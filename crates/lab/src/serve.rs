@@ -204,6 +204,8 @@ impl Shared {
     }
 
     fn greeting(&self, client: SocketAddr) -> String {
+        // A socket for both families writes IPv4 addresses in IPv6's way.
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         format!("{} saw {client}\n", self.pod)
     }
 }
