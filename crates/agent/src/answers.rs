@@ -10,7 +10,6 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 use std::time::Duration;
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -18,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::explain::{AgentAnswer, Query};
+use crate::peer_user::stranger;
 use crate::status::{Observer, StatusReport};
 
 /// Name of the socket in the abstract namespace.
@@ -120,13 +120,9 @@ async fn converse(mut stream: UnixStream, observer: &Observer) -> io::Result<()>
 /// Why who is at the other end gets no answer: names of Services are nobody's business but
 /// root's, and of the user that the agent runs as.
 fn refusal(stream: &UnixStream) -> Option<String> {
-    let own = nix::unistd::geteuid().as_raw();
-    match getsockopt(stream, PeerCredentials) {
-        Ok(peer) if peer.uid() == 0 || peer.uid() == own => None,
-        Ok(peer) => Some(format!(
-            "only root may ask this agent; you are uid {}",
-            peer.uid()
-        )),
+    match stranger(stream) {
+        Ok(None) => None,
+        Ok(Some(uid)) => Some(format!("only root may ask this agent; you are uid {uid}")),
         Err(error) => Some(format!("the kernel does not tell who asks: {error}")),
     }
 }

@@ -6,10 +6,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::Duration;
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-
 use crate::answers::{NAME, Question, Reply};
 use crate::explain::{AgentAnswer, Query};
+use crate::peer_user::stranger;
 use crate::status::StatusReport;
 
 /// How long each step of an answer may take.
@@ -99,13 +98,9 @@ fn ask(question: &Question) -> Result<Reply, NoAnswer> {
 
 /// Anybody can take a free abstract name; only root, or we ourselves, can be the agent.
 fn believe(stream: &UnixStream) -> Result<(), NoAnswer> {
-    let peer =
-        getsockopt(stream, PeerCredentials).map_err(|error| NoAnswer::Broken(error.into()))?;
-    let own = nix::unistd::geteuid().as_raw();
-    if peer.uid() == 0 || peer.uid() == own {
-        Ok(())
-    } else {
-        Err(NoAnswer::Stranger { uid: peer.uid() })
+    match stranger(stream).map_err(NoAnswer::Broken)? {
+        None => Ok(()),
+        Some(uid) => Err(NoAnswer::Stranger { uid }),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Tasks report what they have reached; `/readyz` and `/healthz` read it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +26,8 @@ struct State {
     /// The rules of some plan were brought into the kernel.
     had_rules: bool,
     stopping: bool,
+    /// Agents that wait to take over, and how often each.
+    waiting: BTreeMap<String, usize>,
     last_tick: Instant,
 }
 
@@ -49,6 +52,7 @@ impl Health {
             listener: not_yet(),
             had_rules: false,
             stopping: false,
+            waiting: BTreeMap::new(),
             last_tick: Instant::now(),
         })))
     }
@@ -81,6 +85,18 @@ impl Health {
         self.with(|state| state.stopping = true);
     }
 
+    /// Another agent, `who`, waits to take over, until the guard is dropped.
+    ///
+    /// This one counts as not ready meanwhile: kubelet's probes of the other one's pod come
+    /// to this one as long as it has the admin address.
+    pub(crate) fn somebody_waits(&self, who: &str) -> Waiting {
+        self.with(|state| *state.waiting.entry(who.to_owned()).or_default() += 1);
+        Waiting {
+            health: self.clone(),
+            who: who.to_owned(),
+        }
+    }
+
     /// Whether traffic may be sent through this agent, and a line for each condition.
     pub(crate) fn ready(&self) -> (bool, String) {
         self.with(|state| {
@@ -89,7 +105,9 @@ impl Health {
                 ("rules", &state.rules),
                 ("listener", &state.listener),
             ];
-            let ready = !state.stopping && conditions.iter().all(|(_, s)| s.is_ok());
+            let ready = !state.stopping
+                && state.waiting.is_empty()
+                && conditions.iter().all(|(_, s)| s.is_ok());
             let mut text = String::new();
             for (name, status) in conditions {
                 // Writing to a String cannot fail.
@@ -98,6 +116,9 @@ impl Health {
                     Err(why) => writeln!(text, "[-] {name}: {why}"),
                 };
             }
+            for who in state.waiting.keys() {
+                let _ = writeln!(text, "[-] handing over to {who}");
+            }
             if state.stopping {
                 text.push_str("[-] stopping\n");
             }
@@ -105,19 +126,22 @@ impl Health {
         })
     }
 
-    /// What readiness depends on, each reached or not and why; `stopping` is there only when
-    /// it is so.
+    /// What readiness depends on, each reached or not and why; `handing over` and `stopping`
+    /// are there only when it is so.
     pub(crate) fn conditions(&self) -> Vec<(&'static str, Result<(), String>)> {
         self.with(|state| {
             let stopping = state
                 .stopping
                 .then(|| ("stopping", Err("the agent is ending".to_owned())));
+            let waiting = state.waiting.keys();
+            let handing_over = waiting.map(|who| ("handing over", Err(format!("to {who}"))));
             [
                 ("catalog", state.catalog.clone()),
                 ("rules", state.rules.clone()),
                 ("listener", state.listener.clone()),
             ]
             .into_iter()
+            .chain(handing_over)
             .chain(stopping)
             .collect()
         })
@@ -136,6 +160,26 @@ impl Health {
     fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         // A panic elsewhere while holding the lock leaves plain values behind.
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// An agent that waits to take over.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    health: Health,
+    who: String,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.health.with(|state| {
+            if let Some(times) = state.waiting.get_mut(&self.who) {
+                *times -= 1;
+                if *times == 0 {
+                    state.waiting.remove(&self.who);
+                }
+            }
+        });
     }
 }
 
@@ -174,6 +218,19 @@ mod tests {
         let health = all_reached();
         health.stopping();
         assert!(!health.ready().0);
+    }
+
+    #[tokio::test]
+    async fn while_another_agent_waits_to_take_over_it_is_not_ready() {
+        let health = all_reached();
+        let waiting = ["new", "new"].map(|who| health.somebody_waits(who));
+        let (ready, text) = health.ready();
+        assert!(!ready && text.contains("[-] handing over to new"), "{text}");
+        let [one, other] = waiting;
+        drop(one);
+        assert!(!health.ready().0);
+        drop(other);
+        assert!(health.ready().0);
     }
 
     #[tokio::test(start_paused = true)]

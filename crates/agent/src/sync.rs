@@ -4,6 +4,8 @@
 //! portals (make), routes and rules, and only then what is gone (break). In
 //! between, a look whether the kernel still has what it was given.
 
+mod ending;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,6 +25,8 @@ use crate::sync_figures::SyncFigures;
 use crate::udp_flows::UdpFlows;
 use crate::undoings::Undoings;
 use crate::wanted;
+
+pub(crate) use ending::Withdrawn;
 
 /// Pause after the first failure to program the kernel; doubled for each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -194,47 +198,6 @@ impl Sync {
                     tracing::warn!(%ended, "a part of the forwarder is opened anew");
                     pending = true;
                 }
-            }
-        }
-    }
-
-    /// The ordered end: rules out, so that kube-proxy takes over; then connections get
-    /// until `grace` to end; then addresses and routes.
-    pub(crate) async fn shut_down(self, grace: Duration) {
-        let Self {
-            forwarder,
-            mut families,
-            ..
-        } = self;
-        for family in &mut families {
-            match family.backend.remove().await {
-                Ok(_) => {
-                    tracing::info!(family = %family.empty.family(), "rules are out");
-                    let nothing = Arc::new(family.empty.clone());
-                    family
-                        .flows
-                        .rules_changed(family.wanted.as_deref(), &nothing);
-                    family.flows.tidy(&nothing).await;
-                }
-                Err(error) => tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "rules may be left; `edgemesh-agent cleanup` removes them"
-                ),
-            }
-        }
-        let drained = forwarder.drain(grace).await;
-        if drained.cut > 0 {
-            tracing::warn!(
-                connections = drained.cut,
-                "reset connections that did not end within the grace period"
-            );
-        }
-        for family in &mut families {
-            if let Err(error) = family.host.remove().await {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "addresses or routes may be left; `edgemesh-agent cleanup` removes them"
-                );
             }
         }
     }
@@ -439,7 +402,7 @@ fn in_family(family: Family, repairs: Vec<Repair>) -> impl Iterator<Item = (Fami
 
 /// Why a round of the loop did not reach its end.
 #[derive(Debug, thiserror::Error)]
-enum SyncError {
+pub(crate) enum SyncError {
     /// iptables or nf_tables would not.
     #[error(transparent)]
     Rules(#[from] edgemesh_rules::RulesError),

@@ -30,3 +30,11 @@ impl Termination {
         }
     }
 }
+
+/// A second signal has ended the agent.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "told by a second {0} to end at once: connections are reset, and rules may be left; \
+     `edgemesh-agent cleanup` removes them"
+)]
+pub(crate) struct EndedAtOnce(pub(crate) &'static str);

@@ -332,7 +332,7 @@ fn bind_families(settings: &Settings) -> Result<Vec<Family>, BindError> {
     let families = v4
         .into_iter()
         .chain(v6)
-        .map(|intercept| bind_family(intercept, settings.listen_port))
+        .map(|intercept| bind_family(intercept, settings))
         .collect::<Result<Vec<_>, _>>()?;
     if families.is_empty() {
         return Err(BindError::NoFamily);
@@ -340,19 +340,23 @@ fn bind_families(settings: &Settings) -> Result<Vec<Family>, BindError> {
     Ok(families)
 }
 
-fn bind_family(intercept: IpAddr, port: u16) -> Result<Family, BindError> {
-    let wanted = ListenAddr(SocketAddr::new(intercept, port));
+fn bind_family(intercept: IpAddr, settings: &Settings) -> Result<Family, BindError> {
+    let wanted = ListenAddr(SocketAddr::new(intercept, settings.listen_port));
     let listen_error = |source| BindError::Listen {
         address: wanted.0,
         source,
     };
     let listener = match listen_tcp(wanted) {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            warn!(
-                address = %wanted,
-                "another process holds the listen port; taking a free one instead \
-                 (modules.edgeProxy.listenPort sets it)"
-            );
+            if settings.listen_port_expected_taken {
+                info!(address = %wanted, "the listen port is still taken; taking a free one");
+            } else {
+                warn!(
+                    address = %wanted,
+                    "another process holds the listen port; taking a free one instead \
+                     (modules.edgeProxy.listenPort sets it)"
+                );
+            }
             listen_tcp(ListenAddr(any_port(intercept)))
         }
         bound => bound,

@@ -23,6 +23,9 @@ pub struct Settings {
     /// TCP port of the listeners; 0 lets the kernel choose, and so does a port that somebody
     /// else holds (with a warning). Default 20007.
     pub listen_port: u16,
+    /// Somebody else is known to hold that port, as the agent that this one takes over from:
+    /// no warning. Default false.
+    pub listen_port_expected_taken: bool,
     /// Firewall mark (`SO_MARK`) of every socket opened towards an endpoint; needs
     /// `CAP_NET_ADMIN`. Default none.
     pub mark: Option<u32>,
@@ -54,6 +57,7 @@ impl Default for Settings {
             intercept_v4: None,
             intercept_v6: None,
             listen_port: 20007,
+            listen_port_expected_taken: false,
             mark: None,
             strategy: Strategy::default(),
             max_connections: 4096,

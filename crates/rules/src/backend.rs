@@ -237,6 +237,42 @@ impl Backend {
         }
     }
 
+    /// The agent that came before serves until the rules of this one are in: what keeps it
+    /// going is left alone. To be called before the first [`apply`](Self::apply).
+    pub fn succeed(&mut self) {
+        match &mut self.way {
+            Way::Iptables(iptables) => iptables.succeed(),
+            // Each agent has a table with a gate of its own.
+            Way::Nftables(_) => {}
+        }
+    }
+
+    /// Counts on nothing that was brought into the kernel so far: another agent may have
+    /// changed it. The next [`apply`](Self::apply) puts all right.
+    pub fn forget(&mut self) {
+        self.leftovers = true;
+        match &mut self.way {
+            Way::Iptables(iptables) => iptables.forget(),
+            Way::Nftables(nftables) => nftables.forget(),
+        }
+    }
+
+    /// Gives up the rules because another agent's are in force. What that one took over
+    /// stays; a table that it made another for is taken out.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn let_go(mut self) -> Result<(), RulesError> {
+        for way in [Some(self.way), self.left.take()].into_iter().flatten() {
+            match way {
+                Way::Iptables(_) => {}
+                Way::Nftables(mut nftables) => nftables.let_go().await?,
+            }
+        }
+        Ok(())
+    }
+
     /// Takes out all that is ours, by the way in use. Fine when nothing is there.
     ///
     /// # Errors

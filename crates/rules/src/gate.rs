@@ -126,17 +126,21 @@ pub(crate) struct GateSets {
 }
 
 impl GateSets {
-    /// Makes the sets; the gate is closed.
+    /// Makes the sets; a gate that is there already stays as it is.
     pub(crate) fn create(family: Family) -> io::Result<Self> {
         let mut pulse = Pulse::new(family)?;
         let alive = SetKind::PassingNetworks { seconds: LIFETIME };
         pulse.sets.create(alive_set(family), alive)?;
         pulse.sets.create(portals_set(family), SetKind::Portals)?;
-        pulse.stop()?;
         Ok(Self {
             pulse,
             portals: None,
         })
+    }
+
+    /// Closes the gate.
+    pub(crate) fn close(&mut self) -> io::Result<()> {
+        self.pulse.stop()
     }
 
     /// Opens the gate, or keeps it open.

@@ -21,10 +21,10 @@ use super::kube_proxy::Signs;
 use super::listeners::{is_taken, listeners};
 use crate::api_way::{CLOUD_VARIABLE, api_settings};
 use crate::ask::{self, NoAnswer};
+use crate::assembly::backend_setting;
 use crate::config::Config;
 use crate::explain::{KUBE_PROXY_TABLE, Kernel};
 use crate::privileges;
-use crate::supervisor::backend_setting;
 
 /// Where kube-proxy tells its mode (`--metrics-bind-address`, kubernetes
 /// `cmd/kube-proxy/app/server.go`).

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use edgemesh_rules::CleanedUp;
 
+use crate::health::Health;
 use crate::node_lock::NodeLock;
 use crate::{log_output, privileges};
 
@@ -32,7 +33,7 @@ pub(super) fn execute(arguments: &CleanupArguments) -> anyhow::Result<ExitCode> 
         .build()
         .context("start the runtime")?;
     runtime.block_on(async {
-        let _lock = NodeLock::take("edgemesh-agent cleanup".to_owned()).await?;
+        let _lock = NodeLock::take("edgemesh-agent cleanup".to_owned(), Health::new()).await?;
         let done = edgemesh_rules::cleanup(&[
             config.common.intercept_v4.into(),
             config.edge_proxy.intercept_v6.into(),

@@ -29,6 +29,11 @@ pub(super) struct RunArguments {
     /// Where the last good catalog is kept
     #[arg(long, value_name = "DIR", default_value = "/var/lib/edgemesh")]
     state_dir: PathBuf,
+    /// Take over from an agent that holds this node instead of refusing to start: it serves
+    /// until this one is ready, and then the connections it has. For the upgrade of a
+    /// DaemonSet with maxSurge
+    #[arg(long)]
+    take_over: bool,
 }
 
 /// Runs the agent until it is told to end.
@@ -66,6 +71,7 @@ pub(super) fn execute(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         node,
         manifests: arguments.manifests.clone(),
         state_dir: arguments.state_dir.clone(),
+        take_over: arguments.take_over,
         open_files: files,
         at,
     }))?;

@@ -94,9 +94,21 @@ impl HostNetwork {
         Family::of(self.intercept)
     }
 
+    /// Brings the intercept address there, which listeners need, and leaves routes as they
+    /// are: an agent that still runs may have made them.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn ensure_address(&mut self) -> Result<(), HostNetworkError> {
+        let handle = self.socket.handle()?;
+        intercept_address::ensure(&handle, self.intercept).await?;
+        Ok(())
+    }
+
     /// Brings the intercept address there, and a last-resort route for each of these
-    /// addresses (those of the other family are passed over). To be called without any
-    /// before the listeners are bound.
+    /// addresses (those of the other family are passed over). The first call takes over
+    /// what another process of the agent left.
     ///
     /// # Errors
     ///

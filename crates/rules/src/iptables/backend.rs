@@ -267,6 +267,12 @@ impl IptablesBackend {
         Ok(())
     }
 
+    /// Somebody else may have changed anything: the next call reads back what is there.
+    pub(crate) fn forget(&mut self) {
+        self.known = None;
+        self.watch.forget();
+    }
+
     /// Whether kube-proxy's rules are there, whatever its mode.
     pub(crate) fn sees_kube_proxy(&mut self) -> bool {
         self.sees_kube_services() || has_kube_proxy_in_nf_tables(self.tools.family)

@@ -13,6 +13,8 @@ use crate::{Family, FlavourChoice, FlavourSetting, Gate, NoFlavour, Removed, Rul
 pub(crate) struct FailOpen {
     backend: IptablesBackend,
     sets: Sets,
+    /// What becomes of a gate that an agent before this one left.
+    found_gate: FoundGate,
     /// The rules as they were wanted last, without the gate and with it.
     gated: Option<(Arc<Ruleset>, Arc<Ruleset>)>,
     /// Looks in a row at which kube-proxy's rules were not to be seen.
@@ -22,6 +24,15 @@ pub(crate) struct FailOpen {
 /// So many looks kube-proxy's rules may be away, as while it is restarted, before the gate
 /// counts on their staying away.
 const PATIENCE: u32 = 5;
+
+/// A gate that is there before this process has rules of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FoundGate {
+    /// Whoever served behind it is gone.
+    Close,
+    /// Somebody serves behind it until we do.
+    Leave,
+}
 
 #[derive(Debug)]
 enum Sets {
@@ -36,9 +47,23 @@ impl FailOpen {
         Ok(Self {
             backend: IptablesBackend::open(family, setting).await?,
             sets: Sets::NotYet,
+            found_gate: FoundGate::Close,
             gated: None,
             without_kube_proxy: PATIENCE,
         })
+    }
+
+    /// See [`Backend::succeed`](crate::Backend::succeed).
+    pub(crate) fn succeed(&mut self) {
+        self.found_gate = FoundGate::Leave;
+    }
+
+    /// See [`Backend::forget`](crate::Backend::forget).
+    pub(crate) fn forget(&mut self) {
+        self.backend.forget();
+        self.sets = Sets::NotYet;
+        self.gated = None;
+        self.found_gate = FoundGate::Leave;
     }
 
     /// See [`IptablesBackend::choice`].
@@ -128,7 +153,14 @@ impl FailOpen {
             return;
         }
         let family = self.backend.family();
-        self.sets = match GateSets::create(family) {
+        let made = GateSets::create(family).and_then(|mut sets| {
+            match self.found_gate {
+                FoundGate::Close => sets.close()?,
+                FoundGate::Leave => {}
+            }
+            Ok(sets)
+        });
+        self.sets = match made {
             Ok(sets) => Sets::There(sets),
             Err(error) => {
                 tracing::warn!(

@@ -111,6 +111,19 @@ impl NftablesBackend {
         })
     }
 
+    /// Somebody else may have changed anything: the next call makes the table anew.
+    pub(crate) fn forget(&mut self) {
+        self.known = None;
+    }
+
+    /// Takes out the table if it is still the one that was made here.
+    pub(crate) async fn let_go(&mut self) -> Result<(), RulesError> {
+        self.heartbeat = None;
+        self.known = None;
+        self.with_table(OwnTable::let_go).await??;
+        Ok(())
+    }
+
     async fn make(&mut self, wanted: &Arc<Ruleset>) -> Result<usize, RulesError> {
         self.known = None;
         let rules = Arc::clone(wanted);

@@ -286,6 +286,20 @@ impl OwnTable {
         }
     }
 
+    /// Takes the table out, but not another one that was made in its place since: on a
+    /// kernel without the owner flag the next agent does.
+    pub(super) fn let_go(&mut self) -> Result<bool, NftablesError> {
+        let Some(made) = self.made else {
+            return Ok(false);
+        };
+        let reading = |error| NftablesError::reading(made.name, error);
+        if look::table(&mut self.socket, made.name).map_err(reading)? == Some(made.facts) {
+            return self.delete();
+        }
+        self.made = None;
+        Ok(false)
+    }
+
     fn generation(&mut self) -> Option<u32> {
         look::generation(&mut self.socket).ok()
     }

@@ -1,0 +1,327 @@
+//! What an agent is made of, put together in the order in which one thing needs the other.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use edgemesh_forward::{Forwarder, Limits, Settings};
+use edgemesh_plan::Policy;
+use edgemesh_rules::{
+    Backend, BackendSetting, Family, FlavourSetting, HostNetwork, HostSupport, Mark, Pulse,
+    host_supports,
+};
+use edgemesh_watch::{
+    ApiSource, ApiTiming, Counters, LastGoodFile, LastGoodSaver, ManifestsSource, SourceState,
+};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api_way::{CLOUD_VARIABLE, api_settings};
+use crate::config::{self, Config, Flavour};
+use crate::health::{Condition, Health};
+use crate::holding::Outside;
+use crate::metrics::Metrics;
+use crate::pulse::keep_open;
+use crate::status::Observer;
+use crate::supervisor::Start;
+use crate::sync::{FamilyParts, Inputs, Parts, Sync};
+use crate::sync_figures::SyncFigures;
+
+/// How often the last good catalog is saved at the most: writing wears flash out.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+
+/// Whether another agent holds the node while this one is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beside {
+    /// None does; what one has left is nobody's.
+    Nobody,
+    /// One serves until this one is ready, with rules and an address that are on the node.
+    Predecessor,
+}
+
+/// An agent that is ready to follow its catalog. Nothing leads to it yet.
+pub(crate) struct Assembled {
+    pub(crate) sync: Sync,
+    /// What a reloaded configuration changes.
+    pub(crate) policy: watch::Sender<Policy>,
+    /// The catalog.
+    pub(crate) source: watch::Receiver<SourceState>,
+    /// What belongs to the one agent that holds the node.
+    pub(crate) outside: Outside,
+}
+
+/// Makes everything but what only the holder of the node may have.
+///
+/// # Errors
+///
+/// When something can't be had, with what to do.
+pub(crate) async fn assemble(
+    start: &Start,
+    beside: Beside,
+    health: &Health,
+    tasks: &mut JoinSet<&'static str>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Assembled> {
+    let config = &start.config;
+    let mark = mark(config)?;
+    let figures = Arc::new(SyncFigures::default());
+    let mut families = open_families(config, beside).await?;
+    let intercepts: Vec<IpAddr> = families.iter().map(|family| family.intercept).collect();
+
+    // Before anything is changed on the node: a wrong folder or kubeconfig ends here.
+    let (source, watch_counters, saver) = start_source(start, tasks, stop)?;
+    let pulses = pulses(&families, beside);
+    for family in &mut families {
+        // Listeners need their address first; routes come with the catalog.
+        family.host.ensure_address().await?;
+    }
+    let forwarder = match bind_forwarder(start, beside, &intercepts) {
+        Ok(forwarder) => forwarder,
+        Err(error) => {
+            if beside == Beside::Nobody {
+                remove_addresses(families).await;
+            }
+            return Err(error);
+        }
+    };
+    health.set(Condition::Listener, Ok(()));
+    let beating = keep_open(pulses, health.clone(), forwarder.liveness(), stop.clone());
+    tasks.spawn(async move {
+        beating.await;
+        "the keeper of the gates"
+    });
+    let metrics = Metrics::new(vec![
+        Box::new(Arc::clone(&figures)),
+        Box::new(forwarder.counters()),
+        Box::new(Arc::clone(&watch_counters)),
+    ]);
+    let (forward_counters, endpoint_health) = (forwarder.counters(), forwarder.endpoint_health());
+    let (policy, policy_seen) = watch::channel(policy(config, start, &intercepts));
+    let sync = Sync::new(Parts {
+        inputs: Inputs {
+            source: source.clone(),
+            policy: policy_seen,
+        },
+        forwarder,
+        families,
+        mark,
+        health: health.clone(),
+        figures,
+        check_period: config.edge_proxy.iptables_check_period,
+    });
+    let observer = Observer {
+        node: start.node.clone(),
+        started: start.at,
+        health: health.clone(),
+        in_force: sync.in_force(),
+        source: source.clone(),
+        source_counters: watch_counters,
+        forward_counters,
+        endpoint_health: Some(endpoint_health),
+    };
+    Ok(Assembled {
+        sync,
+        policy,
+        source,
+        outside: Outside {
+            admin: config.common.admin,
+            health: health.clone(),
+            metrics,
+            observer,
+            saver,
+        },
+    })
+}
+
+async fn open_families(config: &Config, beside: Beside) -> anyhow::Result<Vec<FamilyParts>> {
+    let mut families = Vec::new();
+    let mut unavailable = Vec::new();
+    for intercept in [
+        IpAddr::from(config.common.intercept_v4),
+        IpAddr::from(config.edge_proxy.intercept_v6),
+    ] {
+        match open_family(intercept, config).await? {
+            Ok(parts) => families.push(parts),
+            Err(reason) => unavailable.push(reason),
+        }
+    }
+    if families.is_empty() {
+        bail!(
+            "this host can intercept neither family: {}",
+            unavailable.join("; ")
+        );
+    }
+    if beside == Beside::Predecessor {
+        families
+            .iter_mut()
+            .for_each(|family| family.backend.succeed());
+    }
+    Ok(families)
+}
+
+/// Makes ready to program one family; or says why this host does not have it.
+async fn open_family(
+    intercept: IpAddr,
+    config: &Config,
+) -> anyhow::Result<Result<FamilyParts, String>> {
+    let family = Family::of(intercept);
+    let setting = backend_setting(config);
+    if let HostSupport::Unavailable(reason) = host_supports(family, setting).await {
+        tracing::info!(%family, reason, "this family is not intercepted");
+        return Ok(Err(format!("{family}: {reason}")));
+    }
+    let backend = Backend::open(family, setting).await?;
+    tracing::info!(%family, backend = %backend.choice(), "the rules' way into the kernel");
+    Ok(Ok(FamilyParts {
+        intercept,
+        host: HostNetwork::open(intercept)?,
+        backend,
+    }))
+}
+
+/// Shows of life for the gates that let new connections through while an agent lives.
+fn pulses(families: &[FamilyParts], beside: Beside) -> Vec<Pulse> {
+    families
+        .iter()
+        .filter_map(|family| {
+            let mut pulse = Pulse::new(Family::of(family.intercept)).ok()?;
+            // What an agent before this one left leads to listeners that are no more.
+            if beside == Beside::Nobody
+                && let Err(error) = pulse.stop()
+            {
+                // It closes by itself, only later.
+                tracing::debug!(%error, family = %pulse.family(), "the gate is not closed");
+            }
+            Some(pulse)
+        })
+        .collect()
+}
+
+fn bind_forwarder(
+    start: &Start,
+    beside: Beside,
+    intercepts: &[IpAddr],
+) -> anyhow::Result<Forwarder> {
+    let settings = forwarder_settings(start, beside, intercepts);
+    let mut forwarder = Forwarder::bind(&settings).context("start the forwarder")?;
+    forwarder.start();
+    Ok(forwarder)
+}
+
+async fn remove_addresses(families: Vec<FamilyParts>) {
+    for mut family in families {
+        if let Err(left) = family.host.remove().await {
+            tracing::error!(error = &left as &dyn std::error::Error, "address is left");
+        }
+    }
+}
+
+fn mark(config: &Config) -> anyhow::Result<Mark> {
+    let value = config.edge_proxy.socket_mark;
+    u8::try_from(value.trailing_zeros())
+        .ok()
+        .and_then(Mark::new)
+        .filter(|mark| mark.value() == value)
+        .with_context(|| format!("modules.edgeProxy.socketMark {value:#x} is not a single bit"))
+}
+
+fn policy(config: &Config, start: &Start, intercepts: &[IpAddr]) -> Policy {
+    Policy {
+        node: start.node.clone(),
+        filter: config.edge_proxy.filter,
+        ipv4: intercepts.iter().any(IpAddr::is_ipv4),
+        ipv6: intercepts.iter().any(IpAddr::is_ipv6),
+    }
+}
+
+fn forwarder_settings(start: &Start, beside: Beside, intercepts: &[IpAddr]) -> Settings {
+    let config = &start.config.edge_proxy;
+    let limits = Limits::within(start.open_files);
+    let mut settings = Settings {
+        listen_port: config.listen_port,
+        listen_port_expected_taken: beside == Beside::Predecessor,
+        mark: Some(config.socket_mark),
+        strategy: config.strategy,
+        max_connections: config.max_connections.unwrap_or(limits.max_connections),
+        max_udp_flows: config.max_udp_flows.unwrap_or(limits.max_udp_flows),
+        udp_idle_timeout: config.udp_idle_timeout,
+        dial_timeout: config.dial_timeout,
+        dial_deadline: config.dial_deadline,
+        seed: RandomState::new().hash_one(std::process::id()),
+        ..Settings::default()
+    };
+    for intercept in intercepts {
+        match intercept {
+            IpAddr::V4(v4) => settings.intercept_v4 = Some(*v4),
+            IpAddr::V6(v6) => settings.intercept_v6 = Some(*v6),
+        }
+    }
+    settings
+}
+
+pub(crate) fn backend_setting(config: &Config) -> BackendSetting {
+    let flavour = match config.edge_proxy.iptables_flavour {
+        Flavour::Auto => FlavourSetting::Auto,
+        Flavour::Nft => FlavourSetting::Fixed(edgemesh_rules::Flavour::Nft),
+        Flavour::Legacy => FlavourSetting::Fixed(edgemesh_rules::Flavour::Legacy),
+    };
+    match config.edge_proxy.backend {
+        config::Backend::Auto => BackendSetting::Auto(flavour),
+        config::Backend::Iptables => BackendSetting::Iptables(flavour),
+        config::Backend::Nftables => BackendSetting::Nftables,
+    }
+}
+
+/// The catalog, what is counted about it, and for the Kubernetes API who saves it.
+type Source = (
+    watch::Receiver<SourceState>,
+    Arc<Counters>,
+    Option<LastGoodSaver>,
+);
+
+/// Starts the source of the catalog.
+fn start_source(
+    start: &Start,
+    tasks: &mut JoinSet<&'static str>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Source> {
+    let counters = Arc::new(Counters::default());
+    if let Some(directory) = &start.manifests {
+        let (source, states) = ManifestsSource::new(directory.clone(), Arc::clone(&counters))?;
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            source.run(stop).await;
+            "the manifests source"
+        });
+        return Ok((states, counters, None));
+    }
+    let file = LastGoodFile::in_dir(&start.state_dir);
+    let last_good = match file.load() {
+        Ok(last_good) => last_good,
+        Err(error) => {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "no last good catalog"
+            );
+            None
+        }
+    };
+    let loaded = last_good.as_ref().map(|known| known.catalog.clone());
+    let settings = api_settings(&start.config, std::env::var_os(CLOUD_VARIABLE).is_some());
+    let (source, states) = ApiSource::new(
+        settings,
+        ApiTiming::default(),
+        last_good,
+        Arc::clone(&counters),
+    );
+    let saver = LastGoodSaver::new(file, SAVE_EVERY, states.clone(), loaded);
+    let stop_source = stop.clone();
+    tasks.spawn(async move {
+        source.run(stop_source).await;
+        "the Kubernetes API source"
+    });
+    Ok((states, counters, Some(saver)))
+}
