@@ -2,6 +2,7 @@
 
 mod check;
 mod cleanup;
+mod crd;
 mod explain;
 mod output;
 mod playground;
@@ -39,6 +40,8 @@ enum Command {
     Playground(playground::PlaygroundArguments),
     /// Remove everything that an agent can have left on this node.
     Cleanup(cleanup::CleanupArguments),
+    /// Print the CRDs that the cluster needs, for `kubectl apply -f -`.
+    Crd,
 }
 
 impl Arguments {
@@ -51,6 +54,7 @@ impl Arguments {
             Command::Status(arguments) => status::execute(&arguments),
             Command::Playground(arguments) => playground::execute(&arguments),
             Command::Cleanup(arguments) => cleanup::execute(&arguments),
+            Command::Crd => crd::execute(),
         };
         match outcome {
             Ok(code) => code,

@@ -15,6 +15,8 @@ mod node;
 mod service;
 
 #[cfg(test)]
+mod mesh_node_crd_tests;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use endpoint_slice::read_endpoint_slice;
