@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use edgemesh_forward::{Forwarder, Limits, Settings};
-use edgemesh_plan::Policy;
+use edgemesh_plan::{Policy, Reachability};
 use edgemesh_rules::{
     Backend, BackendSetting, Family, FlavourSetting, HostNetwork, HostSupport, Mark, Pulse,
     host_supports,
@@ -103,6 +103,7 @@ pub(crate) async fn assemble(
     let sync = Sync::new(Parts {
         inputs: Inputs {
             source: source.clone(),
+            reachability: watch::channel(Reachability::default()).1,
             policy: policy_seen,
         },
         forwarder,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use edgemesh_catalog::Catalog;
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{Plan, Policy};
+use edgemesh_plan::{Earlier, Plan, Policy, Reachability};
 use edgemesh_rules::{BackendChoice, BackendKind, Family};
 use tokio::sync::watch;
 
@@ -24,9 +24,22 @@ pub(crate) struct InForce {
 #[derive(Clone, Debug)]
 pub(crate) struct Planned {
     pub(crate) catalog: Catalog,
+    pub(crate) reachability: Reachability,
     pub(crate) policy: Policy,
     pub(crate) plan: Arc<Plan>,
     pub(crate) destinations: Arc<Destinations>,
+}
+
+impl Planned {
+    /// What the next plan may build on.
+    pub(crate) fn as_earlier(&self) -> Earlier<'_> {
+        Earlier {
+            catalog: &self.catalog,
+            reachability: &self.reachability,
+            policy: &self.policy,
+            plan: &self.plan,
+        }
+    }
 }
 
 /// How one family's rules fare.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use edgemesh_catalog::{Catalog, NodeName, Protocol};
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{Plan, Policy, PortalEndpoint, Target, plan};
+use edgemesh_plan::{Plan, Policy, PortalEndpoint, Reachability, Target, Way, plan};
 use edgemesh_rules::{Gate, Mark, Ruleset, render, render_nftables};
 use edgemesh_watch::{Counters, ManifestsSource};
 use tokio_util::sync::CancellationToken;
@@ -51,7 +51,7 @@ async fn play(folder: &Path) -> Vec<(&'static str, String)> {
         ipv4: true,
         ipv6: true,
     };
-    let plan = plan(&catalog, &policy);
+    let plan = plan(&catalog, &reachability(folder), &policy);
     let destinations = destinations(&plan);
     let [v4, v6] = [
         IpAddr::from(config.common.intercept_v4),
@@ -71,6 +71,14 @@ async fn play(folder: &Path) -> Vec<(&'static str, String)> {
         ),
         ("rules.nft", tables),
     ]
+}
+
+/// The peers of the tunnel by `peers.txt`, one in each line; without it there is no tunnel.
+fn reachability(folder: &Path) -> Reachability {
+    match fs::read_to_string(folder.join("peers.txt")) {
+        Ok(names) => Reachability::with_peers(names.lines().map(NodeName::new)),
+        Err(_) => Reachability::default(),
+    }
 }
 
 async fn read(folder: &Path) -> Catalog {
@@ -137,9 +145,10 @@ fn describe(plan: &Plan) -> String {
 }
 
 fn describe_endpoint(endpoint: &PortalEndpoint) -> String {
-    match &endpoint.node {
-        Some(node) => format!("{} on {node}", endpoint.address),
-        None => endpoint.address.to_string(),
+    match (&endpoint.node, endpoint.way) {
+        (Some(node), Way::Native) => format!("{} on {node}", endpoint.address),
+        (Some(node), way @ Way::Tunnel) => format!("{} on {node} {way}", endpoint.address),
+        (None, _) => endpoint.address.to_string(),
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_forward::{Destinations, Forwarder};
-use edgemesh_plan::{Plan, Policy, plan, plan_since};
+use edgemesh_plan::{Plan, Policy, Reachability, plan, plan_since};
 use edgemesh_rules::{Backend, Family, HostNetwork, HostNetworkChanges, Mark, Repair, Ruleset};
 use edgemesh_watch::SourceState;
 use tokio::sync::watch;
@@ -45,6 +45,8 @@ const LONGEST_NOT_LOOKING: Duration = Duration::from_millis(500);
 pub(crate) struct Inputs {
     /// The catalog.
     pub(crate) source: watch::Receiver<SourceState>,
+    /// Which nodes are reached through the tunnel.
+    pub(crate) reachability: watch::Receiver<Reachability>,
     /// What the operator decided.
     pub(crate) policy: watch::Receiver<Policy>,
 }
@@ -169,6 +171,7 @@ impl Sync {
                 () = self.undoings.next() => look = true,
                 Ok(()) = self.inputs.source.changed(), if !pending => pending = true,
                 Ok(()) = self.inputs.policy.changed(), if !pending => pending = true,
+                Ok(()) = self.inputs.reachability.changed(), if !pending => pending = true,
                 () = sleep_until(not_before), if pending => {
                     let began = Instant::now();
                     let outcome = self.follow_catalog().await;
@@ -213,9 +216,10 @@ impl Sync {
         }
         self.health.set(Condition::Catalog, Ok(()));
         let policy = self.inputs.policy.borrow_and_update().clone();
+        let reachability = self.inputs.reachability.borrow_and_update().clone();
         let plan = match self.telling.last_planned() {
-            Some(last) => plan_since(&catalog, &policy, (&last.catalog, &last.policy, &last.plan)),
-            None => plan(&catalog, &policy),
+            Some(last) => plan_since(&catalog, &reachability, &policy, last.as_earlier()),
+            None => plan(&catalog, &reachability, &policy),
         };
         let destinations = self.forwarder.prepare(&plan);
         self.apply(&plan, &destinations).await?;
@@ -225,6 +229,7 @@ impl Sync {
         let unserved = destinations.failed.len();
         self.telling.planned(Planned {
             catalog,
+            reachability,
             policy,
             plan: Arc::new(plan),
             destinations: Arc::new(destinations),

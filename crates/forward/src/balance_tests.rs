@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use edgemesh_catalog::NodeName;
+use edgemesh_plan::Way;
 use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use proptest::strategy::Strategy as Generator;
 
@@ -20,6 +21,7 @@ fn endpoints(numbers: impl IntoIterator<Item = u8>) -> Arc<[PortalEndpoint]> {
         .map(|n| PortalEndpoint {
             address: address(n),
             node: Some(NodeName::new("edge-1")),
+            way: Way::Native,
         })
         .collect();
     list.sort();

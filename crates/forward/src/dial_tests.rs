@@ -2,7 +2,7 @@ use std::future::pending;
 use std::sync::Mutex;
 
 use edgemesh_catalog::{ObjectName, Protocol, ServicePortName};
-use edgemesh_plan::Frontend;
+use edgemesh_plan::{Frontend, Way};
 use tokio::time::sleep;
 
 use super::*;
@@ -47,6 +47,7 @@ impl Lab {
             .map(|n| PortalEndpoint {
                 address: address(n),
                 node: None,
+                way: Way::Native,
             })
             .collect();
         let portal = ActivePortal::new(

@@ -10,8 +10,8 @@ use edgemesh_catalog::{
     Catalog, Endpoint, EndpointState, NodeName, Service, ServicePort, TrafficPolicy,
 };
 
-use crate::topology::{Place, is_dialable, usable_endpoints};
-use crate::{EndpointChoice, Policy, PortalEndpoint};
+use crate::topology::{Place, is_dialable, listed, usable_endpoints};
+use crate::{EndpointChoice, Policy, PortalEndpoint, Reachability, WayReason};
 
 /// An endpoint of a service port, and whether a portal leads to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct EndpointReason {
     pub state: EndpointState,
     /// Why the portal does not lead to it; none when it does.
     pub unused: Option<Unused>,
+    /// Why it is reached the way it is, or would be.
+    pub way: WayReason,
 }
 
 /// Why a portal does not lead to an endpoint.
@@ -64,23 +66,20 @@ impl fmt::Display for Unused {
 #[must_use]
 pub fn endpoint_reasons(
     catalog: &Catalog,
+    reachability: &Reachability,
     policy: &Policy,
     service: &Service,
     port: &ServicePort,
     frontend_ip: IpAddr,
 ) -> Vec<EndpointReason> {
-    let place = Place {
-        node: &policy.node,
-        zone: catalog
-            .node(&policy.node)
-            .and_then(|node| node.zone.as_deref()),
-    };
+    let place = Place::of(catalog, reachability, policy);
     let usable = usable_endpoints(catalog, service, port, frontend_ip, &place).ok();
     let mut reasons: Vec<EndpointReason> = listed(catalog, service, port)
         .map(|(address, endpoint)| EndpointReason {
             address,
             node: endpoint.node.clone(),
             state: endpoint.state,
+            way: reachability.reason(&policy.node, endpoint.node.as_ref()),
             unused: unused(
                 address,
                 endpoint,
@@ -97,25 +96,6 @@ pub fn endpoint_reasons(
 }
 
 type Usable = (std::sync::Arc<[PortalEndpoint]>, EndpointChoice);
-
-fn listed<'a>(
-    catalog: &'a Catalog,
-    service: &'a Service,
-    port: &'a ServicePort,
-) -> impl Iterator<Item = (SocketAddr, &'a Endpoint)> {
-    catalog.slices_of(&service.name).flat_map(move |slice| {
-        slice
-            .ports
-            .iter()
-            .filter(|p| p.name == port.name && p.protocol == port.protocol)
-            .flat_map(|p| {
-                slice
-                    .endpoints
-                    .iter()
-                    .map(|endpoint| (SocketAddr::new(endpoint.address, p.port), endpoint))
-            })
-    })
-}
 
 fn unused(
     address: SocketAddr,

@@ -7,7 +7,7 @@ use edgemesh_catalog::{
 use proptest::prelude::*;
 
 use super::{Unused, endpoint_reasons};
-use crate::{FilterMode, Policy, Target, plan};
+use crate::{FilterMode, Policy, Reachability, Target, WayReason, plan};
 
 const STATES: [EndpointState; 3] = [
     EndpointState::Ready,
@@ -85,6 +85,7 @@ fn reasons(service: &Service, endpoints: Vec<Endpoint>) -> Vec<(String, Option<U
     let catalog = cluster(service.clone(), endpoints);
     endpoint_reasons(
         &catalog,
+        &Reachability::default(),
         &policy(),
         service,
         &service.ports[0],
@@ -121,6 +122,31 @@ fn every_endpoint_is_told_of_with_the_reason_why_it_is_not_used() {
             ("127.0.0.1", Some(Unused::NoEndpointAddress)),
             ("fd00::1", Some(Unused::OtherFamily)),
         ],
+    );
+}
+
+#[test]
+fn every_endpoint_is_told_of_with_the_way_to_it_and_why_used_or_not() {
+    let service = web(TrafficPolicy::Cluster);
+    let endpoints = vec![
+        endpoint("10.0.0.1", "here", EndpointState::Ready),
+        endpoint("10.0.0.2", "peer", EndpointState::NotReady),
+        endpoint("10.0.0.3", "stranger", EndpointState::Ready),
+    ];
+    let ways: Vec<WayReason> = endpoint_reasons(
+        &cluster(service.clone(), endpoints),
+        &Reachability::with_peers([NodeName::new("peer")]),
+        &policy(),
+        &service,
+        &service.ports[0],
+        service.cluster_ips[0],
+    )
+    .into_iter()
+    .map(|reason| reason.way)
+    .collect();
+    assert_eq!(
+        ways,
+        [WayReason::OwnNode, WayReason::Peer, WayReason::NoPeer]
     );
 }
 
@@ -172,14 +198,15 @@ proptest! {
         let traffic = if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
         let service = web(traffic);
         let catalog = cluster(service.clone(), endpoints);
-        let planned = plan(&catalog, &policy());
+        let planned = plan(&catalog, &Reachability::default(), &policy());
         let target = &planned.ports().next().unwrap().portals[0].target;
         let used: Vec<SocketAddr> = match target {
             Target::Forward { endpoints, .. } => endpoints.iter().map(|e| e.address).collect(),
             Target::Refuse(_) | Target::LeaveAlone(_) => vec![],
         };
         let mut told: Vec<SocketAddr> = endpoint_reasons(
-            &catalog, &policy(), &service, &service.ports[0], service.cluster_ips[0],
+            &catalog, &Reachability::default(), &policy(), &service, &service.ports[0],
+            service.cluster_ips[0],
         )
         .into_iter()
         .filter(|reason| reason.unused.is_none())

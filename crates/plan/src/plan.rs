@@ -1,4 +1,4 @@
-//! The function from catalog and policy to plan.
+//! The function from catalog, reachability and policy to plan.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use edgemesh_catalog::{Catalog, Protocol, Service, ServicePort, ServicePortName};
 
 use crate::topology::{Place, is_dialable, usable_endpoints};
-use crate::{Frontend, LeftAlone, Policy, Portal, ServicePortPlan, Target, filter};
+use crate::{Frontend, LeftAlone, Policy, Portal, Reachability, ServicePortPlan, Target, filter};
 
 /// What this node does about every service port of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,29 +47,47 @@ impl Plan {
 /// Decides about every service port of `catalog`. Pure: equal arguments give equal
 /// plans, in whatever order the catalog came to be.
 #[must_use]
-pub fn plan(catalog: &Catalog, policy: &Policy) -> Plan {
-    let mut planning = Planning::new(catalog, policy);
+pub fn plan(catalog: &Catalog, reachability: &Reachability, policy: &Policy) -> Plan {
+    let mut planning = Planning::new(catalog, reachability, policy);
     for service in catalog.services() {
         planning.decide(service);
     }
     planning.into_plan()
 }
 
+/// A plan with all that it was made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Earlier<'a> {
+    /// What the cluster said.
+    pub catalog: &'a Catalog,
+    /// Which nodes were reached how.
+    pub reachability: &'a Reachability,
+    /// What the operator had decided.
+    pub policy: &'a Policy,
+    /// What followed from these.
+    pub plan: &'a Plan,
+}
+
 /// The plan that [`plan()`] would make, which shares with an earlier one whatever is certainly
-/// the same: where one Service of many changed, nearly nothing is decided or stored anew.
-///
-/// `earlier` is a plan with the catalog and policy that it was made of.
+/// the same: where one Service of many changed, or one node became a peer, nearly nothing is
+/// decided or stored anew.
 #[must_use]
-pub fn plan_since(catalog: &Catalog, policy: &Policy, earlier: (&Catalog, &Policy, &Plan)) -> Plan {
-    let (earlier_catalog, earlier_policy, earlier_plan) = earlier;
-    let mut planning = Planning::new(catalog, policy);
-    let same_place = planning.place.zone == zone(earlier_catalog, policy);
-    if policy != earlier_policy || !same_place {
-        return plan(catalog, policy);
+pub fn plan_since(
+    catalog: &Catalog,
+    reachability: &Reachability,
+    policy: &Policy,
+    earlier: Earlier<'_>,
+) -> Plan {
+    let mut planning = Planning::new(catalog, reachability, policy);
+    let earlier_place = Place::of(earlier.catalog, earlier.reachability, policy);
+    if policy != earlier.policy || planning.place.zone != earlier_place.zone {
+        return plan(catalog, reachability, policy);
     }
-    let mut known = earlier_plan.ports.as_slice();
-    for (service, is_same) in catalog.services_since(earlier_catalog) {
+    let same_ways = reachability == earlier.reachability;
+    let mut known = earlier.plan.ports.as_slice();
+    for (service, is_same) in catalog.services_since(earlier.catalog) {
         let of_service = advance_to(&mut known, service);
+        let is_same = is_same && (same_ways || planning.has_ways_of(of_service));
         if !(is_same && planning.keep(of_service)) {
             planning.decide(service);
         }
@@ -96,10 +114,6 @@ fn advance_to<'p>(
     own
 }
 
-fn zone<'c>(catalog: &'c Catalog, policy: &Policy) -> Option<&'c str> {
-    catalog.node(&policy.node)?.zone.as_deref()
-}
-
 /// A plan in the making. Services come in the order of their names.
 struct Planning<'a> {
     catalog: &'a Catalog,
@@ -110,14 +124,11 @@ struct Planning<'a> {
 }
 
 impl<'a> Planning<'a> {
-    fn new(catalog: &'a Catalog, policy: &'a Policy) -> Self {
+    fn new(catalog: &'a Catalog, reachability: &'a Reachability, policy: &'a Policy) -> Self {
         Self {
             catalog,
             policy,
-            place: Place {
-                node: &policy.node,
-                zone: zone(catalog, policy),
-            },
+            place: Place::of(catalog, reachability, policy),
             taken: BTreeMap::new(),
             ports: Vec::new(),
         }
@@ -125,6 +136,20 @@ impl<'a> Planning<'a> {
 
     fn into_plan(self) -> Plan {
         Plan { ports: self.ports }
+    }
+
+    /// Whether the endpoints of ports that were decided about earlier are still reached by
+    /// the same ways. Nothing else of a plan depends on these.
+    fn has_ways_of(&self, of_service: &[Arc<ServicePortPlan>]) -> bool {
+        of_service
+            .iter()
+            .flat_map(|port| &port.portals)
+            .all(|portal| match &portal.target {
+                Target::Forward { endpoints, .. } => endpoints
+                    .iter()
+                    .all(|endpoint| endpoint.way == self.place.way(endpoint.node.as_ref())),
+                Target::Refuse(_) | Target::LeaveAlone(_) => true,
+            })
     }
 
     /// Takes over what was decided about a Service that has not changed, unless other
@@ -227,3 +252,7 @@ fn frontend_left_alone(
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "plan_way_tests.rs"]
+mod way_tests;

@@ -9,8 +9,8 @@ use edgemesh_catalog::{
 use proptest::prelude::*;
 
 use crate::{
-    EndpointChoice, FilterMode, LeftAlone, Plan, Policy, Portal, Refusal, ServicePortPlan, Target,
-    plan, plan_since,
+    Earlier, EndpointChoice, FilterMode, LeftAlone, Plan, Policy, Portal, Reachability, Refusal,
+    ServicePortPlan, Target, plan_since,
 };
 
 const READY: EndpointState = EndpointState::Ready;
@@ -407,7 +407,18 @@ fn what_has_not_changed_is_shared_with_the_earlier_plan() {
     let before = fold.catalog();
     let earlier = plan(&before, &policy());
     fold.apply(Change::Service(other));
-    let later = plan_since(&fold.catalog(), &policy(), (&before, &policy(), &earlier));
+    let nothing_new = Earlier {
+        catalog: &before,
+        reachability: &Reachability::default(),
+        policy: &policy(),
+        plan: &earlier,
+    };
+    let later = plan_since(
+        &fold.catalog(),
+        nothing_new.reachability,
+        &policy(),
+        nothing_new,
+    );
     let kept = earlier.ports().next().unwrap();
     assert!(Arc::ptr_eq(later.port(&kept.name).unwrap(), kept));
     assert_eq!(later.ports().count(), 2);
@@ -431,6 +442,7 @@ proptest! {
         gone in prop::collection::vec(0u8..6, 0..3),
         policies in (a_policy(), a_policy()),
         same_policy: bool,
+        reachability in (some_peers(), some_peers()),
     ) {
         let mut fold = Fold::default();
         for change in changes {
@@ -444,10 +456,16 @@ proptest! {
             fold.apply(Change::ServiceGone(ObjectName::new("default", format!("s{number}"))));
         }
         let policy = if same_policy { &policies.0 } else { &policies.1 };
-        let earlier = plan(&before, &policies.0);
+        let plan = crate::plan(&before, &reachability.0, &policies.0);
+        let earlier = Earlier {
+            catalog: &before,
+            reachability: &reachability.0,
+            policy: &policies.0,
+            plan: &plan,
+        };
         prop_assert_eq!(
-            plan_since(&fold.catalog(), policy, (&before, &policies.0, &earlier)),
-            plan(&fold.catalog(), policy)
+            plan_since(&fold.catalog(), &reachability.1, policy, earlier),
+            crate::plan(&fold.catalog(), &reachability.1, policy)
         );
     }
 
@@ -589,7 +607,20 @@ fn a_policy() -> impl Strategy<Value = Policy> {
     })
 }
 
-fn cluster(changes: impl IntoIterator<Item = Change>) -> Catalog {
+fn some_peers() -> impl Strategy<Value = Reachability> {
+    prop::option::of(prop::collection::vec(
+        prop::sample::select(vec!["here", "there", "elsewhere"]).prop_map(NodeName::new),
+        0..3,
+    ))
+    .prop_map(|peers| peers.map_or_else(Reachability::default, Reachability::with_peers))
+}
+
+/// The plan of an agent without a tunnel.
+pub(super) fn plan(catalog: &Catalog, policy: &Policy) -> Plan {
+    crate::plan(catalog, &Reachability::default(), policy)
+}
+
+pub(super) fn cluster(changes: impl IntoIterator<Item = Change>) -> Catalog {
     let mut fold = Fold::default();
     for change in changes {
         fold.apply(change);
@@ -597,7 +628,7 @@ fn cluster(changes: impl IntoIterator<Item = Change>) -> Catalog {
     fold.catalog()
 }
 
-fn policy() -> Policy {
+pub(super) fn policy() -> Policy {
     Policy {
         node: NodeName::new("here"),
         filter: FilterMode::IfLabelExists,
@@ -615,7 +646,7 @@ fn here_in_zone_a() -> Node {
     }
 }
 
-fn web() -> Service {
+pub(super) fn web() -> Service {
     Service {
         name: ObjectName::new("default", "web"),
         kind: ServiceKind::ClusterIp,
@@ -653,11 +684,11 @@ fn a_slice(name: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Endpoin
     }
 }
 
-fn slice(name: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Change {
+pub(super) fn slice(name: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Change {
     Change::Slice(a_slice(name, endpoints))
 }
 
-fn at(address: &str) -> Endpoint {
+pub(super) fn at(address: &str) -> Endpoint {
     Endpoint {
         address: ip(address),
         node: None,

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use edgemesh_catalog::{NodeName, Protocol, ServicePortName};
 
+use crate::Way;
+
 /// An address, protocol and port that clients connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
@@ -78,6 +80,8 @@ pub struct PortalEndpoint {
     pub address: SocketAddr,
     /// The node that it runs on; none for endpoints outside the cluster.
     pub node: Option<NodeName>,
+    /// The way to it. Never [`Way::Tunnel`] without a node.
+    pub way: Way,
 }
 
 /// How the usable endpoints were chosen (kube-proxy's `CategorizeEndpoints`,

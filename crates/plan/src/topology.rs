@@ -13,13 +13,35 @@ use edgemesh_catalog::{
     Catalog, Endpoint, EndpointState, NodeName, Service, ServicePort, TrafficPolicy,
 };
 
-use crate::{EndpointChoice, PortalEndpoint, Refusal};
+use crate::{EndpointChoice, Policy, PortalEndpoint, Reachability, Refusal, Way};
 
-/// Where this node is, for topology decisions.
+/// Where this node is, for topology decisions, and whom it reaches how.
 #[derive(Clone, Debug)]
 pub(crate) struct Place<'a> {
     pub(crate) node: &'a NodeName,
     pub(crate) zone: Option<&'a str>,
+    pub(crate) reachability: &'a Reachability,
+}
+
+impl<'a> Place<'a> {
+    /// The place of the policy's node, whose zone the catalog knows.
+    pub(crate) fn of(
+        catalog: &'a Catalog,
+        reachability: &'a Reachability,
+        policy: &'a Policy,
+    ) -> Self {
+        let node = catalog.node(&policy.node);
+        Self {
+            node: &policy.node,
+            zone: node.and_then(|node| node.zone.as_deref()),
+            reachability,
+        }
+    }
+
+    /// The way to an endpoint on `node`.
+    pub(crate) fn way(&self, node: Option<&NodeName>) -> Way {
+        self.reachability.way(self.node, node)
+    }
 }
 
 /// The endpoints behind `port` that clients of `frontend_ip` are sent to, or why there is none.
@@ -36,6 +58,7 @@ pub(crate) fn usable_endpoints(
             let preferred = preference_from_hints(&candidates, place);
             first_not_empty(
                 &candidates,
+                place,
                 &[
                     (preferred, &|endpoint| {
                         endpoint.state == EndpointState::Ready
@@ -50,6 +73,7 @@ pub(crate) fn usable_endpoints(
         }
         TrafficPolicy::Local => first_not_empty(
             &candidates,
+            place,
             &[
                 (EndpointChoice::ReadyOnNode, &|endpoint| {
                     endpoint.state == EndpointState::Ready && on_node(endpoint, place)
@@ -83,32 +107,40 @@ fn candidates<'a>(
     frontend_ip: IpAddr,
 ) -> BTreeMap<SocketAddr, &'a Endpoint> {
     let mut by_address: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
-    for slice in catalog.slices_of(&service.name) {
-        let numbers = slice
+    for (address, endpoint) in listed(catalog, service, port) {
+        if address.is_ipv4() != frontend_ip.is_ipv4() || !is_dialable(address.ip()) {
+            continue;
+        }
+        by_address
+            .entry(address)
+            .and_modify(|known| {
+                if endpoint.state < known.state {
+                    *known = endpoint;
+                }
+            })
+            .or_insert(endpoint);
+    }
+    by_address
+}
+
+/// Whatever the slices list for `port`, usable or not, in their order.
+pub(crate) fn listed<'a>(
+    catalog: &'a Catalog,
+    service: &Service,
+    port: &ServicePort,
+) -> impl Iterator<Item = (SocketAddr, &'a Endpoint)> {
+    catalog.slices_of(&service.name).flat_map(move |slice| {
+        slice
             .ports
             .iter()
             .filter(|p| p.name == port.name && p.protocol == port.protocol)
-            .map(|p| p.port);
-        for number in numbers {
-            for endpoint in &slice.endpoints {
-                if endpoint.address.is_ipv4() != frontend_ip.is_ipv4()
-                    || !is_dialable(endpoint.address)
-                {
-                    continue;
-                }
-                let address = SocketAddr::new(endpoint.address, number);
-                by_address
-                    .entry(address)
-                    .and_modify(|known| {
-                        if endpoint.state < known.state {
-                            *known = endpoint;
-                        }
-                    })
-                    .or_insert(endpoint);
-            }
-        }
-    }
-    by_address
+            .flat_map(|p| {
+                slice
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| (SocketAddr::new(endpoint.address, p.port), endpoint))
+            })
+    })
 }
 
 /// Whether an address can be an endpoint. The API server admits no others
@@ -168,6 +200,7 @@ type Tier<'a> = (EndpointChoice, &'a dyn Fn(&Endpoint) -> bool);
 
 fn first_not_empty(
     candidates: &BTreeMap<SocketAddr, &Endpoint>,
+    place: &Place<'_>,
     tiers: &[Tier<'_>],
 ) -> Option<(Arc<[PortalEndpoint]>, EndpointChoice)> {
     tiers.iter().find_map(|(choice, admits)| {
@@ -177,6 +210,7 @@ fn first_not_empty(
             .map(|(address, endpoint)| PortalEndpoint {
                 address: *address,
                 node: endpoint.node.clone(),
+                way: place.way(endpoint.node.as_ref()),
             })
             .collect();
         (!chosen.is_empty()).then_some((chosen, *choice))

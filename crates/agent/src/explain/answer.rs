@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use edgemesh_catalog::{
-    Catalog, EndpointState, ObjectName, Protocol, Service, ServiceKind, ServicePort,
+    Catalog, EndpointState, NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort,
 };
 use edgemesh_forward::LeftOut;
 use edgemesh_plan::{
-    EndpointReason, Frontend, Portal, ServicePortPlan, Target, Unused, endpoint_reasons,
+    EndpointReason, Frontend, Portal, ServicePortPlan, Target, Unused, WayReason, endpoint_reasons,
 };
 use serde::{Deserialize, Serialize};
 
@@ -304,14 +304,21 @@ fn explain_portal(
     };
     let (decision, why) = decision(frontend, plan, portal, planned);
     let left_out = health(&frontend);
-    let reasons = endpoint_reasons(&planned.catalog, &planned.policy, service, port, ip);
+    let reasons = endpoint_reasons(
+        &planned.catalog,
+        &planned.reachability,
+        &planned.policy,
+        service,
+        port,
+        ip,
+    );
     let mut endpoints: Vec<EndpointExplained> = reasons
         .iter()
         // Those of the other family belong to the Service's other address, if it has one.
         .filter(|reason| {
             reason.unused != Some(Unused::OtherFamily) || service.cluster_ips.len() == 1
         })
-        .map(|reason| explain_endpoint(reason, &left_out, planned))
+        .map(|reason| explain_endpoint(reason, &left_out))
         .collect();
     endpoints.sort_by_key(|endpoint| !endpoint.used);
     PortalExplained {
@@ -347,9 +354,8 @@ fn decision(
 fn explain_endpoint(
     reason: &EndpointReason,
     left_out: &[LeftOut],
-    planned: &Planned,
 ) -> EndpointExplained {
-    let here = reason.node.as_ref() == Some(&planned.policy.node);
+    let here = reason.way == WayReason::OwnNode;
     EndpointExplained {
         address: reason.address.to_string(),
         node: reason.node.as_ref().map(ToString::to_string),
@@ -366,12 +372,19 @@ fn explain_endpoint(
             .iter()
             .find(|left_out| left_out.endpoint == reason.address)
             .map(in_words),
-        path: if here {
-            "dialled natively: on this node"
-        } else {
-            "dialled natively (there is no tunnel yet)"
-        }
-        .to_owned(),
+        path: path(reason.way, reason.node.as_ref()),
+    }
+}
+
+/// By which way an endpoint on `node` is reached, and why.
+fn path(reason: WayReason, node: Option<&NodeName>) -> String {
+    let of_node = node.map_or_else(String::new, |node| format!(" {node}"));
+    match reason {
+        WayReason::OwnNode => "natively: on this node".to_owned(),
+        WayReason::NoNode => "natively: on no node of the cluster".to_owned(),
+        WayReason::NoTunnel => "natively: modules.edgeTunnel is not enabled here".to_owned(),
+        WayReason::NoPeer => format!("natively: node{of_node} is no peer of the tunnel"),
+        WayReason::Peer => format!("through the tunnel to node{of_node}"),
     }
 }
 

@@ -5,7 +5,7 @@ use edgemesh_catalog::{
     Change, Endpoint, EndpointPort, EndpointSlice, Fold, NodeName, TrafficPolicy,
 };
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{FilterMode, Policy, plan};
+use edgemesh_plan::{FilterMode, Policy, Reachability, plan};
 
 use super::*;
 
@@ -62,9 +62,11 @@ fn planned(changes: Vec<Change>) -> Planned {
         ipv6: true,
     };
     let catalog = fold.catalog();
+    let reachability = Reachability::default();
     Planned {
-        plan: Arc::new(plan(&catalog, &policy)),
+        plan: Arc::new(plan(&catalog, &reachability, &policy)),
         catalog,
+        reachability,
         policy,
         destinations: Arc::new(Destinations::default()),
     }

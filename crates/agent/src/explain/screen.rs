@@ -176,7 +176,7 @@ fn in_words(endpoint: &EndpointExplained, ours: bool) -> String {
     match &endpoint.why_not {
         Some(why) if *why == endpoint.state => text.push_str("; not used"),
         Some(why) => text.push_str(&format!("; not used: {why}")),
-        None if ours && endpoint.here => text.push_str(", dialled natively"),
+        None if ours && endpoint.here => text.push_str(", natively"),
         None if ours => text.push_str(&format!(", {}", endpoint.path)),
         None => {}
     }

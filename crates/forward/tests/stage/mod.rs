@@ -11,7 +11,7 @@ use edgemesh_catalog::{
 };
 use edgemesh_forward::{Counters, Destinations, Forwarder, Settings};
 use edgemesh_lab::{Program, await_until};
-use edgemesh_plan::{FilterMode, Plan, Policy, plan};
+use edgemesh_plan::{FilterMode, Plan, Policy, Reachability, plan};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 pub(crate) const INTERCEPT_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 16);
@@ -187,7 +187,7 @@ impl Stage {
             ipv4: true,
             ipv6: true,
         };
-        plan(&self.fold.catalog(), &policy)
+        plan(&self.fold.catalog(), &Reachability::default(), &policy)
     }
 
     fn write_rules(&self, destinations: &Destinations) -> Result<()> {
