@@ -1,6 +1,7 @@
 //! An agent hands its node over to the next: a DaemonSet's upgrade with maxSurge, where the
 //! new pod starts beside the old one, and without, where one ends before the other starts.
-//! (`--nocapture` prints how many requests that took, and the longest silence.)
+//! (`--nocapture` prints how many requests that took, and the longest silence;
+//! `SERVICES=10000` adds so many Services.)
 
 #![expect(clippy::print_stdout, reason = "figures for whoever asks for them")]
 
@@ -45,8 +46,22 @@ fn stage(lab: &Lab, flavour: Flavour, backend: &str) -> Result<SideBySide> {
             .cluster_ip("10.96.10.2")
             .tcp("http", 80, 8080),
     ])?;
+    let more = std::env::var("SERVICES").map_or(Ok(0), |text| text.parse())?;
+    let manifests = (0..more).map(service).collect::<String>();
+    std::fs::write(stage.agent.manifests_folder().join("many.yaml"), manifests)?;
     stage.agent.configure(&configuration(backend))?;
     Ok(stage)
+}
+
+/// One of many; it has no endpoints, but rules of its own like any other.
+fn service(number: u32) -> String {
+    let [_, high, middle, low] = number.to_be_bytes();
+    let ip = format!("10.{}.{middle}.{low}", 100 + high);
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: service-{number}, namespace: many}}\n\
+         spec: {{clusterIP: {ip}, clusterIPs: [{ip}], \
+         ports: [{{name: http, port: 80, protocol: TCP}}]}}\n---\n",
+    )
 }
 
 fn configuration(backend: &str) -> String {
