@@ -43,6 +43,7 @@
 //!   [`Uplink`] are what it is made of, for other stages. [`EmulatedLink`] delays and loses.
 //! * [`Agent`] is a real agent process on a node.
 //! * [`SideBySide`] is the usual stage: both on one node, and who answers tells who handled.
+//! * [`Traffic`] is what a place can send that leaves no byte unaccounted for.
 //! * [`RuleList`] reads rules and their counters back; [`await_until()`] and [`await_ok`]
 //!   wait for conditions.
 
@@ -71,6 +72,7 @@ mod site;
 mod sites;
 mod splitmix;
 mod strays;
+pub mod traffic;
 mod uplink;
 mod way_in;
 
@@ -103,4 +105,5 @@ pub use side_by_side::{Handler, SideBySide};
 pub use site::{Site, SiteBuilder};
 pub use sites::{Sites, SitesBuilder};
 pub use strays::{Stray, StrayKind};
+pub use traffic::Traffic;
 pub use uplink::{Cut, Uplink};

@@ -89,7 +89,9 @@ impl Namespace {
 
     /// As [`Self::sysctl`], but a kernel without the parameter is fine.
     pub(crate) fn sysctl_if_present(&self, key: &str, value: &str) -> Result<()> {
-        if sysctl_path(key).exists() {
+        let path = sysctl_path(key);
+        // Parameters of a device are only there where the device is.
+        if self.run(|| path.exists())? {
             self.sysctl(key, value)
         } else {
             Ok(())

@@ -134,6 +134,24 @@ impl Pod {
         self.namespace.ip("link del eth0\n")
     }
 
+    /// Makes it drop every TCP packet to one of its ports, as an overloaded or firewalled
+    /// endpoint does: who connects hears nothing at all.
+    ///
+    /// # Errors
+    ///
+    /// Those of nft.
+    pub fn drop_tcp_to(&self, port: u16) -> Result<()> {
+        self.namespace.nft(&format!(
+            "table inet lab-deaf {{
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    tcp dport {port} drop
+  }}
+}}
+"
+        ))
+    }
+
     /// The pod's addresses cover no neighbour, so that pods of one node reach each other
     /// through the node and its rules also where the kernel has no `br_netfilter`. Where it
     /// has, a pod that is its own endpoint needs a port that sends back (hairpin).

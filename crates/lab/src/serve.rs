@@ -11,9 +11,12 @@ use anyhow::{Context, Result};
 use socket2::SockRef;
 
 use crate::namespace::Namespace;
+use crate::traffic::serve_pattern;
 
 /// How often a UDP server looks whether it shall end.
 const UDP_LOOK: Duration = Duration::from_millis(50);
+/// How many connections may wait to be accepted (`net.core.somaxconn` allows no more).
+const BACKLOG: i32 = 4096;
 
 /// What a server does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,9 @@ pub enum Serve {
     Send(usize),
     /// TCP: reads one byte, then resets the connection.
     Reset,
+    /// TCP: sends or checks as many bytes as it is asked for, each of which follows from a
+    /// seed; for [`crate::Traffic::download`] and [`crate::Traffic::upload`].
+    Pattern,
     /// UDP: sends each datagram back.
     UdpEcho,
     /// UDP: answers each datagram with the line `POD saw CLIENT-ADDRESS:PORT`, followed by
@@ -99,10 +105,19 @@ impl Server {
             Serve::UdpEcho | Serve::UdpIdentity => {
                 let socket = namespace.run(|| UdpSocket::bind(address))??;
                 socket.set_read_timeout(Some(UDP_LOOK))?;
+                // As much as one gets: bursts shall not be lost here.
+                SockRef::from(&socket).set_recv_buffer_size(4 << 20)?;
                 Box::new(move || shared.answer_datagrams(&socket))
             }
-            Serve::Echo | Serve::Identity | Serve::CountBytes | Serve::Send(_) | Serve::Reset => {
+            Serve::Echo
+            | Serve::Identity
+            | Serve::CountBytes
+            | Serve::Send(_)
+            | Serve::Reset
+            | Serve::Pattern => {
                 let listener = namespace.run(|| TcpListener::bind(address))??;
+                // The standard library's 128 drops SYNs of a thousand clients at once.
+                SockRef::from(&listener).listen(BACKLOG)?;
                 self.listeners.push(listener.try_clone()?);
                 Box::new(move || shared.accept(&listener))
             }
@@ -177,6 +192,7 @@ impl Shared {
                 stream.read_exact(&mut [0])?;
                 SockRef::from(stream).set_linger(Some(Duration::ZERO))
             }
+            Serve::Pattern => serve_pattern(stream),
             Serve::UdpEcho | Serve::UdpIdentity => Ok(()),
         }
     }
@@ -196,7 +212,8 @@ impl Shared {
                 | Serve::Identity
                 | Serve::CountBytes
                 | Serve::Send(_)
-                | Serve::Reset => Vec::new(),
+                | Serve::Reset
+                | Serve::Pattern => Vec::new(),
             };
             answer.extend_from_slice(&buffer[..length]);
             let _ = socket.send_to(&answer, client);

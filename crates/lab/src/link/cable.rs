@@ -34,7 +34,8 @@ pub struct EmulatedLink {
 
 impl EmulatedLink {
     /// Lays a link from the device `near_device` in `near` to `far_device` in `far`, without
-    /// conditions. The devices are up and have no addresses; they carry IP, not Ethernet.
+    /// conditions. The devices are up and have no addresses; they carry
+    /// IPv4, without Ethernet.
     ///
     /// `seed` decides which packets get lost, overtake or are late. For the same seed and
     /// conditions it is the same ones of each direction's packets.
@@ -149,6 +150,8 @@ fn make_device(namespace: &Namespace, name: &str) -> Result<SyncDevice> {
             namespace.name()
         )
     })?;
+    // The kernel's own discovery of neighbours and routers would be in the statistics.
+    namespace.sysctl_if_present(&format!("net.ipv6.conf.{name}.disable_ipv6"), "1")?;
     // By netlink: the ioctl for the queue's length asks for rights outside the lab.
     namespace.ip(&format!(
         "link set {name} mtu {MTU} txqueuelen {KERNEL_QUEUE} up\n"
