@@ -126,9 +126,15 @@ fn with_the_nftables_backend_too_the_handler_that_is_named_answers() -> Result<(
 #[test]
 fn beside_kube_proxys_nftables_mode_too_the_handler_that_is_named_answers() -> Result<()> {
     test(|lab| {
-        let stage = stage_by_nftables(lab, KubeProxyMode::Nftables)?;
+        let mut stage = stage_by_nftables(lab, KubeProxyMode::Nftables)?;
         let theirs = handlers(&stage, "theirs:http")?;
         assert_eq!(theirs, ["kube-proxy", "kube-proxy"]);
+        check_agreement(&stage)?;
+        // Without an agent it is kube-proxy's own table that tells what Services there are.
+        stage.agent.stop()?;
+        for name in ["default/web", "theirs"] {
+            assert_eq!(handlers(&stage, name)?, ["kube-proxy", "kube-proxy"]);
+        }
         check_agreement(&stage)
     })
 }

@@ -1,11 +1,12 @@
 //! What `edgemesh-agent status` shows of a real agent, and who may ask.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use edgemesh_lab::{
-    ClusterService, Family, Flavour, Lab, Place, Program, Serve, SideBySide, await_ok, test,
-    test_each_flavour,
+    ClusterService, Family, Flavour, KubeProxy, KubeProxyMode, Lab, Place, Program, Serve,
+    SideBySide, await_ok, has_users, test, test_among_users, test_each_flavour,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
@@ -122,24 +123,61 @@ fn without_an_agent_it_says_so_and_fails() -> Result<()> {
 
 #[test]
 fn only_root_is_told() -> Result<()> {
-    test(|lab| {
+    test_among_users(|lab| {
         let stage = running(lab, Flavour::Nft)?;
-        let Ok(asked_by_nobody) = as_nobody(&stage) else {
-            // A user namespace of one user, as most are here, has nobody else in it.
+        if !has_users()? {
+            println!("not looked at: there is nobody but root here; run it as root");
             return Ok(());
-        };
-        assert!(
-            asked_by_nobody.contains("only root may ask"),
-            "{asked_by_nobody}"
-        );
+        }
+        // The asker belongs to a user who may not read where this program is built.
+        let everybodys = Path::new("/run/everybodys");
+        std::fs::copy(AGENT, everybodys)?;
+        let setpriv = Program::new("setpriv").args(["--reuid=65534", "--clear-groups"]);
+        let asker = stage.node.program(everybodys).arg("status").run_by(setpriv);
+        let finished = asker.output()?;
+        assert_eq!(finished.status.code(), Some(1));
+        let said = &finished.stderr;
+        assert!(said.contains("only root may ask"), "{said}");
+        assert!(said.contains("you are uid 65534"), "{said}");
         Ok(())
     })
 }
 
-/// What a user without rights is told; an error where there is no other user.
-fn as_nobody(stage: &SideBySide) -> Result<String> {
-    let setpriv = Program::new("setpriv").args(["--reuid=65534", "--clear-groups"]);
-    let finished = stage.agent.command("status").run_by(setpriv).output()?;
-    ensure!(!finished.stderr.contains("setpriv"), "{}", finished.stderr);
-    Ok(finished.stderr)
+#[test]
+fn iptables_by_the_operators_will_beside_kube_proxys_nftables_mode_is_told() -> Result<()> {
+    test(|lab| {
+        let mut stage = SideBySide::on(lab, lab.node("edge-1").create()?, Flavour::Nft, AGENT)?;
+        stage.agent.configure(
+            "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\nkind: EdgeMeshAgent\n\
+             modules:\n  edgeProxy:\n    enable: true\n    backend: iptables\n",
+        )?;
+        stage.agent.start()?;
+        let reason = || -> Result<String> {
+            let status = status(&stage)?;
+            Ok(status["families"][0]["reason"].to_string())
+        };
+        let doubt = "kube-proxy runs in nftables mode";
+        ensure!(!reason()?.contains(doubt), "{}", reason()?);
+        // kube-proxy comes in that mode while the agent runs, and goes.
+        KubeProxy::start(&stage.node, KubeProxyMode::Nftables, &[])?;
+        await_ok(REPAIRED, "status tells of it", || {
+            ensure!(reason()?.contains(doubt), "{}", reason()?);
+            Ok(())
+        })?;
+        for family in ["ip", "ip6"] {
+            let words = ["delete", "table", family, "kube-proxy"];
+            stage.node.program("nft").args(words).run()?;
+        }
+        await_ok(REPAIRED, "status tells of it no more", || {
+            ensure!(!reason()?.contains(doubt), "{}", reason()?);
+            Ok(())
+        })?;
+        let log = stage.agent.log()?;
+        let told = log
+            .matches("depends on whose chains were made last")
+            .count();
+        // Once for each family.
+        ensure!(told == 2, "{log}");
+        Ok(())
+    })
 }

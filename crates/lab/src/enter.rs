@@ -52,6 +52,40 @@ where
     test_within(TEST_LIMIT, body)
 }
 
+/// As [`test()`], but in a lab that has all users of this machine in it, where root runs the
+/// test: a user namespace as anybody may make has one user alone. Where that can't be had, the
+/// lab is as others are; [`has_users`] tells.
+///
+/// # Errors
+///
+/// As [`test()`].
+pub fn test_among_users<F>(body: F) -> Result<()>
+where
+    F: FnOnce(&Lab) -> Result<()>,
+{
+    match std::env::var_os(CASE) {
+        Some(_) => finish_test(body),
+        None => run_again_in(way_in_of_root()?, &test_name::<F>()?, "lab", TEST_LIMIT),
+    }
+}
+
+/// Whether there are other users than root where this process is.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub fn has_users() -> Result<bool> {
+    let map = std::fs::read_to_string("/proc/self/uid_map").context("cannot read uid_map")?;
+    // First one inside, first one outside, how many.
+    let counts = map
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2));
+    Ok(counts
+        .filter_map(|count| count.parse::<u64>().ok())
+        .sum::<u64>()
+        > 1)
+}
+
 /// As [`test()`], with a time limit of its own (`EDGEMESH_LAB_SECONDS` still wins).
 ///
 /// # Errors
@@ -264,13 +298,17 @@ fn furnish() -> Result<Lab> {
 }
 
 fn run_again_for_test(name: &str, case: &str, default_limit: Duration) -> Result<()> {
+    run_again_in(way_in()?, name, case, default_limit)
+}
+
+fn run_again_in(way_in: WayIn, name: &str, case: &str, default_limit: Duration) -> Result<()> {
     let limit = limit_from_environment()?.unwrap_or(default_limit);
     let mut written = tempfile::tempfile().context("cannot make a file for the test's output")?;
     let output = written
         .try_clone()
         .context("cannot share the file for the test's output")?;
     let arguments = ["--exact", name, "--nocapture", "--test-threads=1"];
-    let mut first = start_inside(way_in()?, &arguments, case, Output::File(output))?;
+    let mut first = start_inside(way_in, &arguments, case, Output::File(output))?;
     let ended = wait_within(&mut first.unshare, limit)?;
     let report = read_from_start(&mut written)?;
     let Some(status) = ended else {

@@ -80,7 +80,8 @@ pub use agent::Agent;
 pub use await_until::{await_ok, await_until};
 pub use client::{Answer, Place, connect_from, request};
 pub use enter::{
-    Entered, Inside, enter, enter_as_root_if_possible, test, test_each_flavour, test_within,
+    Entered, Inside, enter, enter_as_root_if_possible, has_users, test, test_among_users,
+    test_each_flavour, test_within,
 };
 pub use internet::{Host, Internet};
 pub use iptables::{Family, Flavour, Table};

@@ -31,7 +31,13 @@ pub struct Backend {
     left: Option<Way>,
     /// Whether there may still be rules of an agent that came before and went another way.
     leftovers: bool,
+    /// Whether kube-proxy runs in nftables mode although the operator insists on iptables.
+    beside_nftables_mode: bool,
 }
+
+/// Added to why iptables is used, where that may not be enough.
+const BESIDE_NFTABLES_MODE: &str = "; but kube-proxy runs in nftables mode, and whose rules come \
+                                    first depends on whose chains were made last";
 
 /// A way into the kernel.
 #[derive(Debug)]
@@ -96,10 +102,7 @@ impl Backend {
     pub async fn open(family: Family, setting: BackendSetting) -> Result<Self, RulesError> {
         let (way, choice) = match setting {
             BackendSetting::Auto(flavour) => open_auto(family, flavour).await?,
-            BackendSetting::Iptables(flavour) => {
-                warn_of_nftables_mode(family);
-                open_iptables(family, flavour).await?
-            }
+            BackendSetting::Iptables(flavour) => open_iptables(family, flavour).await?,
             BackendSetting::Nftables => {
                 let choice = BackendChoice {
                     kind: BackendKind::Nftables,
@@ -108,14 +111,17 @@ impl Backend {
                 (open_nftables(family).await?, choice)
             }
         };
-        Ok(Self {
+        let mut backend = Self {
             family,
             setting,
             way,
             choice,
             left: None,
             leftovers: true,
-        })
+            beside_nftables_mode: false,
+        };
+        backend.mind_nftables_mode();
+        Ok(backend)
     }
 
     /// The family.
@@ -223,6 +229,7 @@ impl Backend {
             Way::Iptables(iptables) => {
                 let moved = iptables.reconsider(wanted).await?;
                 self.choice = iptables.choice().clone().into();
+                self.mind_nftables_mode();
                 Ok(moved.map(|_| self.switched()))
             }
         }
@@ -311,6 +318,31 @@ impl Backend {
         Ok(())
     }
 
+    /// Warns when kube-proxy turns out to run in nftables mode beside the iptables that the
+    /// operator insists on, which decide at the same priority; and says so with the choice.
+    fn mind_nftables_mode(&mut self) {
+        let BackendSetting::Iptables(_) = self.setting else {
+            return;
+        };
+        let family = self.family;
+        let now = signs(family).nftables_mode;
+        match (std::mem::replace(&mut self.beside_nftables_mode, now), now) {
+            (false, true) => tracing::warn!(
+                %family,
+                "the configuration says iptables, but kube-proxy runs in nftables mode: whose \
+                 rules come first depends on whose chains were made last; set \
+                 modules.edgeProxy.backend to auto or nftables"
+            ),
+            (true, false) => {
+                tracing::info!(%family, "kube-proxy does not run in nftables mode any more");
+            }
+            (false, false) | (true, true) => {}
+        }
+        if now {
+            self.choice.reason += BESIDE_NFTABLES_MODE;
+        }
+    }
+
     fn switched(&self) -> Switched {
         Switched {
             choice: self.choice.clone(),
@@ -390,18 +422,6 @@ async fn open_auto(
         }
     };
     Ok((way, choice))
-}
-
-/// iptables and kube-proxy's nftables mode decide at the same priority.
-fn warn_of_nftables_mode(family: Family) {
-    if signs(family).nftables_mode {
-        tracing::warn!(
-            %family,
-            "the configuration says iptables, but kube-proxy runs in nftables mode: whose rules \
-             come first depends on whose chains were made last; set modules.edgeProxy.backend to auto \
-             or nftables"
-        );
-    }
 }
 
 /// Asks the kernel alone; where it does not answer, there are none.

@@ -5,6 +5,7 @@
 //! another way, which looks at no counter and at nothing of kube-proxy's.
 
 mod kube_proxy_element;
+mod kube_proxy_portals;
 mod nat_view;
 mod nft_chains;
 
@@ -12,6 +13,7 @@ use crate::iptables::installed::{Tools, installed};
 use crate::{Family, Flavour};
 
 pub use kube_proxy_element::{NftElement, kube_proxy_element};
+pub use kube_proxy_portals::kube_proxy_portals;
 pub use nat_view::{Hook, KubeAction, KubeRule, NatView, PortalFound, StandingRule};
 pub use nft_chains::{BaseChain, base_chains};
 

@@ -4,12 +4,17 @@ mod on_node;
 mod shown;
 
 use anyhow::Result;
-use edgemesh_lab::{Node, Place, Serve, await_until, test};
+use edgemesh_lab::{
+    ClusterService, KubeProxy, KubeProxyMode, Node, Place, Serve, await_until, test,
+};
 use edgemesh_rules::{
     Backend, BackendKind, BackendSetting, Change, Family, Flavour, OwnChain, Repair, cleanup,
     own_tables, render_nftables,
 };
-use on_node::{Answering, KubeProxyTable, nat, nftables, on_node, rules_for, start_kube_proxy};
+use on_node::{
+    Answering, KUBE_PROXY_MODES, nat, nftables, on_node, remove_kube_proxy, rules_for,
+    start_kube_proxy,
+};
 use shown::{has_table, table};
 
 #[test]
@@ -112,19 +117,25 @@ fn we_decide_before_kube_proxy_in_every_mode_whoever_comes_first() -> Result<()>
             }
             Ok(())
         };
-        for mode in KubeProxyTable::ALL {
+        let portal = agent.portal("default/web");
+        let service = ClusterService::new("default/web")
+            .cluster_ip(&portal.ip().to_string())
+            .tcp("http", portal.port(), 8080)
+            .udp("dns", portal.port(), 8080)
+            .endpoint(&server);
+        for mode in KUBE_PROXY_MODES {
             on_node(&node, async || -> Result<()> {
                 let mut backend = nftables(Family::V4).await?;
-                mode.load(&node, agent.portal("default/web"), server.ipv4())?;
+                let kube_proxy = KubeProxy::start(&node, mode, std::slice::from_ref(&service))?;
                 check("server")?;
                 backend.apply(&rules).await?;
                 check("the agent")?;
-                mode.remove(&node)?;
-                mode.load(&node, agent.portal("default/web"), server.ipv4())?;
+                remove_kube_proxy(&node, mode)?;
+                kube_proxy.restart()?;
                 check("the agent")?;
                 backend.remove().await?;
                 check("server")?;
-                mode.remove(&node)
+                remove_kube_proxy(&node, mode)
             })??;
         }
         Ok(())
@@ -275,8 +286,10 @@ fn kube_proxys_mode_is_followed_from_iptables_to_nftables_and_back() -> Result<(
             backend.apply(&rules).await?;
             assert_eq!(backend.reconsider(&rules).await?, None);
 
-            let [mode, ..] = KubeProxyTable::ALL;
-            mode.load(&node, "10.96.10.1:80".parse()?, [10, 244, 0, 2].into())?;
+            // As in a cluster of one family.
+            KubeProxy::start(&node, KubeProxyMode::Nftables, &[])?;
+            let words = ["delete", "table", "ip6", "kube-proxy"];
+            node.program("nft").args(words).run()?;
             let switched = backend
                 .reconsider(&rules)
                 .await?
@@ -292,7 +305,7 @@ fn kube_proxys_mode_is_followed_from_iptables_to_nftables_and_back() -> Result<(
             let v6 = Backend::open(Family::V6, BackendSetting::default()).await?;
             assert_eq!(v6.choice().kind, BackendKind::Iptables(Flavour::Nft));
 
-            mode.remove(&node)?;
+            remove_kube_proxy(&node, KubeProxyMode::Nftables)?;
             assert!(backend.reconsider(&rules).await?.is_some());
             assert_eq!(backend.choice().kind, BackendKind::Iptables(Flavour::Nft));
             assert!(!has_table(&node, Family::V4, "edgemesh")?);

@@ -33,6 +33,9 @@ pub(super) fn execute(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> 
         .context("start the runtime")?;
     let kernel = runtime.block_on(async {
         let mut kernel = Kernel::read().await;
+        if answer.as_ref().is_none_or(|answer| !answer.planned) {
+            kernel.list_kube_proxy().await;
+        }
         let meant = frontends(query, answer.as_ref(), &kernel);
         kernel.ask_kube_proxy(&meant).await;
         kernel

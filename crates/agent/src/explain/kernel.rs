@@ -9,7 +9,7 @@ use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
     BaseChain, Family, Inspected, NatView, NftElement, OwnChain, TableFound, base_chains, inspect,
-    kube_proxy_element, own_tables,
+    kube_proxy_element, kube_proxy_portals, own_tables,
 };
 use tokio::time::timeout;
 
@@ -38,6 +38,8 @@ pub(crate) struct Kernel {
     pub(crate) ipvs: BTreeSet<Frontend>,
     /// What kube-proxy's own nftables table does with a portal.
     pub(crate) nft: BTreeMap<Frontend, NftElement>,
+    /// The portals of that table, where they were listed.
+    pub(crate) nft_portals: BTreeMap<Frontend, String>,
     /// What could not be read, and why.
     pub(crate) problems: Vec<String>,
 }
@@ -93,6 +95,20 @@ impl Kernel {
         }
     }
 
+    /// Lists the portals of kube-proxy's own table, where there is such a table: what
+    /// Services there are, in case no agent tells.
+    pub(crate) async fn list_kube_proxy(&mut self) {
+        if !self.has_table(KUBE_PROXY_TABLE) {
+            return;
+        }
+        for family in Family::BOTH {
+            match kube_proxy_portals(family).await {
+                Ok(portals) => self.nft_portals.extend(portals),
+                Err(problem) => return self.problems.push(problem),
+            }
+        }
+    }
+
     /// Whether nf_tables has base chains of a table of that name.
     pub(crate) fn has_table(&self, name: &str) -> bool {
         self.chains.iter().any(|(_, chain)| chain.table == name)
@@ -126,8 +142,14 @@ impl Kernel {
             .iter()
             .flat_map(|table| &table.portals)
             .map(|(frontend, element)| (frontend, element.comment.as_str()));
-        in_nats
+        let in_kube_proxys = self
+            .nft_portals
+            .iter()
+            .map(|(frontend, name)| (frontend, name.as_str()));
+        // Of a portal that several have, the nat tables' name counts, and then ours.
+        in_kube_proxys
             .chain(in_tables)
+            .chain(in_nats)
             .map(|(frontend, name)| (*frontend, name.to_owned()))
             .collect()
     }

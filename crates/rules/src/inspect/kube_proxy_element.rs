@@ -7,8 +7,12 @@ use crate::Family;
 use crate::iptables::door::{self, Invocation};
 
 /// The maps of the table `kube-proxy`, and what their elements stand for.
-const SERVING: &str = "service-ips";
-const REFUSING: &str = "no-endpoint-services";
+pub(super) const SERVING: &str = "service-ips";
+pub(super) const REFUSING: &str = "no-endpoint-services";
+
+/// What to do where there is no nft.
+pub(super) const NOT_READABLE: &str = "kube-proxy runs in nftables mode, and its rules can't be \
+                                       read: install the package nftables";
 
 /// An element of one of kube-proxy's maps, as nft prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,19 +30,11 @@ pub enum NftElement {
 ///
 /// When there is no nft to ask with.
 pub async fn kube_proxy_element(frontend: &Frontend) -> Result<Option<NftElement>, String> {
-    let nft = door::find("nft").ok_or(
-        "kube-proxy runs in nftables mode, and its rules can't be read: install the package \
-         nftables",
-    )?;
-    let (family, element) = (
-        match Family::of(frontend.ip) {
-            Family::V4 => "ip",
-            Family::V6 => "ip6",
-        },
-        format!(
-            "{{ {} . {} . {} }}",
-            frontend.ip, frontend.protocol, frontend.port
-        ),
+    let nft = door::find("nft").ok_or(NOT_READABLE)?;
+    let family = Family::of(frontend.ip).nft_name();
+    let element = format!(
+        "{{ {} . {} . {} }}",
+        frontend.ip, frontend.protocol, frontend.port
     );
     let get = async |map| {
         let answer = door::run(Invocation {

@@ -4,14 +4,13 @@
 #![allow(dead_code, unused_imports, reason = "each lab uses a part of it")]
 
 mod answering;
-mod kube_proxy_table;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
 use edgemesh_catalog::Protocol;
-use edgemesh_lab::{ClusterService, KubeProxy, Node, Place};
+use edgemesh_lab::{ClusterService, KubeProxy, KubeProxyMode, Node, Place};
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
     Backend, BackendSetting, Family, Flavour, FlavourSetting, Mark, PortalRule, RuleComment,
@@ -19,7 +18,6 @@ use edgemesh_rules::{
 };
 
 pub(crate) use answering::Answering;
-pub(crate) use kube_proxy_table::KubeProxyTable;
 
 /// Runs `job` in the node's network namespace, on a runtime of its own.
 pub(crate) fn on_node<T: Send>(node: &Node, job: impl AsyncFnOnce() -> T + Send) -> Result<T> {
@@ -111,6 +109,36 @@ pub(crate) fn start_kube_proxy(node: &Node, flavour: edgemesh_lab::Flavour) -> R
         .cluster_ip("10.96.10.5")
         .tcp("http", 80, 8080);
     KubeProxy::start(node, flavour, &[web, empty])
+}
+
+/// Every mode of kube-proxy that does NAT.
+pub(crate) const KUBE_PROXY_MODES: [KubeProxyMode; 3] = [
+    KubeProxyMode::Nftables,
+    KubeProxyMode::Iptables(edgemesh_lab::Flavour::Nft),
+    KubeProxyMode::Iptables(edgemesh_lab::Flavour::Legacy),
+];
+
+/// Takes out what kube-proxy's stand-in does to connections, and all else in those tables.
+pub(crate) fn remove_kube_proxy(node: &Node, mode: KubeProxyMode) -> Result<()> {
+    for family in node.families() {
+        match mode {
+            KubeProxyMode::Nftables => {
+                let ip = match family {
+                    edgemesh_lab::Family::V4 => "ip",
+                    edgemesh_lab::Family::V6 => "ip6",
+                };
+                // One that is not there can't be deleted; now it is.
+                let text = format!("add table {ip} kube-proxy\ndelete table {ip} kube-proxy\n");
+                node.program("nft").args(["-f", "-"]).input(text).run()?;
+            }
+            KubeProxyMode::Iptables(flavour) => {
+                for what in ["-F", "-X"] {
+                    flavour.command(node, *family, ["-t", "nat", what])?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The nat table as iptables-save prints it, but for the times and the counters.
