@@ -351,10 +351,7 @@ fn decision(
     }
 }
 
-fn explain_endpoint(
-    reason: &EndpointReason,
-    left_out: &[LeftOut],
-) -> EndpointExplained {
+fn explain_endpoint(reason: &EndpointReason, left_out: &[LeftOut]) -> EndpointExplained {
     let here = reason.way == WayReason::OwnNode;
     EndpointExplained {
         address: reason.address.to_string(),
