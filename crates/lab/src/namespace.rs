@@ -5,10 +5,12 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
+use crate::await_until::await_ok;
 use crate::process::Program;
 
 /// A network namespace with a name that `ip netns` knows inside the lab.
@@ -106,6 +108,22 @@ impl Namespace {
             .run()
             .map(|_| ())
             .with_context(|| format!("the commands were:\n{lines}"))
+    }
+
+    /// Waits until the kernel has noticed that a device's carrier is back: until then it
+    /// drops what is sent there.
+    pub(crate) fn await_carrier(&self, device: &str) -> Result<()> {
+        let show = self
+            .program("ip")
+            .args(["-oneline", "link", "show", device]);
+        await_ok(Duration::from_secs(10), "a carrier is noticed", || {
+            let shown = show.run()?;
+            let mut words = shown.split_whitespace().skip_while(|word| *word != "state");
+            let state = words.nth(1).unwrap_or_default();
+            ensure!(matches!(state, "UP" | "UNKNOWN"), "{device} is {state}");
+            Ok(())
+        })
+        .with_context(|| format!("in {}", self.name))
     }
 
     /// Runs lines of `nft` commands in one transaction.

@@ -1,6 +1,7 @@
 //! A network segment that nodes are attached to, with a router on it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result, bail};
@@ -18,8 +19,8 @@ pub(crate) const BRIDGE: &str = "br0";
 pub(crate) enum PodRoutes {
     /// The router and all nodes.
     Everywhere,
-    /// The router only, so that a node's pods reach others that are no pods.
-    Router,
+    /// Nobody: a node puts its own address in the place of its pods' (as CNI's `ipMasq`).
+    Nowhere,
 }
 
 /// Where a segment's nodes get the last part of their addresses from.
@@ -40,6 +41,8 @@ pub struct Network {
     v6: Ipv6Addr,
     pod_routes: PodRoutes,
     numbering: Numbering,
+    /// How many places were given away so far.
+    places: AtomicUsize,
     members: Mutex<Vec<Member>>,
 }
 
@@ -92,6 +95,7 @@ impl Network {
             v6,
             pod_routes,
             numbering,
+            places: AtomicUsize::new(0),
             members: Mutex::new(Vec::new()),
         })
     }
@@ -114,11 +118,12 @@ impl Network {
         nth_v6(self.v6, 1)
     }
 
-    /// The addresses of the next node to join, the `number`th of the lab.
+    /// Addresses for the next node to join, the `number`th of the lab.
     pub(crate) fn next_addresses(&self, number: u8) -> Result<(Ipv4Addr, Ipv6Addr)> {
+        let place = self.places.fetch_add(1, Ordering::Relaxed) + 1;
         let number = match self.numbering {
             Numbering::OfLab => number,
-            Numbering::OfSegment => next_number(self.members()?.len() + 1, "nodes on a site")?,
+            Numbering::OfSegment => next_number(place, "nodes on a site")?,
         };
         Ok((nth_v4(self.v4, 10 + number), nth_v6(self.v6, 10 + number)))
     }
@@ -126,14 +131,35 @@ impl Network {
     /// Tells router and other nodes the way to the new one's pods, and it the ways to theirs.
     pub(crate) fn join(&self, new: Member) -> Result<()> {
         let mut members = self.members()?;
-        self.namespace.ip(&way_to(&new, true))?;
-        if self.pod_routes == PodRoutes::Everywhere {
-            for old in members.iter() {
-                old.namespace.ip(&way_to(&new, old.uplink_v6.is_some()))?;
-                new.namespace.ip(&way_to(old, new.uplink_v6.is_some()))?;
+        match self.pod_routes {
+            PodRoutes::Everywhere => {
+                self.namespace.ip(&way_to(&new, true))?;
+                for old in members.iter() {
+                    old.namespace.ip(&way_to(&new, old.uplink_v6.is_some()))?;
+                    new.namespace.ip(&way_to(old, new.uplink_v6.is_some()))?;
+                }
             }
+            PodRoutes::Nowhere => new.namespace.nft(&hide_pods(&new))?,
         }
         members.push(new);
+        Ok(())
+    }
+
+    /// Forgets a member: nobody here knows a way to its pods any more.
+    pub(crate) fn leave(&self, namespace: &Namespace) -> Result<()> {
+        let mut members = self.members()?;
+        let place = self.place_of(&members, namespace)?;
+        let gone = members.remove(place);
+        match self.pod_routes {
+            PodRoutes::Everywhere => {
+                self.namespace.ip(&no_way_to(&gone, true))?;
+                for other in members.iter() {
+                    let v6_known = other.uplink_v6.is_some();
+                    other.namespace.ip(&no_way_to(&gone, v6_known))?;
+                }
+            }
+            PodRoutes::Nowhere => namespace.nft("delete table ip lab-pods\n")?,
+        }
         Ok(())
     }
 
@@ -141,20 +167,18 @@ impl Network {
     /// routes again that it lost with its old one.
     pub(crate) fn readdress(&self, namespace: &Namespace, address: Ipv4Addr) -> Result<()> {
         let mut members = self.members()?;
-        let is_the_one = |member: &Member| member.namespace.name() == namespace.name();
-        let place = members.iter().position(is_the_one).with_context(|| {
-            let (node, segment) = (namespace.name(), self.namespace.name());
-            format!("{node} is not on {segment}")
-        })?;
+        let place = self.place_of(&members, namespace)?;
         members[place].uplink_v4 = address;
         let moved = members[place].clone();
+        if self.pod_routes == PodRoutes::Nowhere {
+            return Ok(());
+        }
         let way = format!("route replace {}/24 via {address}\n", moved.pods_v4);
         self.namespace.ip(&way)?;
-        if self.pod_routes == PodRoutes::Everywhere {
-            for other in members.iter().filter(|member| !is_the_one(member)) {
-                other.namespace.ip(&way)?;
-                moved.namespace.ip(&way_to(other, false))?;
-            }
+        let others = members.iter().enumerate();
+        for (_, other) in others.filter(|(other, _)| *other != place) {
+            other.namespace.ip(&way)?;
+            moved.namespace.ip(&way_to(other, false))?;
         }
         Ok(())
     }
@@ -162,6 +186,14 @@ impl Network {
     /// An address of the segment by its last part.
     pub(crate) fn address_v4(&self, last: u8) -> Ipv4Addr {
         nth_v4(self.v4, last)
+    }
+
+    fn place_of(&self, members: &[Member], namespace: &Namespace) -> Result<usize> {
+        let is_the_one = |member: &Member| member.namespace.name() == namespace.name();
+        members.iter().position(is_the_one).with_context(|| {
+            let (node, segment) = (namespace.name(), self.namespace.name());
+            format!("{node} is not on {segment}")
+        })
     }
 
     fn members(&self) -> Result<MutexGuard<'_, Vec<Member>>> {
@@ -176,6 +208,28 @@ fn way_to(member: &Member, v6_known: bool) -> String {
     let mut lines = format!("route add {}/24 via {}\n", member.pods_v4, member.uplink_v4);
     if let Some(gateway) = member.uplink_v6.filter(|_| v6_known) {
         lines += &format!("route add {}/64 via {gateway}\n", member.pods_v6);
+    }
+    lines
+}
+
+/// What makes a node speak for its pods wherever nobody knows the way to them.
+fn hide_pods(member: &Member) -> String {
+    format!(
+        "table ip lab-pods {{
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname \"eth0\" ip saddr {}/24 masquerade
+  }}
+}}
+",
+        member.pods_v4
+    )
+}
+
+fn no_way_to(member: &Member, v6_known: bool) -> String {
+    let mut lines = format!("route del {}/24\n", member.pods_v4);
+    if v6_known && member.uplink_v6.is_some() {
+        lines += &format!("route del {}/64\n", member.pods_v6);
     }
     lines
 }

@@ -1,19 +1,21 @@
 //! A node: a namespace with an uplink, and a network for pods.
 
+mod attachment;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
+use attachment::Attachment;
 
-use crate::client::{Place, await_link};
+use crate::client::Place;
 use crate::iptables::Family;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
-use crate::network::{BRIDGE, BRIDGE_HARDWARE, Member, Network, next_number, nth_v4, nth_v6};
+use crate::network::{BRIDGE_HARDWARE, Network, next_number, nth_v4, nth_v6};
 use crate::pod::PodBuilder;
 use crate::serve::{Serve, Server};
-use crate::uplink::Cut;
 
 /// How the pods of a node are wired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,29 +91,23 @@ impl<'lab> NodeBuilder<'lab> {
         };
         let number = next_number(self.lab.next_node(), "nodes")?;
         let namespace = Namespace::create(&self.name)?;
-        let (v4, v6) = network.next_addresses(number)?;
         let node = Node {
             namespace,
             number,
             pod_network: self.pod_network,
             ipv6: self.ipv6,
-            uplink_v4: Mutex::new(v4),
-            uplink_v6: self.ipv6.then_some(v6),
-            network,
+            attachment: Mutex::new(Attachment::next(&network, number, self.ipv6)?),
             pods: AtomicUsize::new(0),
         };
         node.set_kernel_parameters()?;
-        node.connect_uplink()?;
         if self.pod_network == PodNetwork::Bridge {
             node.make_bridge()?;
         }
-        node.network.join(node.as_member())?;
+        node.attach()?;
         if self.default_route {
             node.add_default_routes()?;
         }
-        for router in node.routers() {
-            await_link(&node.namespace, router)?;
-        }
+        node.await_routers()?;
         Ok(node)
     }
 }
@@ -121,11 +117,9 @@ impl<'lab> NodeBuilder<'lab> {
 pub struct Node {
     namespace: Namespace,
     number: u8,
-    network: Arc<Network>,
     pod_network: PodNetwork,
     ipv6: bool,
-    uplink_v4: Mutex<Ipv4Addr>,
-    uplink_v6: Option<Ipv6Addr>,
+    attachment: Mutex<Attachment>,
     pods: AtomicUsize,
 }
 
@@ -150,71 +144,13 @@ impl Node {
     /// Its present IPv4 address on its segment.
     #[must_use]
     pub fn ipv4(&self) -> Ipv4Addr {
-        *self
-            .uplink_v4
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.attachment().v4
     }
 
-    /// Gives it another IPv4 address on its segment, as a DHCP server may: the old one goes
-    /// with all its routes, then come the new one and the routes by it. The neighbours' ways
-    /// to its pods follow. `last` is the last part of the address.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn change_address(&self, last: u8) -> Result<()> {
-        let (old, new) = (self.ipv4(), self.network.address_v4(last));
-        self.namespace.ip(&format!(
-            "address del {old}/24 dev eth0\n\
-             address add {new}/24 dev eth0\n\
-             route replace default via {}\n",
-            self.network.router_v4()
-        ))?;
-        self.network.readdress(&self.namespace, new)?;
-        *self
-            .uplink_v4
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = new;
-        await_link(&self.namespace, self.network.router_v4().into())
-    }
-
-    /// Cuts it off its segment, until [`Self::plug_in`]; its pods stay with it.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn cut_off(&self, cut: Cut) -> Result<()> {
-        self.plug_in()?;
-        let port = self.port();
-        self.network.namespace().ip(&match cut {
-            // On its own the port would answer for the router's addresses.
-            Cut::Silent => format!("link set {port} nomaster arp off\n"),
-            Cut::Unplugged => format!("link set {port} down\n"),
-        })
-    }
-
-    /// Ends what [`Self::cut_off`] did; does nothing on a node that is not cut off.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn plug_in(&self) -> Result<()> {
-        let port = self.port();
-        self.network
-            .namespace()
-            .ip(&format!("link set {port} master {BRIDGE} arp on up\n"))
-    }
-
-    /// The bridge port it hangs on.
-    fn port(&self) -> String {
-        format!("to-node{}", self.number)
-    }
-
-    /// Its IPv6 address on its segment, unless it is without IPv6.
+    /// Its present IPv6 address on its segment, unless it is without IPv6.
     #[must_use]
     pub fn ipv6(&self) -> Option<Ipv6Addr> {
-        self.uplink_v6
+        self.attachment().v6
     }
 
     /// Starts a server on the node itself, on `port` of all its addresses, present and to
@@ -270,9 +206,10 @@ impl Node {
     ///
     /// When they are there already.
     pub fn add_default_routes(&self) -> Result<()> {
-        let mut lines = format!("route add default via {}\n", self.network.router_v4());
+        let network = self.attachment().network;
+        let mut lines = format!("route add default via {}\n", network.router_v4());
         if self.ipv6 {
-            lines += &format!("route add ::/0 via {}\n", self.network.router_v6());
+            lines += &format!("route add ::/0 via {}\n", network.router_v6());
         }
         self.namespace.ip(&lines)
     }
@@ -292,15 +229,11 @@ impl Node {
 
     /// Its addresses on its segment.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
-        let v6 = self.uplink_v6.map(IpAddr::V6);
-        [IpAddr::V4(self.ipv4())].into_iter().chain(v6).collect()
-    }
-
-    /// The router's addresses, of the families this node has.
-    fn routers(&self) -> Vec<IpAddr> {
-        let v6 = self.ipv6.then(|| IpAddr::V6(self.network.router_v6()));
-        let v4 = IpAddr::V4(self.network.router_v4());
-        [v4].into_iter().chain(v6).collect()
+        let Attachment { v4, v6, .. } = self.attachment();
+        [IpAddr::V4(v4)]
+            .into_iter()
+            .chain(v6.map(IpAddr::V6))
+            .collect()
     }
 
     pub(crate) fn pod_network(&self) -> PodNetwork {
@@ -337,16 +270,6 @@ impl Node {
         nth_v6(self.pods_v6(), 1)
     }
 
-    fn as_member(&self) -> Member {
-        Member {
-            namespace: self.namespace.clone(),
-            uplink_v4: self.ipv4(),
-            uplink_v6: self.uplink_v6,
-            pods_v4: self.pods_v4(),
-            pods_v6: self.pods_v6(),
-        }
-    }
-
     fn set_kernel_parameters(&self) -> Result<()> {
         let namespace = &self.namespace;
         namespace.sysctl("net.ipv4.ip_forward", "1")?;
@@ -360,23 +283,6 @@ impl Node {
             namespace.sysctl_if_present("net.ipv6.conf.all.disable_ipv6", "1")?;
             namespace.sysctl_if_present("net.ipv6.conf.default.disable_ipv6", "1")
         }
-    }
-
-    fn connect_uplink(&self) -> Result<()> {
-        let (port, router) = (self.port(), self.network.namespace().name());
-        let mut lines = format!(
-            "link add eth0 type veth peer name {port} netns {router}\n\
-             link set eth0 up\n\
-             address add {}/24 dev eth0\n",
-            self.ipv4()
-        );
-        if let Some(address) = self.uplink_v6 {
-            lines += &format!("address add {address}/64 dev eth0 nodad\n");
-        }
-        self.namespace.ip(&lines)?;
-        self.network
-            .namespace()
-            .ip(&format!("link set {port} master {BRIDGE} up\n"))
     }
 
     fn make_bridge(&self) -> Result<()> {

@@ -41,7 +41,7 @@ impl<'internet> SiteBuilder<'internet> {
             range_v6: PRIVATE_V6,
             nat: Nat::PortPreserving,
             conditions: None,
-            pod_routes: PodRoutes::Router,
+            pod_routes: PodRoutes::Nowhere,
         }
     }
 
@@ -51,7 +51,9 @@ impl<'internet> SiteBuilder<'internet> {
         self
     }
 
-    /// With this /24 for its nodes instead of 192.168.1.0/24.
+    /// With this /24 for its nodes instead of 192.168.1.0/24. The internet knows the way to
+    /// one that isn't private; further public ones are to be from 198.18.0.0/15, or packets
+    /// to them count as strays.
     pub fn range(mut self, network: Ipv4Addr) -> Self {
         self.range_v4 = network;
         self
@@ -74,8 +76,8 @@ impl<'internet> SiteBuilder<'internet> {
         self
     }
 
-    /// With nodes that know the ways to each other's pods. Default: only the router does,
-    /// as where edge nodes have a pod network each.
+    /// With nodes and a router that know the ways to all pods of the site. Default: a node
+    /// alone knows its pods, and speaks for them (`ipMasq` of CNI's plugins).
     pub fn with_pods_routed(mut self) -> Self {
         self.pod_routes = PodRoutes::Everywhere;
         self

@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 use crate::namespace::Namespace;
 
 const TABLE: &str = "lab-strays";
-/// The public ranges of the lab: hosts on the internet, and sites that are routed.
-const LAB_PUBLIC: &str = "203.0.113.0/24, 198.51.100.0/24";
+/// The public ranges of the lab: hosts on the internet, the cloud, and further sites that are
+/// routed (RFC 5737, RFC 2544).
+const LAB_PUBLIC: &str = "203.0.113.0/24, 198.51.100.0/24, 198.18.0.0/15";
 /// Ports that count wherever packets to them go: DNS, PCP and NAT-PMP (RFC 6886), SSDP, mDNS.
 const TELLING_PORTS: &str = "53, 1900, 5350, 5351, 5353";
 

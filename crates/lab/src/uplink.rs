@@ -231,11 +231,14 @@ impl Uplink {
             Some(Cut::Unplugged) if self.link.is_some() => {
                 self.router
                     .ip(&format!("link set {OUTSIDE} carrier on\n"))?;
+                self.router.await_carrier(OUTSIDE)?;
                 self.drop_all(false)
             }
             Some(Cut::Unplugged) => {
                 let lines = format!("link set {} up\n", self.device);
-                self.internet.ip(&(lines + &self.ways_in(state.address)))
+                self.internet.ip(&(lines + &self.ways_in(state.address)))?;
+                self.internet.await_carrier(&self.device)?;
+                self.router.await_carrier(OUTSIDE)
             }
         }
     }

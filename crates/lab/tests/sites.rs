@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use edgemesh_lab::{
-    Cut, Host, LinkConditions, Nat, Node, Place, Program, Serve, Sites, StrayKind, await_ok,
-    await_until, connect_from, test,
+    ClusterService, Cut, Flavour, Host, KubeProxy, LinkConditions, Nat, Node, Place, Program,
+    Protocol, Serve, Sites, StrayKind, Traffic, await_ok, await_until, connect_from, test,
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -263,6 +263,70 @@ fn a_node_with_another_address_is_reached_there_and_its_pods_as_before() -> Resu
 }
 
 #[test]
+fn a_node_can_move_to_another_site_with_its_pods() -> Result<()> {
+    test(|lab| {
+        let sites = Sites::builder().create(lab)?;
+        let pod = sites.edge1.pod("pod").create()?;
+        let _node = sites.cloud2.serve(20006, Serve::Identity)?;
+        let mobile = sites
+            .internet
+            .site("mobile")
+            .behind(Nat::Symmetric)
+            .create()?;
+        let to = at(sites.cloud2.ipv4(), 20006);
+        let seen = || -> Result<[IpAddr; 2]> {
+            let (node, pod) = (sites.edge1.ask(to, "node")?, pod.ask(to, "pod")?);
+            Ok([node.client.ip(), pod.client.ip()])
+        };
+        let home = sites.edge1_site().uplink().public_address();
+        assert_eq!(seen()?, [IpAddr::V4(home); 2]);
+        sites.edge1.move_to(mobile.network())?;
+        let away = mobile.uplink().public_address();
+        assert_eq!(seen()?, [IpAddr::V4(away); 2]);
+        sites.edge1.move_to(sites.edge1_site().network())?;
+        assert_eq!(seen()?, [IpAddr::V4(home); 2]);
+        Ok(())
+    })
+}
+
+#[test]
+fn kube_proxys_stand_in_serves_the_cloud_natively_but_not_the_edge() -> Result<()> {
+    test(|lab| {
+        let sites = Sites::builder().create(lab)?;
+        let server = sites.cloud1.pod("server").create()?;
+        let client = sites.cloud2.pod("client").create()?;
+        let remote = sites.edge1.pod("remote").create()?;
+        let _web = server.serve(8080, Serve::Identity)?;
+        let web = ClusterService::new("default/web")
+            .cluster_ip("10.96.10.1")
+            .tcp("http", 80, 8080)
+            .endpoint(&server);
+        let mut proxies = Vec::new();
+        for node in sites.nodes() {
+            let services = std::slice::from_ref(&web);
+            proxies.push(KubeProxy::start(node, Flavour::Nft, services)?);
+        }
+        assert_eq!(client.ask("10.96.10.1:80", "hello")?.server, "server");
+        let requests = remote.keep_asking(Protocol::Tcp, "10.96.10.1:80", SHORT, SHORT)?;
+        await_until(LONG, "a request fails", || requests.log().failed() > 0)?;
+        assert_eq!(requests.stop()?.answered(), 0);
+        // What went out to a pod address that its own site does not have.
+        let strays = sites.edge1_site().strays()?;
+        assert!(
+            strays
+                .iter()
+                .all(|stray| stray.kind() == StrayKind::Private)
+        );
+        assert!(
+            strays
+                .iter()
+                .any(|stray| stray.to == IpAddr::V4(server.ipv4()))
+        );
+        Ok(())
+    })
+}
+
+#[test]
 fn two_edge_nodes_in_one_lan_reach_each_other_but_not_each_others_pods() -> Result<()> {
     test(|lab| {
         let sites = Sites::builder().edges_in_one_lan().create(lab)?;
@@ -272,6 +336,12 @@ fn two_edge_nodes_in_one_lan_reach_each_other_but_not_each_others_pods() -> Resu
         let answer = sites.edge2.ask(at(sites.edge1.ipv4(), 20006), "hello")?;
         assert_eq!(answer.client.ip(), sites.edge2.ipv4());
         assert_eq!(sites.edge1_site().name(), sites.edge2_site().name());
+        let there = at(pod.ipv4(), 8080);
+        let requests = sites
+            .edge2
+            .keep_asking(Protocol::Tcp, there, SHORT, SHORT)?;
+        await_until(LONG, "a request fails", || requests.log().failed() > 0)?;
+        assert_eq!(requests.stop()?.answered(), 0);
         Ok(())
     })
 }
