@@ -23,6 +23,8 @@ mod counters;
 mod last_good;
 mod manifests;
 mod objects;
+mod own_mesh_node;
+mod peer_events;
 mod publisher;
 mod source;
 mod state;
@@ -33,5 +35,7 @@ pub use api::{
 pub use counters::Counters;
 pub use last_good::{LastGood, LastGoodError, LastGoodFile, LastGoodSaver};
 pub use manifests::{ManifestError, ManifestsError, ManifestsSource};
+pub use own_mesh_node::{Condition, MeshNodePublisher, OwnMeshNode, Publication, PublishTiming};
+pub use peer_events::{PeerEvent, PeerEvents};
 pub use source::Source;
 pub use state::{Origin, Problems, SourceState};

@@ -14,6 +14,7 @@ pub(crate) struct Trouble {
     said: String,
     /// How long the server asks us to wait.
     pub(crate) retry_after: Option<Duration>,
+    conflict: bool,
 }
 
 /// What kind of trouble.
@@ -42,6 +43,7 @@ impl Trouble {
             nature: Nature::Unreachable,
             said: with_causes(error),
             retry_after: None,
+            conflict: false,
         }
     }
 
@@ -51,7 +53,18 @@ impl Trouble {
             nature: Nature::Unreachable,
             said: what.to_owned(),
             retry_after: None,
+            conflict: false,
         }
+    }
+
+    /// What the server or the connection said.
+    pub(crate) fn words(&self) -> &str {
+        &self.said
+    }
+
+    /// Whether there is an object of that name already (409).
+    pub(crate) fn is_conflict(&self) -> bool {
+        self.conflict
     }
 
     /// Whether the resource cannot be had: there is none, or we may not read it.
@@ -93,6 +106,7 @@ impl From<&watcher::Error> for Trouble {
                 nature: Nature::NoVersion,
                 said: "the server gives no resourceVersion".to_owned(),
                 retry_after: None,
+                conflict: false,
             },
         }
     }
@@ -107,11 +121,13 @@ impl From<&kube::Error> for Trouble {
                 nature: Nature::Unreachable,
                 said: with_causes(cause.as_ref()),
                 retry_after: None,
+                conflict: false,
             },
             other => Self {
                 nature: Nature::Unreachable,
                 said: with_causes(other),
                 retry_after: None,
+                conflict: false,
             },
         }
     }
@@ -135,6 +151,7 @@ fn from_status(status: &kube::core::Status) -> Trouble {
         nature,
         said: format!("HTTP {}: {}", status.code, status.message.trim()),
         retry_after,
+        conflict: status.code == 409,
     }
 }
 

@@ -1,5 +1,8 @@
 //! An API server in this process, as far as listing and watching goes: resource
-//! versions, pages, watches that resume, and everything that can go wrong with them.
+//! versions, pages, watches that resume, and everything that can go wrong with them. It
+//! takes writes as well.
+
+mod writes;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -7,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::stream::{self, StreamExt};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -21,10 +24,13 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
+pub(crate) use writes::Write;
+
 pub(crate) const SERVICES: &str = "/api/v1/services";
 pub(crate) const ENDPOINTS: &str = "/api/v1/endpoints";
 pub(crate) const NODES: &str = "/api/v1/nodes";
 pub(crate) const MESH_NODES: &str = "/apis/edgemesh.kubeedge.io/v1alpha1/meshnodes";
+pub(crate) const EVENTS: &str = "/api/v1/namespaces/default/events";
 pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 
 /// The server. It stops when dropped.
@@ -50,6 +56,7 @@ struct Content {
     /// The last `Authorization` header.
     authorization: Option<String>,
     versionless: bool,
+    writes: Vec<Write>,
 }
 
 #[derive(Default)]
@@ -65,6 +72,8 @@ struct Kind {
     refused: Option<StatusCode>,
     /// The same for watches only.
     watch_refused: Option<StatusCode>,
+    /// What writes are answered by, if they are not taken.
+    writes_refused: Option<StatusCode>,
 }
 
 impl FakeApiServer {
@@ -140,28 +149,24 @@ impl FakeApiServer {
 
     /// Adds or changes an object.
     pub(crate) fn put(&self, kind: &str, object: Value) {
-        self.write(kind, object, |kind, key, object, version| {
-            let event = match kind.objects.insert(key, object.clone()) {
-                Some(_) => "MODIFIED",
-                None => "ADDED",
-            };
-            kind.tell(version, event, &object);
-        });
+        self.cluster.put(kind, object);
     }
 
     pub(crate) fn delete(&self, kind: &str, namespace: &str, name: &str) {
         let object = json!({"metadata": {"namespace": namespace, "name": name}});
-        self.write(kind, object, |kind, key, object, version| {
-            let mut known = kind.objects.remove(&key).expect("an object to delete");
-            known["metadata"]["resourceVersion"] = object["metadata"]["resourceVersion"].clone();
-            kind.tell(version, "DELETED", &known);
-        });
+        self.cluster
+            .write(kind, object, |kind, key, object, version| {
+                let mut known = kind.objects.remove(&key).expect("an object to delete");
+                known["metadata"]["resourceVersion"] =
+                    object["metadata"]["resourceVersion"].clone();
+                kind.tell(version, "DELETED", &known);
+            });
     }
 
     /// Deletes an object so that no watch is told: only a new list shows it.
     pub(crate) fn delete_unseen(&self, kind: &str, namespace: &str, name: &str) {
         let object = json!({"metadata": {"namespace": namespace, "name": name}});
-        self.write(kind, object, |kind, key, _, _| {
+        self.cluster.write(kind, object, |kind, key, _, _| {
             kind.objects.remove(&key).expect("an object to delete");
         });
     }
@@ -180,15 +185,16 @@ impl FakeApiServer {
     /// Adds an object and, in the same piece of the watch's answer, tells a later
     /// version at which nothing changed.
     pub(crate) fn put_with_bookmark(&self, kind: &str, object: Value) {
-        self.write(kind, object, |kind, key, object, version| {
-            kind.objects.insert(key, object.clone());
-            kind.tell(version, "ADDED", &object);
-            let later = (version + 1).to_string();
-            let bookmark = json!({
-                "apiVersion": "v1", "kind": "X", "metadata": {"resourceVersion": later},
+        self.cluster
+            .write(kind, object, |kind, key, object, version| {
+                kind.objects.insert(key, object.clone());
+                kind.tell(version, "ADDED", &object);
+                let later = (version + 1).to_string();
+                let bookmark = json!({
+                    "apiVersion": "v1", "kind": "X", "metadata": {"resourceVersion": later},
+                });
+                kind.tell(version, "BOOKMARK", &bookmark);
             });
-            kind.tell(version, "BOOKMARK", &bookmark);
-        });
         self.cluster.version.send_modify(|version| *version += 1);
     }
 
@@ -239,6 +245,22 @@ impl FakeApiServer {
         };
         self.requests().iter().filter(is_list).count()
     }
+}
+
+impl Cluster {
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap()
+    }
+
+    fn put(&self, kind: &str, object: Value) {
+        self.write(kind, object, |kind, key, object, version| {
+            let event = match kind.objects.insert(key, object.clone()) {
+                Some(_) => "MODIFIED",
+                None => "ADDED",
+            };
+            kind.tell(version, event, &object);
+        });
+    }
 
     fn write(
         &self,
@@ -246,21 +268,15 @@ impl FakeApiServer {
         mut object: Value,
         change: impl FnOnce(&mut Kind, String, Value, u64),
     ) {
-        let mut content = self.cluster.lock();
-        let version = *self.cluster.version.borrow() + 1;
+        let mut content = self.lock();
+        let version = *self.version.borrow() + 1;
         object["metadata"]["resourceVersion"] = json!(version.to_string());
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let key = format!("{namespace}/{name}");
         change(content.kind(kind), key, object, version);
         drop(content);
-        self.cluster.version.send_replace(version);
-    }
-}
-
-impl Cluster {
-    fn lock(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap()
+        self.version.send_replace(version);
     }
 }
 
@@ -286,13 +302,30 @@ async fn serve_connection(
 ) {
     let service = service_fn(move |request| {
         let cluster = cluster.clone();
-        async move { Ok::<_, Infallible>(answer(&cluster, &request)) }
+        async move {
+            if [Method::POST, Method::PATCH].contains(request.method()) {
+                let write = received(request).await;
+                return Ok::<_, Infallible>(writes::answer_write(&cluster, write));
+            }
+            Ok(answer(&cluster, &request))
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new();
     // Clients hang up whenever they like.
     let _ = connection
         .serve_connection(TokioIo::new(stream), service)
         .await;
+}
+
+async fn received(request: Request<Incoming>) -> Write {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    Write {
+        method: head.method,
+        target: head.uri.to_string(),
+        content_type: head.headers["content-type"].to_str().unwrap().to_owned(),
+        body: serde_json::from_slice(&body).unwrap(),
+    }
 }
 
 fn answer(cluster: &Arc<Cluster>, request: &Request<Incoming>) -> Answer {

@@ -11,5 +11,7 @@ mod fake_api_server;
 mod following;
 mod mesh_nodes;
 mod outages;
+mod own_mesh_node;
+mod peer_events;
 mod stage;
 mod ways_in;

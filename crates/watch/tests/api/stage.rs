@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgemesh_catalog::{Catalog, ObjectName, PublicKey};
+use edgemesh_catalog::{Catalog, MeshNode, NodeName, ObjectName, PublicKey};
 use edgemesh_watch::{
     ApiSettings, ApiSource, ApiTiming, ApiWay, Counters, LastGood, Origin, SourceState,
 };
@@ -42,13 +42,7 @@ impl Watching {
     }
 
     pub(crate) fn by(way: ApiWay, last_good: Option<LastGood>, timing: ApiTiming) -> Self {
-        let settings = ApiSettings {
-            way,
-            qps: 0.0,
-            burst: 1,
-            socket_mark: Some(0x2000),
-            user_agent: "edgemesh-test/1".to_owned(),
-        };
+        let settings = settings(way);
         let counters = Arc::new(Counters::default());
         let (source, states) = ApiSource::new(settings, timing, last_good, counters.clone());
         let shutdown = CancellationToken::new();
@@ -92,6 +86,23 @@ impl Watching {
         self.until(|state| state.origin == Origin::Api && services(&state.catalog) == names)
             .await
             .catalog
+    }
+}
+
+pub(crate) fn settings_for(server: &FakeApiServer) -> ApiSettings {
+    settings(ApiWay::Master {
+        url: server.url(),
+        kubeconfig: None,
+    })
+}
+
+fn settings(way: ApiWay) -> ApiSettings {
+    ApiSettings {
+        way,
+        qps: 0.0,
+        burst: 1,
+        socket_mark: Some(0x2000),
+        user_agent: "edgemesh-test/1".to_owned(),
     }
 }
 
@@ -156,6 +167,22 @@ pub(crate) fn mesh_node(name: &str, boot: u8) -> Value {
             "renewTime": "2026-01-02T03:04:05.000000Z",
         },
     })
+}
+
+/// The same as the agent of that node knows it.
+pub(crate) fn own(name: &str, boot: u8) -> MeshNode {
+    MeshNode {
+        name: NodeName::new(name),
+        uid: None,
+        public_key: PublicKey::from_bytes([7; 32]),
+        addresses: vec!["203.0.113.7:20006".parse().unwrap()],
+        relay_url: None,
+        relay_server: None,
+        pod_cidrs: Vec::new(),
+        version: "1".into(),
+        boot_id: boot.to_string().into(),
+        previous_key: None,
+    }
 }
 
 /// A server with one Service, its slice and a node.

@@ -1,0 +1,102 @@
+//! The own MeshNode in the Kubernetes API.
+
+use std::time::{Duration, SystemTime};
+
+use edgemesh_catalog::MeshNode;
+use http::Method;
+use serde_json::Value;
+
+use super::{Condition, document};
+use crate::api::{APPLY, ApiSettings, Nature, Trouble, WatchedKind, Writer};
+
+/// Who we are among those who write fields of an object.
+const MANAGER: &str = "edgemesh-agent";
+
+/// And among those who write its status. Servers before 1.22 keep one record of both, so
+/// that the same manager would give up the spec by applying the status.
+const STATUS_MANAGER: &str = "edgemesh-agent-status";
+
+/// The object, and what was written to it last.
+#[derive(Debug)]
+pub(super) struct ApiObject {
+    writer: Writer,
+    /// The status that was applied last: a renewal need not repeat it.
+    status: Option<Value>,
+}
+
+/// Why it cannot be written.
+#[derive(Debug)]
+pub(super) struct WriteTrouble {
+    /// What happened and what to do.
+    pub(super) said: String,
+    /// How long we are asked to wait.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl ApiObject {
+    pub(super) fn new(settings: ApiSettings) -> Self {
+        Self {
+            writer: Writer::new(settings),
+            status: None,
+        }
+    }
+
+    /// Applies the MeshNode, with `now` as the time of its renewal, and then its status if
+    /// that is another one than before. Makes the object when there is none.
+    pub(super) async fn apply(
+        &mut self,
+        node: &MeshNode,
+        conditions: &[Condition],
+        now: SystemTime,
+    ) -> Result<(), WriteTrouble> {
+        let path = format!("{}/{}", WatchedKind::MeshNodes.url_path(), node.name);
+        let object = document::object(node, Some(now));
+        self.patch(&path, MANAGER, &object).await?;
+        let status = document::status(node, conditions);
+        if self.status.as_ref() != Some(&status) {
+            let path = format!("{path}/status");
+            self.patch(&path, STATUS_MANAGER, &status).await?;
+            self.status = Some(status);
+        }
+        Ok(())
+    }
+
+    /// The object was found changed or gone: its status may be, too.
+    pub(super) fn forget_status(&mut self) {
+        self.status = None;
+    }
+
+    async fn patch(&mut self, path: &str, by: &str, object: &Value) -> Result<(), WriteTrouble> {
+        let path = format!("{path}?fieldManager={by}&force=true");
+        self.writer
+            .send(Method::PATCH, &path, APPLY, object)
+            .await
+            .map(|_| ())
+            .map_err(|trouble| WriteTrouble {
+                said: said(&trouble),
+                retry_after: trouble.retry_after,
+            })
+    }
+}
+
+fn said(trouble: &Trouble) -> String {
+    let advice = match trouble.nature {
+        Nature::NotFound => {
+            "the server has no MeshNodes: run `edgemesh-agent crd | kubectl apply -f -`"
+        }
+        Nature::Forbidden => {
+            "grant the agent's ServiceAccount create and patch on meshnodes and \
+             meshnodes/status (ClusterRole); if a ValidatingAdmissionPolicy denied it, let the \
+             agent use the token of its own pod, and the name of the Node that it runs on"
+        }
+        Nature::Unauthorized => "check the token or client certificate of the kubeconfig",
+        Nature::Refused | Nature::Expired | Nature::NoVersion => {
+            "see the API server's log; is its MeshNode CRD the one that `edgemesh-agent crd` \
+             prints?"
+        }
+        Nature::Unreachable => {
+            "check address and certificates of the API server and the route to it"
+        }
+    };
+    format!("{} ({advice})", trouble.words())
+}
