@@ -1,0 +1,191 @@
+//! Carries a TCP connection over a stream as if there were nobody between its ends.
+//!
+//! * An end of stream passes as an end of stream and leaves the other way open (RFC 9293
+//!   section 3.6), at either end of the tunnel.
+//! * A reset passes as a reset, at once: QUIC's RESET_STREAM and STOP_SENDING (RFC 9000
+//!   section 3.5).
+//! * What a slow reader does not take stops its writer: QUIC's flow control passes the
+//!   back-pressure on.
+//! * It is over when the peer has acknowledged all that was sent, not when it was queued.
+
+use std::io;
+use std::pin::pin;
+
+use bytes::Bytes;
+use edgemesh_sockets::{ResetOnDrop, StreamBuffer, broken, end_stream};
+use iroh::endpoint::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
+
+use crate::peer_stream::PeerStream;
+
+/// Bytes taken from a stream at once. They are not copied; this bounds how long one stream
+/// keeps the others of its worker waiting.
+const CHUNK: usize = 64 * 1024;
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the socket into the tunnel.
+    IntoTunnel,
+    /// From the tunnel to the socket.
+    OutOfTunnel,
+}
+
+/// Which side broke a connection, and how.
+#[derive(Debug)]
+pub enum Broken {
+    /// The socket on this node.
+    Socket(io::Error),
+    /// The stream: the other end's socket was reset, or the connection between the nodes is
+    /// lost.
+    Tunnel(io::Error),
+}
+
+/// Carries until both sides have ended their part, or one broke the connection; then the
+/// other is reset, too.
+pub(crate) async fn carry(
+    socket: ResetOnDrop,
+    mut stream: PeerStream,
+    moved: impl Fn(Way, usize),
+) -> Result<(), Broken> {
+    {
+        let PeerStream { send, recv, .. } = &mut stream;
+        let tcp = socket.stream();
+        let into = pin!(pump_in(tcp, send, |n| moved(Way::IntoTunnel, n)));
+        let out = pin!(pump_out(tcp, recv, |n| moved(Way::OutOfTunnel, n)));
+        both(tcp, into, out).await?;
+    }
+    socket.close_in_order();
+    stream.close_in_order();
+    Ok(())
+}
+
+async fn both(
+    tcp: &TcpStream,
+    mut into: impl Future<Output = Result<(), Broken>> + Unpin,
+    mut out: impl Future<Output = Result<(), Broken>> + Unpin,
+) -> Result<(), Broken> {
+    tokio::select! {
+        ended = &mut into => {
+            ended?;
+            // Nothing is read from the socket any more, so its reset has to be watched for.
+            tokio::select! {
+                biased;
+                done = &mut out => done,
+                error = broken(tcp) => Err(Broken::Socket(error)),
+            }
+        }
+        ended = &mut out => {
+            ended?;
+            into.await
+        }
+    }
+}
+
+/// Moves bytes into the tunnel until the socket ends, and passes the end on.
+async fn pump_in(
+    tcp: &TcpStream,
+    send: &mut SendStream,
+    moved: impl Fn(usize),
+) -> Result<(), Broken> {
+    let mut stop = pin!(send.stopped());
+    loop {
+        tokio::select! {
+            biased;
+            // The peer's side may be reset while ours has nothing to say.
+            code = &mut stop => return Err(stopped(code)),
+            ready = tcp.readable() => ready.map_err(Broken::Socket)?,
+        }
+        let mut buffer = StreamBuffer::lend();
+        loop {
+            match tcp.try_read(&mut buffer) {
+                Ok(0) => return finish(tcp, send).await,
+                Ok(n) => {
+                    write_in(tcp, send, &buffer[..n]).await?;
+                    moved(n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(Broken::Socket(error)),
+            }
+            consume_budget().await;
+        }
+    }
+}
+
+async fn write_in(tcp: &TcpStream, send: &mut SendStream, bytes: &[u8]) -> Result<(), Broken> {
+    tokio::select! {
+        biased;
+        written = send.write_all(bytes) => written.map_err(write_error),
+        // Nobody reads the socket while we wait.
+        error = broken(tcp) => Err(Broken::Socket(error)),
+    }
+}
+
+/// Ends the stream and waits until the peer has all of it.
+async fn finish(tcp: &TcpStream, send: &mut SendStream) -> Result<(), Broken> {
+    send.finish()
+        .map_err(|closed| Broken::Tunnel(io::Error::other(closed)))?;
+    tokio::select! {
+        biased;
+        code = send.stopped() => match code {
+            Ok(None) => Ok(()),
+            stop => Err(stopped(stop)),
+        },
+        error = broken(tcp) => Err(Broken::Socket(error)),
+    }
+}
+
+/// Moves bytes out of the tunnel until the stream ends, and passes the end on.
+async fn pump_out(
+    tcp: &TcpStream,
+    recv: &mut RecvStream,
+    moved: impl Fn(usize),
+) -> Result<(), Broken> {
+    while let Some(chunk) = recv.read_chunk(CHUNK).await.map_err(read_error)? {
+        let length = chunk.len();
+        write_out(tcp, recv, chunk).await?;
+        moved(length);
+        consume_budget().await;
+    }
+    end_stream(tcp).map_err(Broken::Socket)
+}
+
+async fn write_out(tcp: &TcpStream, recv: &mut RecvStream, chunk: Bytes) -> Result<(), Broken> {
+    let mut rest = &*chunk;
+    loop {
+        match tcp.try_write(rest) {
+            Ok(n) if n == rest.len() => return Ok(()),
+            Ok(n) => rest = &rest[n..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::select! {
+                    biased;
+                    // The stream's reset must not wait for a reader that does not read.
+                    reset = recv.received_reset() => match reset {
+                        Ok(Some(code)) => return Err(read_error(ReadError::Reset(code))),
+                        Ok(None) => tcp.writable().await.map_err(Broken::Socket)?,
+                        Err(error) => return Err(read_error(error.into())),
+                    },
+                    ready = tcp.writable() => ready.map_err(Broken::Socket)?,
+                }
+            }
+            Err(error) => return Err(Broken::Socket(error)),
+        }
+    }
+}
+
+fn stopped(stop: Result<Option<VarInt>, iroh::endpoint::StoppedError>) -> Broken {
+    match stop {
+        Ok(Some(code)) => write_error(WriteError::Stopped(code)),
+        Ok(None) => Broken::Tunnel(io::ErrorKind::UnexpectedEof.into()),
+        Err(error) => write_error(error.into()),
+    }
+}
+
+fn write_error(error: WriteError) -> Broken {
+    Broken::Tunnel(error.into())
+}
+
+fn read_error(error: ReadError) -> Broken {
+    Broken::Tunnel(error.into())
+}

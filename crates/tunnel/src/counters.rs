@@ -1,0 +1,221 @@
+//! What the tunnel counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::fault::OpenFault;
+use crate::wire::Answer;
+
+/// The tunnel's counters; read them at any time.
+#[derive(Debug, Default)]
+pub struct Counters {
+    opened: AtomicU64,
+    open_failed: [AtomicU64; OpenFault::ALL.len()],
+    answered: [AtomicU64; Answer::ALL.len()],
+    streams_in: AtomicU64,
+    streams_out: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    datagrams_in: AtomicU64,
+    datagrams_out: AtomicU64,
+    datagrams_dropped: [AtomicU64; DatagramDropped::ALL.len()],
+    offences: AtomicU64,
+    strangers: AtomicU64,
+    handshakes_refused: AtomicU64,
+    connects_failed: AtomicU64,
+    connected: AtomicU64,
+}
+
+/// Why the tunnel dropped a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DatagramDropped {
+    /// More were waiting for the peer than is kept.
+    QueueFull,
+    /// The client or endpoint did not take them as fast as they came.
+    ReceiverFull,
+    /// It came for a flow that nobody knows.
+    NoFlow,
+    /// It is larger than any datagram may be.
+    TooLarge,
+    /// The way to the peer changed under it, and it does not fit any more.
+    PathShrank,
+}
+
+impl DatagramDropped {
+    /// All there are.
+    pub const ALL: [Self; 5] = [
+        Self::QueueFull,
+        Self::ReceiverFull,
+        Self::NoFlow,
+        Self::TooLarge,
+        Self::PathShrank,
+    ];
+
+    /// The word for labels and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::ReceiverFull => "receiver_full",
+            Self::NoFlow => "no_flow",
+            Self::TooLarge => "too_large",
+            Self::PathShrank => "path_shrank",
+        }
+    }
+}
+
+macro_rules! counted {
+    ($($(#[$doc:meta])* $name:ident <- $add:ident;)*) => {
+        $(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $name(&self) -> u64 {
+                self.$name.load(Ordering::Relaxed)
+            }
+
+            pub(crate) fn $add(&self) {
+                self.$name.fetch_add(1, Ordering::Relaxed);
+            }
+        )*
+    };
+}
+
+impl Counters {
+    counted! {
+        /// Streams opened to other nodes' endpoints so far.
+        opened <- stream_opened;
+        /// Frames, requests and streams of peers that broke the protocol so far.
+        offences <- offence;
+        /// Handshakes with those who proved a key that is no peer's, so far.
+        strangers <- stranger;
+        /// Handshakes refused because too many were under way, so far.
+        handshakes_refused <- handshake_refused;
+        /// Attempts to reach a peer that failed so far.
+        connects_failed <- connect_failed;
+        /// Connections with peers made so far, whoever began.
+        connected <- peer_connected;
+    }
+
+    /// Streams not to be had so far, for `fault`.
+    #[must_use]
+    pub fn open_failed(&self, fault: OpenFault) -> u64 {
+        get(&self.open_failed[fault as usize])
+    }
+
+    /// Requests of peers answered so far with `answer`.
+    #[must_use]
+    pub fn answered(&self, answer: Answer) -> u64 {
+        get(&self.answered[answer as usize])
+    }
+
+    /// Streams that the exit serves now.
+    #[must_use]
+    pub fn streams_in(&self) -> u64 {
+        get(&self.streams_in)
+    }
+
+    /// Streams opened to other nodes that go on now.
+    #[must_use]
+    pub fn streams_out(&self) -> u64 {
+        get(&self.streams_out)
+    }
+
+    /// Bytes of TCP connections that came from peers so far.
+    #[must_use]
+    pub fn bytes_in(&self) -> u64 {
+        get(&self.bytes_in)
+    }
+
+    /// Bytes of TCP connections that went to peers so far.
+    #[must_use]
+    pub fn bytes_out(&self) -> u64 {
+        get(&self.bytes_out)
+    }
+
+    /// Datagrams of flows that came from peers so far.
+    #[must_use]
+    pub fn datagrams_in(&self) -> u64 {
+        get(&self.datagrams_in)
+    }
+
+    /// Datagrams of flows that went to peers so far.
+    #[must_use]
+    pub fn datagrams_out(&self) -> u64 {
+        get(&self.datagrams_out)
+    }
+
+    /// Datagrams dropped for `reason` so far.
+    #[must_use]
+    pub fn datagrams_dropped(&self, reason: DatagramDropped) -> u64 {
+        get(&self.datagrams_dropped[reason as usize])
+    }
+
+    pub(crate) fn open_failed_for(&self, fault: OpenFault) {
+        add(&self.open_failed[fault as usize], 1);
+    }
+
+    pub(crate) fn answer_given(&self, answer: Answer) {
+        add(&self.answered[answer as usize], 1);
+    }
+
+    pub(crate) fn datagram_dropped(&self, reason: DatagramDropped) {
+        add(&self.datagrams_dropped[reason as usize], 1);
+    }
+
+    pub(crate) fn came(&self, bytes: usize) {
+        add(&self.bytes_in, bytes as u64);
+    }
+
+    pub(crate) fn went(&self, bytes: usize) {
+        add(&self.bytes_out, bytes as u64);
+    }
+
+    pub(crate) fn datagram_came(&self) {
+        add(&self.datagrams_in, 1);
+    }
+
+    pub(crate) fn datagram_went(&self) {
+        add(&self.datagrams_out, 1);
+    }
+
+    /// Counts a stream that the exit serves, as long as the value lives.
+    pub(crate) fn serving(self: &Arc<Self>) -> Going {
+        Going::new(self, |counters| &counters.streams_in)
+    }
+
+    /// Counts a stream that was opened here, as long as the value lives.
+    pub(crate) fn using(self: &Arc<Self>) -> Going {
+        Going::new(self, |counters| &counters.streams_out)
+    }
+}
+
+/// Something that goes on, counted.
+#[derive(Debug)]
+pub(crate) struct Going {
+    counters: Arc<Counters>,
+    which: fn(&Counters) -> &AtomicU64,
+}
+
+impl Going {
+    fn new(counters: &Arc<Counters>, which: fn(&Counters) -> &AtomicU64) -> Self {
+        add(which(counters), 1);
+        Self {
+            counters: Arc::clone(counters),
+            which,
+        }
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        (self.which)(&self.counters).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}

@@ -1,0 +1,221 @@
+//! The exit: connects peers with endpoints of this node, and with nothing else.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use edgemesh_catalog::Protocol;
+use edgemesh_plan::{Exits, NotExitable};
+use edgemesh_sockets::{EndpointAddr, OutwardSockets, ResetOnDrop};
+use iroh::endpoint::RecvStream;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::carry::{Way, carry};
+use crate::counters::Counters;
+use crate::exit_flow::ExitFlow;
+use crate::peer_stream::PeerStream;
+use crate::session::StreamOfSession;
+use crate::settings::{Limits, Timing};
+use crate::wire::{Answer, REQUEST_HEADER, Request, request_length};
+
+/// Connects peers with endpoints of this node.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    exits: watch::Receiver<Arc<Exits>>,
+    sockets: OutwardSockets,
+    timing: Timing,
+    places: Arc<Semaphore>,
+    draining: AtomicBool,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// How many streams a peer may have served.
+#[derive(Clone, Debug)]
+pub(crate) struct Quota(Arc<Semaphore>);
+
+impl Quota {
+    pub(crate) fn of_one_peer(limits: &Limits) -> Self {
+        Self(Arc::new(Semaphore::new(limits.streams_in_per_peer)))
+    }
+}
+
+/// Places taken by one stream.
+#[derive(Debug)]
+struct Places {
+    _of_peer: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
+/// What an endpoint was reached by.
+enum Reached {
+    Tcp(TcpStream),
+    Udp(UdpSocket),
+}
+
+impl Exit {
+    pub(crate) fn new(
+        exits: watch::Receiver<Arc<Exits>>,
+        sockets: OutwardSockets,
+        timing: Timing,
+        limits: &Limits,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            exits,
+            sockets,
+            timing,
+            places: Arc::new(Semaphore::new(limits.streams_in)),
+            draining: AtomicBool::new(false),
+            counters,
+        }
+    }
+
+    /// From now on takes no new streams.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Serves one stream of a peer to its end.
+    pub(crate) async fn serve(&self, mut stream: PeerStream, of: StreamOfSession, quota: Quota) {
+        let _going = self.counters.serving();
+        let request = match timeout(self.timing.request, read_request(&mut stream.recv)).await {
+            Ok(Ok(request)) => request,
+            Ok(Err(error)) => {
+                of.session().offended(&error);
+                return self.refuse(stream, Answer::Malformed).await;
+            }
+            Err(_) => {
+                of.session()
+                    .offended(&"a stream that does not say what it wants");
+                return self.refuse(stream, Answer::Malformed).await;
+            }
+        };
+        let reached = async {
+            let places = self.take_places(quota)?;
+            self.authorize(&request)?;
+            Ok::<_, Answer>((self.reach(&request).await?, places))
+        };
+        let (reached, _places) = match reached.await {
+            Ok(reached) => reached,
+            Err(answer) => {
+                debug!(service = %request.service_port, endpoint = %request.endpoint,
+                    answer = answer.as_str(), "a peer's request was refused");
+                return self.refuse(stream, answer).await;
+            }
+        };
+        self.counters.answer_given(Answer::Connected);
+        if write_answer(&mut stream, Answer::Connected).await.is_err() {
+            return;
+        }
+        match reached {
+            Reached::Tcp(tcp) => self.carry_tcp(tcp, stream).await,
+            Reached::Udp(socket) => {
+                ExitFlow::new(socket, stream, &of, &self.counters)
+                    .run(self.timing.udp_idle)
+                    .await;
+            }
+        }
+    }
+
+    fn take_places(&self, quota: Quota) -> Result<Places, Answer> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Answer::Draining);
+        }
+        let busy = |_| Answer::Busy;
+        Ok(Places {
+            _of_peer: quota.0.try_acquire_owned().map_err(busy)?,
+            _of_all: Arc::clone(&self.places).try_acquire_owned().map_err(busy)?,
+        })
+    }
+
+    /// Whether what is asked for is an endpoint of this node that peers may come to.
+    fn authorize(&self, request: &Request) -> Result<(), Answer> {
+        let exits = Arc::clone(&self.exits.borrow());
+        let allowed = exits.may_exit(&request.service_port, request.endpoint);
+        allowed.map_err(|reason| match reason {
+            NotExitable::NotAnEndpoint => Answer::NotAnEndpoint,
+            NotExitable::Filtered => Answer::Filtered,
+        })
+    }
+
+    async fn reach(&self, request: &Request) -> Result<Reached, Answer> {
+        let endpoint = EndpointAddr(request.endpoint);
+        match request.service_port.protocol {
+            Protocol::Tcp => {
+                match timeout(self.timing.dial, self.sockets.connect_tcp(endpoint)).await {
+                    Ok(Ok(stream)) => Ok(Reached::Tcp(stream)),
+                    Ok(Err(error)) => Err(answer_for(&error)),
+                    Err(_) => Err(Answer::TimedOut),
+                }
+            }
+            Protocol::Udp => self
+                .sockets
+                .connect_udp(endpoint)
+                .map(Reached::Udp)
+                .map_err(|error| answer_for(&error)),
+            Protocol::Sctp => Err(Answer::NotAnEndpoint),
+        }
+    }
+
+    async fn carry_tcp(&self, tcp: TcpStream, stream: PeerStream) {
+        let counters = &self.counters;
+        let carried = carry(ResetOnDrop::new(tcp), stream, |way, bytes| match way {
+            Way::IntoTunnel => counters.went(bytes),
+            Way::OutOfTunnel => counters.came(bytes),
+        })
+        .await;
+        if let Err(broken) = carried {
+            debug!(?broken, "a peer's connection was reset");
+        }
+    }
+
+    /// Says no. Nothing more is read, and what was sent after the request is dropped.
+    async fn refuse(&self, mut stream: PeerStream, answer: Answer) {
+        self.counters.answer_given(answer);
+        let said = async {
+            write_answer(&mut stream, answer).await?;
+            stream.send.finish().map_err(io::Error::other)?;
+            // The other end asks again elsewhere as soon as it has read the answer; the
+            // stream is kept until then, for a reset would overtake it.
+            stream.send.stopped().await.map_err(io::Error::other)
+        };
+        if timeout(self.timing.request, said)
+            .await
+            .is_ok_and(|said| said.is_ok())
+        {
+            let _ = stream.recv.stop(crate::codes::RESET);
+            stream.close_in_order();
+        }
+    }
+}
+
+async fn write_answer(stream: &mut PeerStream, answer: Answer) -> io::Result<()> {
+    Ok(stream.send.write_all(&[answer.encode()]).await?)
+}
+
+async fn read_request(recv: &mut RecvStream) -> io::Result<Request> {
+    let mut header = [0; REQUEST_HEADER];
+    recv.read_exact(&mut header)
+        .await
+        .map_err(io::Error::other)?;
+    let length = request_length(header).map_err(io::Error::other)?;
+    let mut body = vec![0; length];
+    recv.read_exact(&mut body).await.map_err(io::Error::other)?;
+    Request::decode(&body).map_err(io::Error::other)
+}
+
+fn answer_for(error: &io::Error) -> Answer {
+    use io::ErrorKind;
+    match error.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Answer::Refused,
+        ErrorKind::TimedOut => Answer::TimedOut,
+        ErrorKind::HostUnreachable
+        | ErrorKind::NetworkUnreachable
+        | ErrorKind::NetworkDown
+        | ErrorKind::PermissionDenied => Answer::Unreachable,
+        _ => Answer::Failed,
+    }
+}

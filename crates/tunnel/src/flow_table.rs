@@ -1,0 +1,158 @@
+//! The UDP flows of one connection: whose datagram is it?
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::wire::Datagram;
+
+/// Datagrams kept that came before the stream which opens their flow: the network may
+/// reorder the two.
+const MOST_EARLY: usize = 32;
+
+/// What takes a flow's datagrams; must not block.
+type Sink = Arc<dyn Fn(Bytes) + Send + Sync>;
+
+/// The flows of a connection by the number of their stream.
+#[derive(Default)]
+pub(crate) struct FlowTable(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    flows: BTreeMap<u64, Sink>,
+    early: VecDeque<Datagram>,
+}
+
+/// Keeps a flow in its table.
+pub(crate) struct Registered {
+    table: Arc<FlowTable>,
+    flow: u64,
+}
+
+impl FlowTable {
+    /// From now on datagrams of `flow` go to `sink`; those that were early at once.
+    pub(crate) fn register(
+        self: &Arc<Self>,
+        flow: u64,
+        sink: impl Fn(Bytes) + Send + Sync + 'static,
+    ) -> Registered {
+        let early = self.take_early(flow);
+        // Before the sink is known, so that they stay before what comes next.
+        early
+            .into_iter()
+            .for_each(|datagram| sink(datagram.payload));
+        self.lock().flows.insert(flow, Arc::new(sink));
+        Registered {
+            table: Arc::clone(self),
+            flow,
+        }
+    }
+
+    fn take_early(&self, flow: u64) -> Vec<Datagram> {
+        let mut table = self.lock();
+        let early = std::mem::take(&mut table.early);
+        let (own, others): (Vec<_>, Vec<_>) =
+            early.into_iter().partition(|early| early.flow == flow);
+        table.early = others.into();
+        own
+    }
+
+    /// Gives a datagram to its flow, or keeps it for a moment. Returns whether none had to be
+    /// dropped.
+    pub(crate) fn deliver(&self, datagram: Datagram) -> bool {
+        let sink = {
+            let mut table = self.lock();
+            let Some(sink) = table.flows.get(&datagram.flow) else {
+                table.early.push_back(datagram);
+                return table.early.len() <= MOST_EARLY || table.early.pop_front().is_none();
+            };
+            Arc::clone(sink)
+        };
+        sink(datagram.payload);
+        true
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().flows.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.table.lock().flows.remove(&self.flow);
+    }
+}
+
+impl fmt::Debug for FlowTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FlowTable({} flows)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn datagram(flow: u64, payload: &'static str) -> Datagram {
+        Datagram {
+            flow,
+            payload: Bytes::from_static(payload.as_bytes()),
+        }
+    }
+
+    type Seen = Arc<Mutex<Vec<Bytes>>>;
+
+    fn sink(seen: &Seen) -> impl Fn(Bytes) + Send + Sync + 'static {
+        let seen = Arc::clone(seen);
+        move |bytes| seen.lock().unwrap().push(bytes)
+    }
+
+    #[test]
+    fn a_datagram_goes_to_its_own_flow_only() {
+        let table = Arc::new(FlowTable::default());
+        let (one, two) = (Seen::default(), Seen::default());
+        let _one = table.register(4, sink(&one));
+        let _two = table.register(8, sink(&two));
+        table.deliver(datagram(8, "for two"));
+        assert!(one.lock().unwrap().is_empty());
+        assert_eq!(*two.lock().unwrap(), ["for two"]);
+    }
+
+    #[test]
+    fn datagrams_that_overtook_their_flow_are_not_lost() {
+        let table = Arc::new(FlowTable::default());
+        assert!(table.deliver(datagram(4, "first")));
+        assert!(table.deliver(datagram(8, "another's")));
+        assert!(table.deliver(datagram(4, "second")));
+        let seen = Seen::default();
+        let _flow = table.register(4, sink(&seen));
+        table.deliver(datagram(4, "third"));
+        assert_eq!(*seen.lock().unwrap(), ["first", "second", "third"]);
+    }
+
+    #[test]
+    fn datagrams_of_no_flow_are_kept_in_bounds() {
+        let table = Arc::new(FlowTable::default());
+        for _ in 0..MOST_EARLY {
+            assert!(table.deliver(datagram(4, "x")));
+        }
+        assert!(!table.deliver(datagram(4, "y")), "one had to go");
+        assert_eq!(table.lock().early.len(), MOST_EARLY);
+    }
+
+    #[test]
+    fn a_flow_that_ended_gets_nothing_more() {
+        let table = Arc::new(FlowTable::default());
+        let seen = Seen::default();
+        drop(table.register(4, sink(&seen)));
+        table.deliver(datagram(4, "late"));
+        assert!(seen.lock().unwrap().is_empty());
+        assert_eq!(table.len(), 0);
+    }
+}

@@ -1,0 +1,53 @@
+//! Encrypted connections between the nodes of a cluster, straight or through relays, and the
+//! exit that dials endpoints on behalf of other nodes.
+//!
+//! ```text
+//! forwarder ── Tunnel::open_tcp(node, target) ── Link (one per peer) ── Session (a connection)
+//!                                                                          │ a stream
+//! endpoint  <── TCP or UDP ── Exit: is it an endpoint of mine? <───────────┘ on the peer's node
+//! ```
+//!
+//! Who is a peer is decided by [`PeerBook`] from the cluster's MeshNodes and proved by the
+//! TLS handshake (Ed25519 raw public keys, RFC 7250, inside QUIC, RFC 9000). What a peer may
+//! reach is decided by this node's own catalog alone. What is said on the wire is [`wire`].
+
+mod acceptor;
+mod carry;
+mod codes;
+mod counters;
+mod endpoint_options;
+mod exit;
+mod exit_flow;
+mod fault;
+mod flow_table;
+mod identity;
+mod jobs;
+mod key_text;
+mod link;
+mod message_stream;
+mod open;
+mod peer_address;
+mod peer_book;
+mod peer_status;
+mod peer_stream;
+mod relay_trust;
+mod running;
+mod session;
+mod settings;
+mod tunnel;
+mod udp_flow;
+pub mod wire;
+
+pub use carry::{Broken, Way};
+pub use counters::{Counters, DatagramDropped};
+pub use endpoint_options::BindFault;
+pub use fault::OpenFault;
+pub use identity::{KeyError, NodeKey, Rotated, is_successor};
+pub use key_text::NotAKey;
+pub use open::TunnelStream;
+pub use peer_book::{NotBelieved, Peer, PeerBook, Peers, RefusedPeer};
+pub use peer_status::{LinkStatus, Path, PeerStatus};
+pub use running::{Running, StartError};
+pub use settings::{Limits, Settings, Timing};
+pub use tunnel::{Target, Tunnel};
+pub use udp_flow::{SendFault, UdpFlow};

@@ -1,0 +1,111 @@
+//! Datagrams that fit into no packet, on the stream of their flow.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use iroh::endpoint::{ReadExactError, RecvStream, SendStream};
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use crate::counters::{Counters, DatagramDropped};
+use crate::wire::{MESSAGE_HEADER, message_header, message_length};
+
+/// Messages of one flow that wait to be written: about a megabyte of the largest.
+const MOST_WAITING: usize = 16;
+
+/// Takes messages until the writer can write them.
+#[derive(Clone, Debug)]
+pub(crate) struct MessageQueue(mpsc::Sender<Bytes>);
+
+/// Writes what was queued.
+#[derive(Debug)]
+pub(crate) struct MessageWriter {
+    queue: mpsc::Receiver<Bytes>,
+    // Keeps `recv` from ending while all queues are gone.
+    _queue: mpsc::Sender<Bytes>,
+    counters: Arc<Counters>,
+}
+
+impl MessageQueue {
+    /// Queues a datagram; returns whether there was room. It is counted either way.
+    pub(crate) fn push(&self, payload: &[u8], counters: &Counters) -> bool {
+        let Ok(header) = message_header(payload.len()) else {
+            counters.datagram_dropped(DatagramDropped::TooLarge);
+            return false;
+        };
+        let mut message = BytesMut::with_capacity(MESSAGE_HEADER + payload.len());
+        message.put_slice(&header);
+        message.put_slice(payload);
+        match self.0.try_send(message.freeze()) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {
+                counters.datagram_dropped(DatagramDropped::QueueFull);
+                false
+            }
+        }
+    }
+}
+
+impl MessageWriter {
+    pub(crate) fn new(counters: Arc<Counters>) -> (Self, MessageQueue) {
+        let (sender, queue) = mpsc::channel(MOST_WAITING);
+        let writer = Self {
+            queue,
+            _queue: sender.clone(),
+            counters,
+        };
+        (writer, MessageQueue(sender))
+    }
+
+    /// Writes what is queued until the stream cannot be written to any more.
+    pub(crate) async fn run(mut self, send: &mut SendStream) -> io::Error {
+        while let Some(message) = self.queue.recv().await {
+            if let Err(error) = send.write_chunk(message).await {
+                return error.into();
+            }
+            self.counters.datagram_went();
+        }
+        io::ErrorKind::BrokenPipe.into()
+    }
+}
+
+/// Reads messages from a stream.
+#[derive(Debug)]
+pub(crate) struct MessageReader<'s> {
+    recv: &'s mut RecvStream,
+}
+
+impl<'s> MessageReader<'s> {
+    pub(crate) fn new(recv: &'s mut RecvStream) -> Self {
+        Self { recv }
+    }
+
+    /// The next message; none at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` for what is no message; else what became of the stream.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let mut header = [0; MESSAGE_HEADER];
+        match self.recv.read_exact(&mut header).await {
+            Ok(()) => {}
+            Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
+            Err(error) => return Err(broken(error)),
+        }
+        let length = message_length(header)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let mut payload = vec![0; length];
+        self.recv.read_exact(&mut payload).await.map_err(broken)?;
+        Ok(Some(payload.into()))
+    }
+}
+
+fn broken(error: ReadExactError) -> io::Error {
+    match error {
+        ReadExactError::FinishedEarly(_) => io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the stream ends within a message",
+        ),
+        ReadExactError::ReadError(error) => error.into(),
+    }
+}

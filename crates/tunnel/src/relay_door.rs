@@ -1,0 +1,139 @@
+//! The door of this node's relay: what strangers can do before they have proved a key.
+//!
+//! A client begins with an HTTP request and goes on with a WebSocket, in which it proves its
+//! key. Whoever has not done so within a few seconds is put out, and there is a bound for
+//! how many may try at a time. Apart from that there is `/ping`, by which clients find
+//! out how far the relay is. Nothing tells what this is, who made it, or whose it is.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{Either, ready};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use iroh_relay::http::{RELAY_PATH, RELAY_PROBE_PATH};
+use iroh_relay::server::http_server::{RelayService, RelayServiceWithNotify};
+use iroh_relay::server::streams::MaybeTlsStream;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::address_places::{AddressPlaces, Place};
+use crate::relay_counters::RelayCounters;
+
+/// Connections in all that have not proved a key yet.
+const IN_ALL: usize = 1024;
+/// Of these, from one address: nodes behind one NAT come all at once when a relay restarts,
+/// and each is through in a few round trips.
+const PER_ADDRESS: usize = 128;
+/// How long a connection may take to prove a key.
+const ARRIVAL: Duration = Duration::from_secs(10);
+/// Pause after a failure to accept that is not about one connection.
+const BACK_OFF: Duration = Duration::from_millis(100);
+/// Bytes of a request's head: it has a few short lines.
+const HEAD: usize = 8192;
+
+/// Lets clients in, until `stop`. Those who are in stay.
+pub(crate) async fn keep_door(
+    listener: TcpListener,
+    relay: RelayService,
+    counters: Arc<RelayCounters>,
+    stop: CancellationToken,
+) {
+    let places = AddressPlaces::new(IN_ALL, PER_ADDRESS);
+    let mut arrivals = JoinSet::new();
+    let mut not_before = Instant::now();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = arrivals.join_next() => {}
+            accepted = accept(&listener, not_before) => match accepted {
+                Ok((stream, from)) => match places.take(from.ip()) {
+                    Some(place) => {
+                        arrivals.spawn(receive(stream, relay.clone(), place));
+                    }
+                    None => counters.note_turned_away(),
+                },
+                Err(error) => {
+                    warn!(%error, "the relay cannot take connections; it tries again");
+                    not_before = Instant::now() + BACK_OFF;
+                }
+            },
+        }
+    }
+    arrivals.shutdown().await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    not_before: Instant,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    sleep_until(not_before).await;
+    listener.accept().await
+}
+
+/// Brings one connection to where the relay has taken it over or refused it.
+async fn receive(stream: TcpStream, relay: RelayService, place: Place) {
+    let Ok(handle) = stream.as_fd().try_clone_to_owned() else {
+        return;
+    };
+    // Dropped with the last of the request's copies: the relay keeps one while it asks for
+    // the key.
+    let arrived = CancellationToken::new();
+    let arriving = Arc::new(arrived.clone().drop_guard());
+    let relay = RelayServiceWithNotify::new(relay, Arc::new(Notify::new()));
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        if is_relay_request(&request) {
+            request.extensions_mut().insert(Arc::clone(&arriving));
+            Either::Left(relay.call(request))
+        } else {
+            Either::Right(ready(Ok(plain_answer(&request))))
+        }
+    });
+    let arrival = async {
+        let served = hyper::server::conn::http1::Builder::new()
+            .max_buf_size(HEAD)
+            .serve_connection(TokioIo::new(MaybeTlsStream::Plain(stream)), answer)
+            .with_upgrades()
+            .await;
+        if let Err(error) = served {
+            debug!(%error, "a relay client did not come to an end of its request");
+        }
+        arrived.cancelled().await;
+    };
+    if timeout(ARRIVAL, arrival).await.is_err() {
+        // The relay itself would wait for the key for ever. It ends when its socket does;
+        // if that has ended meanwhile, all the better.
+        let _ = SockRef::from(&handle).shutdown(Shutdown::Both);
+    }
+    drop(place);
+}
+
+fn is_relay_request(request: &Request<Incoming>) -> bool {
+    request.method() == Method::GET && request.uri().path() == RELAY_PATH
+}
+
+/// What the relay's own answers are, too.
+type Body = Box<dyn hyper::body::Body<Data = Bytes, Error = Infallible> + Send + Sync>;
+
+fn plain_answer(request: &Request<Incoming>) -> Response<Body> {
+    let known = request.method() == Method::GET && request.uri().path() == RELAY_PROBE_PATH;
+    let body: Body = Box::new(Full::new(Bytes::new()));
+    let mut response = Response::new(body);
+    if !known {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+    }
+    response
+}

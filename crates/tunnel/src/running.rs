@@ -1,0 +1,230 @@
+//! The tunnel's start, its tasks, and its end.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use edgemesh_catalog::{NodeName, PublicKey};
+use edgemesh_plan::{Exits, Reachability};
+use edgemesh_sockets::OutwardSockets;
+use iroh::address_lookup::MemoryLookup;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::acceptor::accept;
+use crate::counters::Counters;
+use crate::endpoint_options::{BindFault, EndpointOptions, bind_endpoint};
+use crate::exit::Exit;
+use crate::identity::NodeKey;
+use crate::jobs::Jobs;
+use crate::peer_book::{PeerBook, Peers};
+use crate::relay_trust::RelayTrust;
+use crate::settings::Settings;
+use crate::tunnel::{Inner, Tunnel};
+use crate::wire::{ALPN, Hello};
+
+/// How long peers may take to learn that this node is going.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// How often is looked whether the last stream has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The tunnel's tasks. Nothing runs any more when it is dropped.
+#[derive(Debug)]
+pub struct Running {
+    inner: Arc<Inner>,
+    tasks: JoinSet<&'static str>,
+}
+
+/// Where the tunnel learns and tells who is a peer.
+#[derive(Debug)]
+struct Follower {
+    inner: Arc<Inner>,
+    book: PeerBook,
+    own: NodeName,
+    own_keys: Vec<PublicKey>,
+    exits: watch::Receiver<Arc<Exits>>,
+    peers: watch::Sender<Arc<Peers>>,
+    reachability: watch::Sender<Reachability>,
+}
+
+/// Why the tunnel could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It has no socket.
+    #[error(transparent)]
+    Bind(#[from] BindFault),
+    /// There was no chance to be had for the boot id.
+    #[error("ask the system for random numbers")]
+    NoChance(#[source] io::Error),
+}
+
+impl Tunnel {
+    /// Opens the tunnel's socket and readies all the rest; nothing is accepted or sent before
+    /// [`Running::run`]. `exits` is followed from then on.
+    ///
+    /// # Errors
+    ///
+    /// When the socket is not to be had.
+    pub async fn start(
+        settings: Settings,
+        key: NodeKey,
+        exits: watch::Receiver<Arc<Exits>>,
+    ) -> Result<(Self, Running), StartError> {
+        let hello = Hello {
+            boot_id: boot_id().map_err(StartError::NoChance)?,
+        };
+        let previous = key.previous().map(|previous| previous.public_key);
+        let own_keys = [Some(key.public()), previous]
+            .into_iter()
+            .flatten()
+            .collect();
+        let lookup = MemoryLookup::new();
+        let trust = RelayTrust::default();
+        let endpoint = bind_endpoint(&EndpointOptions {
+            key,
+            alpns: vec![ALPN.to_vec()],
+            bind: settings.bind,
+            port: settings.listen_port,
+            advertise: settings.advertise,
+            lookup: lookup.clone(),
+            trust: trust.clone(),
+        })
+        .await?;
+        let counters = Arc::new(Counters::default());
+        let exit = Exit::new(
+            exits.clone(),
+            OutwardSockets::new(settings.mark),
+            settings.timing,
+            &settings.limits,
+            Arc::clone(&counters),
+        );
+        let (jobs, job_owner) = Jobs::new();
+        let peers = watch::Sender::new(Arc::new(Peers::default()));
+        let reachability = watch::Sender::new(Reachability::default());
+        let stop = CancellationToken::new();
+        let inner = Arc::new(Inner {
+            endpoint,
+            hello,
+            limits: settings.limits,
+            timing: settings.timing,
+            keep_alive: settings.keep_alive,
+            counters,
+            exit: Arc::new(exit),
+            jobs,
+            places: Arc::new(Semaphore::new(settings.limits.streams_out)),
+            peers: peers.subscribe(),
+            reachability: reachability.subscribe(),
+            links: Mutex::new(BTreeMap::new()),
+            stop: stop.clone(),
+        });
+        let follower = Follower {
+            inner: Arc::clone(&inner),
+            book: PeerBook::default(),
+            own: settings.node,
+            own_keys,
+            exits,
+            peers,
+            reachability,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(named(
+            "the tunnel's follower of the cluster",
+            follower.run(),
+        ));
+        tasks.spawn(named(
+            "the tunnel's acceptor",
+            accept(Arc::clone(&inner), stop.clone()),
+        ));
+        tasks.spawn(named("the tunnel's owner of tasks", job_owner.run(stop)));
+        Ok((Self(Arc::clone(&inner)), Running { inner, tasks }))
+    }
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+impl Running {
+    /// Runs until a task ends that never should; tells which.
+    pub async fn failed(&mut self) -> String {
+        match self.tasks.join_next().await {
+            Some(Ok(name)) => name.to_owned(),
+            Some(Err(panic)) => panic.to_string(),
+            None => "the tunnel".to_owned(),
+        }
+    }
+
+    /// Takes no new streams, waits until those that go on have ended or `grace` is over, says
+    /// farewell to the peers and ends. Returns how many streams were cut.
+    pub async fn shut_down(mut self, grace: Duration) -> u64 {
+        self.inner.exit.drain();
+        let drained = timeout(grace, self.inner.streams_ended()).await.is_ok();
+        let cut = if drained { 0 } else { self.inner.streams() };
+        if timeout(FAREWELL, self.inner.endpoint.close())
+            .await
+            .is_err()
+        {
+            debug!("some peers did not hear that this node is going");
+        }
+        self.inner.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        info!(cut, "the tunnel is closed");
+        cut
+    }
+}
+
+impl Inner {
+    /// Streams that go on.
+    fn streams(&self) -> u64 {
+        self.counters.streams_in() + self.counters.streams_out()
+    }
+
+    async fn streams_ended(&self) {
+        let mut looks = interval(LOOK_EVERY);
+        while self.streams() > 0 {
+            looks.tick().await;
+        }
+    }
+}
+
+impl Follower {
+    async fn run(mut self) {
+        loop {
+            self.follow();
+            tokio::select! {
+                biased;
+                () = self.inner.stop.cancelled() => return,
+                changed = self.exits.changed() => if changed.is_err() {
+                    // The agent is ending; what was believed last stays.
+                    return self.inner.stop.cancelled().await;
+                },
+            }
+        }
+    }
+
+    fn follow(&mut self) {
+        let exits = Arc::clone(&self.exits.borrow_and_update());
+        let peers = self.book.follow(exits.catalog(), &self.own, &self.own_keys);
+        let peers = Arc::new(peers);
+        let reachability = Reachability::with_peers(peers.iter().map(|peer| peer.name().clone()));
+        self.peers.send_replace(Arc::clone(&peers));
+        self.inner.follow(&peers);
+        self.reachability.send_if_modified(|known| {
+            let changed = *known != reachability;
+            *known = reachability;
+            changed
+        });
+    }
+}
+
+fn boot_id() -> io::Result<[u8; Hello::LENGTH]> {
+    let mut id = [0; Hello::LENGTH];
+    File::open("/dev/urandom")?.read_exact(&mut id)?;
+    Ok(id)
+}

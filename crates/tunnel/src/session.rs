@@ -1,0 +1,378 @@
+//! One connection with a peer: its streams, its flows, and whether it still lives.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use iroh::endpoint::{Connection, RecvStream, SendDatagramError, Side};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{debug, error};
+
+use crate::codes;
+use crate::counters::{Counters, DatagramDropped};
+use crate::exit::{Exit, Quota};
+use crate::flow_table::FlowTable;
+use crate::peer_stream::PeerStream;
+use crate::wire::{Datagram, Hello, MAX_DATAGRAM_OVERHEAD};
+
+/// Bytes of datagrams that may wait for the peer besides those in QUIC's own buffer.
+const MOST_WAITING: usize = 4 << 20;
+/// How often is looked whether anything was heard.
+const LISTEN_EVERY: Duration = Duration::from_secs(1);
+/// Offences after which a connection is closed.
+const MOST_OFFENCES: usize = 8;
+
+/// A connection with a peer.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) connection: Connection,
+    pub(crate) flows: Arc<FlowTable>,
+    counters: Arc<Counters>,
+    hello: OnceLock<Hello>,
+    /// Since when nothing is heard, once that is a while.
+    quiet_since: Mutex<Option<Instant>>,
+    /// A later run of the peer's agent has said hello.
+    superseded: AtomicBool,
+    /// Rung when the peer says hello, falls silent or is heard again.
+    changed: Arc<Notify>,
+    /// Streams that go on, opened by either side.
+    streams: AtomicUsize,
+    offences: AtomicUsize,
+    waiting: Mutex<Waiting>,
+    more_waiting: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    datagrams: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+/// Why a datagram was not sent as a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotSent {
+    /// It does not fit into one; a stream can carry it.
+    TooLarge,
+    /// Too many are waiting; it is dropped.
+    Full,
+}
+
+/// A stream of the session that goes on.
+#[derive(Debug)]
+pub(crate) struct StreamOfSession(Arc<Session>);
+
+impl StreamOfSession {
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.0
+    }
+}
+
+impl Drop for StreamOfSession {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What serving a session needs besides it.
+#[derive(Clone, Debug)]
+pub(crate) struct Serving {
+    pub(crate) exit: Arc<Exit>,
+    /// The peer's share of the exit.
+    pub(crate) quota: Quota,
+    /// Streams that may be under way on a connection, those being refused included.
+    pub(crate) most_streams: usize,
+    pub(crate) hello: Hello,
+    pub(crate) quiet_after: Duration,
+    pub(crate) unused_after: Option<Duration>,
+}
+
+impl Session {
+    /// `changed` is rung when the peer says hello, falls silent or is heard again.
+    pub(crate) fn new(
+        connection: Connection,
+        counters: Arc<Counters>,
+        changed: Arc<Notify>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            connection,
+            flows: Arc::default(),
+            counters,
+            hello: OnceLock::new(),
+            quiet_since: Mutex::default(),
+            superseded: AtomicBool::new(false),
+            changed,
+            streams: AtomicUsize::new(0),
+            offences: AtomicUsize::new(0),
+            waiting: Mutex::default(),
+            more_waiting: Notify::new(),
+        })
+    }
+
+    /// Whether new streams may be opened on it.
+    pub(crate) fn is_usable(&self) -> bool {
+        !(self.is_closed() || self.is_quiet() || self.is_superseded())
+    }
+
+    /// A later run of the peer's agent is there. This one may be carrying its last streams to
+    /// their end, or be dead: no new streams, and no patience when it falls silent.
+    pub(crate) fn supersede(&self) {
+        self.superseded.store(true, Ordering::Relaxed);
+        if self.is_quiet() {
+            self.close_superseded();
+        }
+    }
+
+    fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed)
+    }
+
+    fn close_superseded(&self) {
+        self.connection
+            .close(codes::SUPERSEDED, b"a later run of the agent is there");
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
+    /// Whether nothing was heard of the peer for a while.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet_since().is_some()
+    }
+
+    /// Whether nothing is lost when it is given up, or nothing is to be hoped for any more.
+    ///
+    /// As long as one connection with a peer is there, the transport sends all that others
+    /// need to begin on the path of that one (iroh 1.4, `selected_path` of a remote): a dead
+    /// connection would keep a peer that has moved from being reached.
+    pub(crate) fn is_hopeless(&self, after: Duration) -> bool {
+        let quiet_since = *self.quiet_since();
+        quiet_since.is_some_and(|since| self.streams() == 0 || since.elapsed() >= after)
+    }
+
+    fn quiet_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        let quiet_since = self.quiet_since.lock();
+        quiet_since.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The run of the agent at the other end, once it has said hello.
+    pub(crate) fn hello(&self) -> Option<Hello> {
+        self.hello.get().copied()
+    }
+
+    /// Streams that go on.
+    pub(crate) fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Counts a stream, as long as the value lives.
+    pub(crate) fn count_stream(self: &Arc<Self>) -> StreamOfSession {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        StreamOfSession(Arc::clone(self))
+    }
+
+    /// The other end broke the protocol. It costs the stream; too often, the connection.
+    pub(crate) fn offended(&self, how: &dyn std::fmt::Display) {
+        self.counters.offence();
+        debug!(%how, "the peer broke the protocol");
+        if self.offences.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_OFFENCES {
+            self.connection
+                .close(codes::OFFENCE, b"too many protocol errors");
+        }
+    }
+
+    /// Sends a datagram of `flow` in a packet; keeps it for a moment when packets cannot go
+    /// as fast.
+    pub(crate) fn send_datagram(&self, flow: u64, payload: &[u8]) -> Result<(), NotSent> {
+        let most = self.connection.max_datagram_size().unwrap_or(0);
+        if payload.len() + MAX_DATAGRAM_OVERHEAD > most {
+            return Err(NotSent::TooLarge);
+        }
+        let datagram = Datagram::encode(flow, payload);
+        let mut waiting = self.waiting();
+        if waiting.datagrams.is_empty()
+            && self.connection.datagram_send_buffer_space() >= datagram.len()
+        {
+            drop(waiting);
+            // It was said that there is room, and a connection that is lost loses its datagrams.
+            let _ = self.connection.send_datagram(datagram);
+        } else if waiting.bytes + datagram.len() > MOST_WAITING {
+            self.counters.datagram_dropped(DatagramDropped::QueueFull);
+            return Err(NotSent::Full);
+        } else {
+            waiting.bytes += datagram.len();
+            waiting.datagrams.push_back(datagram);
+            drop(waiting);
+            self.more_waiting.notify_one();
+        }
+        self.counters.datagram_went();
+        Ok(())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves the connection until it is closed, by whomever.
+    pub(crate) async fn serve(self: Arc<Self>, serving: Serving) {
+        let mut streams = JoinSet::new();
+        tokio::select! {
+            biased;
+            reason = self.connection.closed() => debug!(%reason, "connection with the peer closed"),
+            () = self.say_hello(serving.hello) => {}
+            () = self.accept_streams(&serving, &mut streams) => {}
+            () = self.receive_hello() => {}
+            () = self.receive_datagrams() => {}
+            () = self.send_waiting() => {}
+            () = self.watch(&serving) => {}
+        }
+        // Whatever still runs finds its stream lost; what has not noticed yet is ended.
+        self.connection.close(codes::ENDING, b"");
+        streams.shutdown().await;
+    }
+
+    async fn say_hello(&self, hello: Hello) {
+        let said = async {
+            let mut stream = self.connection.open_uni().await?;
+            stream.write_all(&hello.encode()).await?;
+            stream.finish().map_err(io::Error::other)
+        };
+        if let Err(error) = said.await {
+            debug!(%error, "the peer did not hear our hello");
+        }
+        std::future::pending::<()>().await;
+    }
+
+    async fn receive_hello(&self) {
+        if let Ok(stream) = self.connection.accept_uni().await {
+            match read_hello(stream).await {
+                Ok(hello) => {
+                    let _ = self.hello.set(hello);
+                    self.changed.notify_one();
+                }
+                Err(error) => self.offended(&error),
+            }
+        }
+        // No other stream of this kind is defined; transport limits keep them from coming.
+        std::future::pending::<()>().await;
+    }
+
+    async fn accept_streams(self: &Arc<Self>, serving: &Serving, streams: &mut JoinSet<()>) {
+        loop {
+            tokio::select! {
+                biased;
+                Some(ended) = streams.join_next() => {
+                    if let Err(panic) = ended {
+                        error!(%panic, "a stream's task panicked; the stream was reset");
+                    }
+                }
+                accepted = self.connection.accept_bi() => match accepted {
+                    Ok(stream) if streams.len() >= serving.most_streams => {
+                        drop(PeerStream::new(stream));
+                        self.offended(&"more streams at once than any honest peer opens");
+                    }
+                    Ok(stream) => {
+                        let exit = Arc::clone(&serving.exit);
+                        let quota = serving.quota.clone();
+                        let session = self.count_stream();
+                        streams.spawn(async move {
+                            exit.serve(PeerStream::new(stream), session, quota).await;
+                        });
+                    }
+                    // The connection is closed, as `serve` learns.
+                    Err(_) => std::future::pending().await,
+                }
+            }
+        }
+    }
+
+    async fn receive_datagrams(&self) {
+        while let Ok(bytes) = self.connection.read_datagram().await {
+            match Datagram::decode(bytes) {
+                Ok(datagram) => {
+                    self.counters.datagram_came();
+                    if !self.flows.deliver(datagram) {
+                        self.counters.datagram_dropped(DatagramDropped::NoFlow);
+                    }
+                }
+                Err(error) => self.offended(&error),
+            }
+            tokio::task::coop::consume_budget().await;
+        }
+        std::future::pending::<()>().await;
+    }
+
+    async fn send_waiting(&self) {
+        loop {
+            self.more_waiting.notified().await;
+            loop {
+                // Taken out after it was sent: meanwhile others must queue up behind it.
+                let Some(next) = self.waiting().datagrams.front().cloned() else {
+                    break;
+                };
+                let length = next.len();
+                match self.connection.send_datagram_wait(next).await {
+                    Ok(()) => {}
+                    Err(SendDatagramError::TooLarge) => {
+                        self.counters.datagram_dropped(DatagramDropped::PathShrank);
+                    }
+                    Err(_) => std::future::pending().await,
+                }
+                let mut waiting = self.waiting();
+                waiting.datagrams.pop_front();
+                waiting.bytes -= length;
+            }
+        }
+    }
+
+    /// Notices when the peer falls silent and when it is heard again, and closes what nobody
+    /// uses. Only who began the connection closes it, so that not both do at once.
+    async fn watch(&self, serving: &Serving) {
+        let mut ticks = interval(LISTEN_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = (self.received(), Instant::now());
+        let mut used = Instant::now();
+        loop {
+            ticks.tick().await;
+            let (received, now) = (self.received(), Instant::now());
+            if received != heard.0 {
+                heard = (received, now);
+            }
+            let quiet = now - heard.1 >= serving.quiet_after;
+            if quiet != self.is_quiet() {
+                *self.quiet_since() = quiet.then_some(heard.1);
+                debug!(quiet, "the peer fell silent, or is heard again");
+                self.changed.notify_one();
+            }
+            if quiet && self.is_superseded() {
+                self.close_superseded();
+            }
+            if self.streams() > 0 {
+                used = now;
+            }
+            if let Some(unused_after) = serving.unused_after
+                && self.connection.side() == Side::Client
+                && now - used >= unused_after
+            {
+                self.connection.close(codes::UNUSED, b"unused");
+            }
+        }
+    }
+
+    fn received(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+}
+
+async fn read_hello(mut stream: RecvStream) -> io::Result<Hello> {
+    let read = stream.read_to_end(Hello::LENGTH);
+    let bytes = timeout(Duration::from_secs(5), read)
+        .await?
+        .map_err(io::Error::other)?;
+    Hello::decode(&bytes).map_err(io::Error::other)
+}

@@ -1,0 +1,265 @@
+//! The tunnel as its users see it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use edgemesh_catalog::{NodeName, ServicePortName};
+use edgemesh_plan::Reachability;
+use iroh::Endpoint;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::counters::Counters;
+use crate::exit::{Exit, Quota};
+use crate::fault::OpenFault;
+use crate::jobs::Jobs;
+use crate::link::{Link, State};
+use crate::open::{Opened, TunnelStream, connect};
+use crate::peer_book::{Peers, RefusedPeer};
+use crate::peer_status::PeerStatus;
+use crate::peer_stream::PeerStream;
+use crate::session::{Serving, Session};
+use crate::settings::{Limits, Timing};
+use crate::udp_flow::UdpFlow;
+use crate::wire::{Hello, Request};
+
+/// Streams that a peer may have under way beyond its share, while they are being refused.
+const REFUSED_AT_ONCE: usize = 256;
+
+/// Which endpoint is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The service port whose client asks.
+    pub service_port: ServicePortName,
+    /// Address and port of the endpoint.
+    pub endpoint: SocketAddr,
+}
+
+/// Opens streams to endpoints of other nodes. Copies are the same tunnel.
+#[derive(Clone, Debug)]
+pub struct Tunnel(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) hello: Hello,
+    pub(crate) limits: Limits,
+    pub(crate) timing: Timing,
+    pub(crate) keep_alive: bool,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) exit: Arc<Exit>,
+    pub(crate) jobs: Jobs,
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) peers: watch::Receiver<Arc<Peers>>,
+    pub(crate) reachability: watch::Receiver<Reachability>,
+    pub(crate) links: Mutex<BTreeMap<NodeName, Arc<Link>>>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Tunnel {
+    /// Connects with an endpoint of `node`.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not to be had. Not one byte has gone to the endpoint then.
+    pub fn open_tcp(
+        &self,
+        node: &NodeName,
+        target: Target,
+    ) -> impl Future<Output = Result<TunnelStream, OpenFault>> + Send + 'static {
+        let inner = Arc::clone(&self.0);
+        let node = node.clone();
+        async move {
+            let opened = inner.open(&node).await;
+            let connected = match opened {
+                Ok(opened) => connect(opened, &target.into_request()).await,
+                Err(fault) => Err(fault),
+            };
+            match &connected {
+                Ok(_) => inner.counters.stream_opened(),
+                Err(fault) => inner.counters.open_failed_for(*fault),
+            }
+            connected
+        }
+    }
+
+    /// A UDP flow to an endpoint of `node`. It is there at once and keeps the first datagrams
+    /// while its way is being made; what the exit says to it comes as the flow's end.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such peer.
+    pub fn open_udp(&self, node: &NodeName, target: Target) -> Result<UdpFlow, OpenFault> {
+        let inner = &self.0;
+        inner
+            .link(node)
+            .inspect_err(|fault| inner.counters.open_failed_for(*fault))?;
+        let (opener, node) = (Arc::clone(inner), node.clone());
+        let (flow, task) = UdpFlow::new(
+            target.into_request(),
+            Arc::clone(&inner.counters),
+            async move {
+                let opened = opener.open(&node).await;
+                match &opened {
+                    Ok(_) => opener.counters.stream_opened(),
+                    Err(fault) => opener.counters.open_failed_for(*fault),
+                }
+                opened
+            },
+        );
+        inner.jobs.start(task);
+        Ok(flow)
+    }
+
+    /// Which nodes are reached through the tunnel; changes with the believed MeshNodes.
+    #[must_use]
+    pub fn reachability(&self) -> watch::Receiver<Reachability> {
+        self.0.reachability.clone()
+    }
+
+    /// Which run of the agent this is, as the MeshNode shows it.
+    #[must_use]
+    pub fn boot_id(&self) -> String {
+        self.0.hello.boot_id_text()
+    }
+
+    /// The addresses that its socket has; peers get the best of them from the MeshNode.
+    #[must_use]
+    pub fn listening_at(&self) -> Vec<SocketAddr> {
+        self.0.endpoint.bound_sockets()
+    }
+
+    /// MeshNodes that are not believed, and why.
+    #[must_use]
+    pub fn refused(&self) -> Vec<RefusedPeer> {
+        self.0.peers.borrow().refused().to_vec()
+    }
+
+    /// The peers that this node has, or had, to do with.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let links: Vec<_> = self.0.links().values().cloned().collect();
+        links.iter().map(|link| PeerStatus::of(link)).collect()
+    }
+
+    /// Nodes that are believed.
+    #[must_use]
+    pub fn known_peers(&self) -> usize {
+        self.0.peers.borrow().iter().len()
+    }
+
+    /// What the tunnel has counted.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.0.counters)
+    }
+}
+
+impl Target {
+    fn into_request(self) -> Request {
+        Request {
+            service_port: self.service_port,
+            endpoint: self.endpoint,
+        }
+    }
+}
+
+impl Inner {
+    /// A stream to `node`, on which nothing has been asked for yet.
+    async fn open(&self, node: &NodeName) -> Result<Opened, OpenFault> {
+        let link = self.link(node)?;
+        let busy = |_| OpenFault::Busy;
+        let of_all = Arc::clone(&self.places).try_acquire_owned().map_err(busy)?;
+        let of_peer = Arc::clone(&link.places).try_acquire_owned().map_err(busy)?;
+        let (session, stream) = open_on(&link).await?;
+        Ok(Opened::new(
+            PeerStream::new(stream),
+            session.count_stream(),
+            [of_all, of_peer],
+            self.counters.using(),
+        ))
+    }
+
+    /// The way to a node, made if there was none.
+    pub(crate) fn link(&self, node: &NodeName) -> Result<Arc<Link>, OpenFault> {
+        // First the lock, then who is a peer: `follow` comes after each change.
+        let mut links = self.links();
+        let peers = Arc::clone(&self.peers.borrow());
+        let peer = peers.node(node).ok_or(OpenFault::UnknownPeer)?;
+        if let Some(link) = links.get(node) {
+            return Ok(Arc::clone(link));
+        }
+        let (link, owner) = Link::new(
+            Arc::clone(&peer.mesh_node),
+            self.endpoint.clone(),
+            self.serving(),
+            &self.limits,
+            self.timing,
+            Arc::clone(&self.counters),
+            &self.stop,
+        );
+        self.jobs.start(owner.run());
+        links.insert(node.clone(), Arc::clone(&link));
+        Ok(link)
+    }
+
+    /// Brings the ways in line with who is a peer now.
+    pub(crate) fn follow(&self, peers: &Peers) {
+        self.links().retain(|node, link| match peers.node(node) {
+            Some(peer) => {
+                link.update(Arc::clone(&peer.mesh_node));
+                true
+            }
+            None => {
+                link.end();
+                false
+            }
+        });
+    }
+
+    fn serving(&self) -> Serving {
+        Serving {
+            exit: Arc::clone(&self.exit),
+            quota: Quota::of_one_peer(&self.limits),
+            most_streams: self.limits.streams_in_per_peer + REFUSED_AT_ONCE,
+            hello: self.hello,
+            quiet_after: self.timing.quiet,
+            unused_after: (!self.keep_alive).then_some(self.timing.unused),
+        }
+    }
+
+    pub(crate) fn links(&self) -> MutexGuard<'_, BTreeMap<NodeName, Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens a stream. A connection may be closed for want of use in the moment it is wanted;
+/// nothing has been asked for yet, so another one is as good.
+async fn open_on(
+    link: &Link,
+) -> Result<
+    (
+        Arc<Session>,
+        (iroh::endpoint::SendStream, iroh::endpoint::RecvStream),
+    ),
+    OpenFault,
+> {
+    for _ in 0..3 {
+        let session = link.session().await?;
+        if let Ok(stream) = session.connection.open_bi().await {
+            return Ok((session, stream));
+        }
+    }
+    Err(OpenFault::PeerDown)
+}
+
+impl State {
+    /// The connection, when there is one.
+    pub(crate) fn session(&self) -> Option<&Arc<Session>> {
+        match self {
+            Self::Up(session) => Some(session),
+            Self::Idle | Self::Connecting | Self::Down => None,
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! A UDP datagram in a QUIC datagram, with the flow that it belongs to.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::WireError;
+use super::varint::{self, MAX_VARINT};
+
+/// Most bytes that a flow's number adds to a datagram.
+pub const MAX_DATAGRAM_OVERHEAD: usize = MAX_VARINT;
+
+/// One datagram of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Number of the stream that opened the flow: both ends know it, and no other flow of the
+    /// connection ever has it.
+    pub flow: u64,
+    /// What was sent; may be empty.
+    pub payload: Bytes,
+}
+
+impl Datagram {
+    /// As bytes.
+    #[must_use]
+    pub fn encode(flow: u64, payload: &[u8]) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(MAX_DATAGRAM_OVERHEAD + payload.len());
+        varint::put(flow, &mut bytes);
+        bytes.put_slice(payload);
+        bytes.freeze()
+    }
+
+    /// From bytes; the payload is not copied.
+    ///
+    /// # Errors
+    ///
+    /// When there is no whole number at the front.
+    pub fn decode(mut bytes: Bytes) -> Result<Self, WireError> {
+        let flow = varint::take(&mut bytes).ok_or(WireError::Length("datagram"))?;
+        Ok(Self {
+            flow,
+            payload: bytes,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_datagram_is_read_back(flow in 0_u64..1 << 62, payload: Vec<u8>) {
+            let read = Datagram::decode(Datagram::encode(flow, &payload)).unwrap();
+            prop_assert_eq!(read.flow, flow);
+            prop_assert_eq!(&*read.payload, payload.as_slice());
+        }
+
+        #[test]
+        fn no_bytes_make_reading_panic(bytes: Vec<u8>) {
+            let _ = Datagram::decode(bytes.into());
+        }
+    }
+
+    #[test]
+    fn an_empty_one_is_no_datagram() {
+        assert!(Datagram::decode(Bytes::new()).is_err());
+    }
+}
