@@ -20,7 +20,7 @@ demo: ## the main job on this machine, in private namespaces, without a cluster
 	@target/debug/edgemesh-agent playground
 
 test: ## all tests that need no cluster, kernel labs included
-	@tools/prerequisites cc iptables ipset conntrack ip unshare
+	@tools/prerequisites cc iptables ipset conntrack nft ip unshare
 	$(CARGO) test --locked --workspace
 
 e2e: ## against a real etcd, kube-apiserver and kube-proxy (K8S_BIN=DIR ETCD=FILE: your own)
