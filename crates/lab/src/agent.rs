@@ -1,6 +1,5 @@
 //! A real agent process on a node of the lab.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::await_until::await_ok;
 use crate::client::Place;
@@ -18,6 +17,7 @@ use crate::namespace::Namespace;
 use crate::node::Node;
 use crate::process::{Background, Program};
 use crate::service::ClusterService;
+use crate::shared_manifests::SharedManifests;
 
 /// Where an agent answers `/readyz` and `/metrics` unless it is told otherwise.
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 20008);
@@ -38,6 +38,7 @@ pub struct Agent {
     place: Namespace,
     executable: PathBuf,
     folder: PathBuf,
+    manifests: PathBuf,
     running: Option<Background>,
 }
 
@@ -54,20 +55,44 @@ impl Agent {
     ///
     /// When there are some already: one agent per node.
     pub fn prepare(lab: &Lab, node: &Node, executable: impl AsRef<Path>) -> Result<Self> {
-        let folder = lab.new_folder(&format!("agent-on-{}", node.name()))?;
-        let agent = Self {
-            place: node.namespace().clone(),
-            executable: executable.as_ref().to_owned(),
-            folder,
-            running: None,
-        };
+        let agent = Self::prepare_without_manifests(lab, node, executable.as_ref())?;
         fs::create_dir(agent.manifests_folder()).context("cannot make the manifests folder")?;
-        agent.configure(CONFIGURATION)?;
         manifests::put(
             &agent.manifests_folder(),
             "node.yaml",
             &manifests::node(node),
         )?;
+        Ok(agent)
+    }
+
+    /// As [`Self::prepare`], but the agent reads `shared` together with others, where its
+    /// Node is put. Publish Services there, not by [`Self::publish`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::prepare`].
+    pub fn prepare_sharing(
+        lab: &Lab,
+        node: &Node,
+        executable: impl AsRef<Path>,
+        shared: &SharedManifests,
+    ) -> Result<Self> {
+        let mut agent = Self::prepare_without_manifests(lab, node, executable.as_ref())?;
+        shared.folder().clone_into(&mut agent.manifests);
+        shared.publish_node(node)?;
+        Ok(agent)
+    }
+
+    fn prepare_without_manifests(lab: &Lab, node: &Node, executable: &Path) -> Result<Self> {
+        let folder = lab.new_folder(&format!("agent-on-{}", node.name()))?;
+        let agent = Self {
+            place: node.namespace().clone(),
+            executable: executable.to_owned(),
+            manifests: folder.join("manifests"),
+            folder,
+            running: None,
+        };
+        agent.configure(CONFIGURATION)?;
         Ok(agent)
     }
 
@@ -85,18 +110,16 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// The file system's.
+    /// The file system's; for an agent that shares its manifests.
     pub fn publish(&self, services: &[ClusterService]) -> Result<()> {
         let folder = self.manifests_folder();
-        let mut wanted = BTreeSet::from(["node.yaml".to_owned()]);
-        for service in services {
-            let name = format!("{}.{}.yaml", service.namespace, service.name);
-            let text = manifests::documents(service);
-            if fs::read_to_string(folder.join(&name)).ok().as_ref() != Some(&text) {
-                manifests::put(&folder, &name, &text)?;
-            }
-            wanted.insert(name);
-        }
+        ensure!(
+            folder.starts_with(&self.folder),
+            "others read {} too: publish by SharedManifests",
+            folder.display()
+        );
+        let mut wanted = manifests::put_services(&folder, services)?;
+        wanted.insert("node.yaml".to_owned());
         for entry in fs::read_dir(&folder).context("cannot list the manifests folder")? {
             let entry = entry.context("cannot list the manifests folder")?;
             if !wanted.contains(entry.file_name().to_string_lossy().as_ref()) {
@@ -223,7 +246,7 @@ impl Agent {
     /// The folder it reads manifests from.
     #[must_use]
     pub fn manifests_folder(&self) -> PathBuf {
-        self.folder.join("manifests")
+        self.manifests.clone()
     }
 
     /// The folder it keeps its state in.

@@ -41,7 +41,7 @@
 //!   as Kubernetes objects for an agent to read.
 //! * [`Sites`] is a cloud and edge sites behind NATs; [`Internet`], [`Site`], [`Nat`] and
 //!   [`Uplink`] are what it is made of, for other stages. [`EmulatedLink`] delays and loses.
-//! * [`Agent`] is a real agent process on a node.
+//! * [`Agent`] is a real agent process on a node; [`SharedManifests`] are what several read.
 //! * [`SideBySide`] is the usual stage: both on one node, and who answers tells who handled.
 //! * [`Traffic`] is what a place can send that leaves no byte unaccounted for.
 //! * [`RuleList`] reads rules and their counters back; [`await_until()`] and [`await_ok`]
@@ -67,6 +67,7 @@ pub mod promises;
 mod rule_list;
 mod serve;
 mod service;
+mod shared_manifests;
 mod side_by_side;
 mod site;
 mod sites;
@@ -102,6 +103,7 @@ pub use process::{Background, Finished, Program};
 pub use rule_list::{Chain, Rule, RuleList};
 pub use serve::{Serve, Server};
 pub use service::{ClusterService, Endpoint, Protocol, ServicePort};
+pub use shared_manifests::SharedManifests;
 pub use side_by_side::{Handler, SideBySide};
 pub use site::{Site, SiteBuilder};
 pub use sites::{Sites, SitesBuilder};

@@ -1,5 +1,6 @@
 //! Services of the lab as Kubernetes objects in YAML, for an agent to read.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
@@ -20,6 +21,20 @@ pub fn put(folder: &Path, name: &str, text: &str) -> Result<()> {
     fs::write(&unfinished, text)
         .and_then(|()| fs::rename(&unfinished, &path))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a file for each Service, as far as it changes, and returns the files' names.
+pub(crate) fn put_services(folder: &Path, services: &[ClusterService]) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for service in services {
+        let name = format!("{}.{}.yaml", service.namespace, service.name);
+        let text = documents(service);
+        if fs::read_to_string(folder.join(&name)).ok().as_ref() != Some(&text) {
+            put(folder, &name, &text)?;
+        }
+        names.insert(name);
+    }
+    Ok(names)
 }
 
 /// A Service and its EndpointSlices, one per family (the API server allows no mixed

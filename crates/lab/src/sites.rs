@@ -88,6 +88,32 @@ impl SitesBuilder {
 /// other's pods; and two edge nodes, each on a site of its own behind a NAT (or both on one,
 /// see [`SitesBuilder::edges_in_one_lan`]). Both edge sites use 192.168.1.0/24, and both edge
 /// nodes are 192.168.1.11 there.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use edgemesh_lab::{Cut, LinkConditions, Nat, Serve, Sites, Traffic, test};
+///
+/// # fn main() -> anyhow::Result<()> {
+/// test(|lab| {
+///     let path = LinkConditions::delay(Duration::from_millis(15)).loss(0.005);
+///     let sites = Sites::builder()
+///         .behind(Nat::PortPreserving, Nat::Symmetric)
+///         .edges_over(path, 1)
+///         .create(lab)?;
+///     let server = sites.cloud1.pod("server").create()?;
+///     let client = sites.edge1.pod("client").create()?;
+///     let _echo = server.serve(7, Serve::Echo)?;
+///     // … kube-proxy stand-ins and agents on `sites.nodes()` …
+///     let held = client.hold("10.96.10.1:7", Duration::from_millis(50))?;
+///     sites.edge1_site().uplink().cut(Cut::Silent)?;
+///     sites.edge1_site().uplink().restore()?;
+///     held.await_echo(Duration::from_secs(2))?.check_whole()?;
+///     client.connect_at_once("10.96.10.1:7", 1000, 20_000)?.check_all_intact()?;
+///     sites.check_no_strays(&[])
+/// })
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Sites {
     /// What lies between the sites.
