@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edgemesh_plan::PortalEndpoint;
+use edgemesh_plan::{PortalEndpoint, Way};
 
 use crate::Strategy;
 use crate::affinity::Affinity;
@@ -85,6 +85,11 @@ impl Balancer {
         position(&self.endpoints, address).is_some()
     }
 
+    /// Whether `address` is among them and reached by `way`.
+    pub(crate) fn has_by(&self, address: SocketAddr, way: Way) -> bool {
+        position(&self.endpoints, address).is_some_and(|place| self.endpoints[place].way == way)
+    }
+
     /// How long a client keeps its endpoint.
     pub(crate) fn affinity(&self) -> Option<Duration> {
         self.affinity.as_ref().map(|affinity| affinity.timeout())
@@ -101,8 +106,8 @@ impl Balancer {
         }
     }
 
-    /// Replaces the list. Those that stay keep their turn and their state; new ones come
-    /// last, in an order that `random` decides.
+    /// Replaces the list. Those that stay keep their turn and, while the way to them is the
+    /// same, their state; new ones come last, in an order that `random` decides.
     pub(crate) fn set_endpoints(&mut self, endpoints: Arc<[PortalEndpoint]>, random: u64) {
         let staying = self
             .turns
@@ -114,8 +119,11 @@ impl Balancer {
             .collect();
         shuffle(&mut new, random);
         self.turns = staying.chain(new).collect();
-        self.unwell
-            .retain(|&address, _| position(&endpoints, address).is_some());
+        let known = &self.endpoints;
+        self.unwell.retain(|&address, _| {
+            let way = |list: &[PortalEndpoint]| position(list, address).map(|at| list[at].way);
+            way(&endpoints).is_some_and(|now| way(known) == Some(now))
+        });
         self.endpoints = endpoints;
     }
 
@@ -174,6 +182,26 @@ impl Balancer {
         };
         let absence = Absence::LeftOutUntil(now + absence_after(failures));
         self.unwell.insert(address, Unwell { failures, absence });
+    }
+
+    /// An attempt failed on the way to the endpoint, of which nothing was learnt. Others come
+    /// first for 1 s, and never longer, for the way may be whole again at any moment; what is
+    /// known of the endpoint itself stays.
+    pub(crate) fn way_failed(&mut self, address: SocketAddr, now: Instant) {
+        if !self.has(address) {
+            return;
+        }
+        let until = now + Self::FIRST_ABSENCE;
+        let unwell = self.unwell.entry(address).or_insert(Unwell {
+            failures: 1,
+            absence: Absence::LeftOutUntil(until),
+        });
+        match unwell.absence {
+            Absence::LeftOutUntil(known) if known > until => {}
+            Absence::LeftOutUntil(_) | Absence::OnTrial => {
+                unwell.absence = Absence::LeftOutUntil(until);
+            }
+        }
     }
 
     /// An attempt ended without telling anything about the endpoint; a trial is due again.

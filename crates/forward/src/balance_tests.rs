@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 
 use edgemesh_catalog::NodeName;
-use edgemesh_plan::Way;
 use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use proptest::strategy::Strategy as Generator;
 
@@ -175,6 +174,47 @@ fn what_many_connections_find_out_at_once_counts_once() {
         .map(|_| next(&mut balancer, start + SECOND))
         .collect();
     assert!(after_one_second.contains(&address(1)));
+}
+
+#[test]
+fn a_broken_way_puts_an_endpoint_last_for_one_second_however_often_it_breaks() {
+    let start = Instant::now();
+    let mut balancer = in_turn([1, 2]);
+    for round in 0..10 {
+        let now = start + round * SECOND;
+        balancer.way_failed(address(1), now);
+        for _ in 0..4 {
+            assert_eq!(next(&mut balancer, now), address(2));
+        }
+    }
+    let round: Vec<SocketAddr> = (0..2)
+        .map(|_| next(&mut balancer, start + 10 * SECOND))
+        .collect();
+    assert!(round.contains(&address(1)));
+}
+
+#[test]
+fn a_broken_way_does_not_shorten_what_the_endpoint_itself_has_earned() {
+    let start = Instant::now();
+    let mut balancer = in_turn([1, 2]);
+    for seconds in [0, 1, 3] {
+        fail(&mut balancer, 1, start + seconds * SECOND);
+    }
+    balancer.way_failed(address(1), start + 3 * SECOND);
+    let (_, failures, remaining) = balancer.unwell(start + 3 * SECOND).next().unwrap();
+    assert_eq!((failures, remaining), (3, 4 * SECOND));
+}
+
+#[test]
+fn by_another_way_an_endpoint_is_another_one() {
+    let now = Instant::now();
+    let mut balancer = in_turn([1, 2]);
+    fail(&mut balancer, 1, now);
+    let mut list = endpoints([1, 2]).to_vec();
+    list[0].way = Way::Tunnel;
+    balancer.set_endpoints(list.into(), 0);
+    assert!(balancer.unwell.is_empty());
+    assert!(balancer.has_by(address(1), Way::Tunnel) && !balancer.has_by(address(1), Way::Native));
 }
 
 #[test]

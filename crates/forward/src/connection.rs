@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_plan::PortalEndpoint;
-use edgemesh_sockets::{EndpointAddr, OutwardSockets, ResetOnDrop, broken, tune};
+use edgemesh_sockets::{ResetOnDrop, broken, tune};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
@@ -20,13 +20,14 @@ use crate::original_dst::ResolveOriginalDst;
 use crate::portal::ActivePortal;
 use crate::portal_table::PortalTable;
 use crate::reasons::Refused;
-use crate::relay::{Broken, Moved, relay};
+use crate::relay::{Broken, Moved};
+use crate::ways::{TcpUpstream, Ways};
 
 /// What all connections share.
 pub(crate) struct Connections {
     pub(crate) table: watch::Receiver<Arc<PortalTable>>,
     pub(crate) original_dst: ResolveOriginalDst,
-    pub(crate) outward: OutwardSockets,
+    pub(crate) ways: Ways,
     pub(crate) limits: DialLimits,
     /// Places for connections being served.
     pub(crate) places: Arc<Semaphore>,
@@ -100,7 +101,7 @@ impl Connections {
         client: ResetOnDrop,
         listener: ListenAddr,
         record: &mut Record,
-        stragglers: &mut Option<Stragglers<TcpStream>>,
+        stragglers: &mut Option<Stragglers<TcpUpstream>>,
     ) -> Closed {
         let portal = match self.find_portal(client.stream(), listener) {
             Ok(portal) => portal,
@@ -129,14 +130,7 @@ impl Connections {
         self.counters.connection_relayed();
         record.endpoint = Some(endpoint);
         *stragglers = (!slower.is_empty()).then_some(slower);
-        match relay(
-            client,
-            ResetOnDrop::new(stream),
-            &record.moved,
-            &self.counters,
-        )
-        .await
-        {
+        match stream.relay(client, &record.moved, &self.counters).await {
             Ok(()) => Closed::Ended,
             Err(broken) => Closed::Broken(broken),
         }
@@ -179,15 +173,13 @@ impl Connections {
         portal: &Arc<ActivePortal>,
         client: &TcpStream,
         from: ClientAddr,
-    ) -> Option<Result<Dialled<TcpStream>, DialFailure>> {
-        let outward = self.outward;
+    ) -> Option<Result<Dialled<TcpUpstream>, DialFailure>> {
         let dialler = Dialler {
             limits: self.limits,
             chance: &self.chance,
             counters: &self.counters,
         };
-        let connect =
-            move |endpoint: &PortalEndpoint| outward.connect_tcp(EndpointAddr(endpoint.address));
+        let connect = |endpoint: &PortalEndpoint| self.ways.connect_tcp(&portal.name, endpoint);
         tokio::select! {
             biased;
             _ = broken(client) => None,
@@ -195,7 +187,7 @@ impl Connections {
         }
     }
 
-    async fn await_stragglers(&self, stragglers: Stragglers<TcpStream>) {
+    async fn await_stragglers(&self, stragglers: Stragglers<TcpUpstream>) {
         let Ok(_place) = self.stragglers.try_acquire() else {
             return;
         };
@@ -255,6 +247,7 @@ impl Record {
             client = %self.client,
             endpoint = self.endpoint.as_ref().map(|e| field::display(e.address)),
             node = self.endpoint.as_ref().and_then(|e| e.node.as_ref()).map(field::display),
+            way = self.endpoint.as_ref().map(|e| field::display(e.way)),
             up = self.moved.up(),
             down = self.moved.down(),
             duration = ?self.since.elapsed(),
@@ -276,6 +269,8 @@ mod tests {
 
     use tokio::net::TcpListener;
 
+    use edgemesh_sockets::OutwardSockets;
+
     use super::*;
     use crate::original_dst::from_conntrack;
 
@@ -285,7 +280,7 @@ mod tests {
         let connections = Connections {
             table: table.subscribe(),
             original_dst: from_conntrack(),
-            outward: OutwardSockets::new(None),
+            ways: Ways::new(OutwardSockets::new(None), None),
             limits: DialLimits {
                 attempt: Duration::from_secs(2),
                 deadline: Duration::from_secs(5),

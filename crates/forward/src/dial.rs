@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgemesh_plan::PortalEndpoint;
+use edgemesh_plan::{PortalEndpoint, Way};
 use edgemesh_sockets::EndpointAddr;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -17,7 +17,7 @@ use crate::addrs::ClientAddr;
 use crate::chance::Chance;
 use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};
-use crate::reasons::DialFault;
+use crate::reasons::{Blame, DialFault};
 
 /// An endpoint that has not answered for this long is not waited for alone any more: the next
 /// one is tried beside it (RFC 8305 section 8, "Connection Attempt Delay").
@@ -26,6 +26,10 @@ const HEAD_START: Duration = Duration::from_millis(250);
 const MOST_AT_ONCE: usize = 4;
 /// Faults of this host's own after which a connection is given up.
 const LOCAL_FAULTS_TO_GIVE_UP: usize = 3;
+
+/// What an attempt through the tunnel may take longer, so that the exit, which waits for the
+/// endpoint as long as this node would, is heard: only it knows whose silence it is.
+const TUNNEL_EXTRA: Duration = Duration::from_secs(1);
 
 /// How long dialling may take.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +109,7 @@ impl Dialler<'_> {
     ) -> Result<Dialled<S>, DialFailure>
     where
         S: Send + 'static,
-        F: Future<Output = io::Result<S>> + Send + 'static,
+        F: Future<Output = Result<S, DialFault>> + Send + 'static,
     {
         let deadline = Instant::now() + self.limits.deadline;
         let mut race = Race::new();
@@ -164,25 +168,23 @@ impl Dialler<'_> {
     ) -> (SocketAddr, Running<S>)
     where
         S: Send + 'static,
-        F: Future<Output = io::Result<S>> + Send + 'static,
+        F: Future<Output = Result<S, DialFault>> + Send + 'static,
     {
-        let connecting = timeout(self.limits.attempt, connect(attempt.endpoint()));
+        let (within, silence) = match attempt.endpoint().way {
+            Way::Native => (self.limits.attempt, DialFault::TimedOut),
+            Way::Tunnel => (self.limits.attempt + TUNNEL_EXTRA, DialFault::PeerDown),
+        };
+        let connecting = timeout(within, connect(attempt.endpoint()));
         let counters = Arc::clone(self.counters);
         let address = attempt.endpoint().address;
         let running = Box::pin(async move {
             let endpoint = attempt.endpoint().clone();
-            let result = match connecting.await {
-                Ok(Ok(stream)) => Ok(stream),
-                Ok(Err(error)) => Err(fault_of(&error)),
-                Err(_) => Err(DialFault::TimedOut),
-            };
+            let result = connecting.await.unwrap_or(Err(silence));
             match result {
                 Ok(_) => attempt.succeeded(),
                 Err(fault) => {
                     counters.dial_failed(fault);
-                    if !fault.is_local() {
-                        attempt.failed(Instant::now().into_std());
-                    }
+                    attempt.failed(fault.blame(), Instant::now().into_std());
                 }
             }
             Outcome { endpoint, result }
@@ -221,7 +223,10 @@ impl<S> Race<S> {
 
     fn fail(&mut self, endpoint: SocketAddr, fault: DialFault) {
         self.failed.push((endpoint, fault));
-        let local = self.failed.iter().filter(|(_, fault)| fault.is_local());
+        let local = self
+            .failed
+            .iter()
+            .filter(|(_, fault)| fault.blame() == Blame::Host);
         // All others would meet the same shortage.
         self.exhausted |= local.count() >= LOCAL_FAULTS_TO_GIVE_UP;
     }

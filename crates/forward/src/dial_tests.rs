@@ -15,9 +15,9 @@ enum Behaves {
     AnswersAfter(u64),
     Refuses,
     BlackHole,
-    NoDescriptor,
+    Fails(DialFault),
 }
-use Behaves::{Answers, AnswersAfter, BlackHole, NoDescriptor, Refuses};
+use Behaves::{Answers, AnswersAfter, BlackHole, Fails, Refuses};
 
 const LIMITS: DialLimits = DialLimits {
     attempt: Duration::from_secs(2),
@@ -42,12 +42,21 @@ impl Lab {
         Self::with_affinity(behaviour, None)
     }
 
+    /// The same, with all of them at the other end of the tunnel.
+    fn tunnelled(behaviour: &[Behaves]) -> Self {
+        Self::with(behaviour, None, Way::Tunnel)
+    }
+
     fn with_affinity(behaviour: &[Behaves], affinity: Option<Duration>) -> Self {
+        Self::with(behaviour, affinity, Way::Native)
+    }
+
+    fn with(behaviour: &[Behaves], affinity: Option<Duration>, way: Way) -> Self {
         let endpoints: Arc<[PortalEndpoint]> = (0..behaviour.len())
             .map(|n| PortalEndpoint {
                 address: address(n),
                 node: None,
-                way: Way::Native,
+                way,
             })
             .collect();
         let portal = ActivePortal::new(
@@ -93,7 +102,7 @@ impl Lab {
     fn connect(
         &self,
         endpoint: &PortalEndpoint,
-    ) -> impl Future<Output = io::Result<usize>> + Send + use<> {
+    ) -> impl Future<Output = Result<usize, DialFault>> + Send + use<> {
         let n = (0..).find(|n| address(*n) == endpoint.address).unwrap();
         self.started.lock().unwrap().push(n);
         let behaves = self.behaviour.lock().unwrap()[n];
@@ -104,9 +113,9 @@ impl Lab {
                     sleep(Duration::from_millis(ms)).await;
                     Ok(n)
                 }
-                Refuses => Err(io::ErrorKind::ConnectionRefused.into()),
+                Refuses => Err(DialFault::Refused),
                 BlackHole => pending().await,
-                NoDescriptor => Err(io::Error::from_raw_os_error(24)),
+                Fails(fault) => Err(fault),
             }
         }
     }
@@ -241,7 +250,7 @@ async fn a_client_with_affinity_waits_for_its_slow_endpoint() {
 
 #[tokio::test(start_paused = true)]
 async fn a_shortage_of_our_own_is_not_blamed_on_the_endpoints() {
-    let lab = Lab::new(&[NoDescriptor; 10]);
+    let lab = Lab::new(&[Fails(DialFault::Local); 10]);
     let (dialled, _) = lab.dial().await;
     assert_eq!(dialled.err().unwrap().tried.len(), LOCAL_FAULTS_TO_GIVE_UP);
     *lab.behaviour.lock().unwrap() = vec![Answers; 10];
@@ -269,4 +278,51 @@ async fn a_dial_that_is_given_up_leaves_the_trial_to_the_next() {
         .attempt(ClientAddr(address(9)), &[], Instant::now().into_std(), 0)
         .unwrap();
     attempt.succeeded();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_down_is_passed_over_at_once_and_comes_back_within_a_second() {
+    let lab = Lab::tunnelled(&[Fails(DialFault::PeerDown), Answers]);
+    for _ in 0..20 {
+        let (dialled, took) = lab.dial().await;
+        assert_eq!(dialled.ok().unwrap().stream, 1);
+        assert_eq!(took, Duration::ZERO);
+        sleep(Duration::from_secs(2)).await;
+    }
+    lab.behaviour.lock().unwrap()[0] = Answers;
+    lab.started();
+    sleep(Duration::from_secs(1)).await;
+    for _ in 0..2 {
+        let _ = lab.dial().await;
+    }
+    assert!(lab.started().contains(&0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_all_peers_down_a_connection_is_refused_at_once() {
+    let lab = Lab::tunnelled(&[Fails(DialFault::PeerDown); 3]);
+    for _ in 0..3 {
+        let (dialled, took) = lab.dial().await;
+        assert_eq!(dialled.err().unwrap().tried.len(), 3);
+        assert_eq!(took, Duration::ZERO);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_in_the_tunnel_is_the_ways_and_waited_for_longer_than_the_exit_waits() {
+    let lab = Lab::tunnelled(&[BlackHole]);
+    let (dialled, took) = lab.dial().await;
+    assert_eq!(
+        dialled.err().unwrap().tried,
+        [(address(0), DialFault::PeerDown)]
+    );
+    assert_eq!(took, LIMITS.attempt + TUNNEL_EXTRA);
+}
+
+#[test]
+fn a_host_without_descriptors_blames_itself() {
+    for code in [23, 24, 105] {
+        let error = io::Error::from_raw_os_error(code);
+        assert_eq!(fault_of(&error).blame(), Blame::Host);
+    }
 }

@@ -35,6 +35,7 @@ use crate::tasks::{TaskEnd, TaskName, Tasks};
 use crate::udp::Flows;
 use crate::udp_flow::Clock;
 use crate::udp_portals::UdpPortals;
+use crate::ways::Ways;
 
 /// Attempts of connections that are served already, waited for at a time.
 const MOST_STRAGGLERS: usize = 64;
@@ -131,6 +132,7 @@ impl Forwarder {
                 .map_err(|source| BindError::Mark { mark, source })?;
         }
         let families = bind_families(settings)?;
+        let ways = Ways::new(outward, settings.tunnel.clone());
         let chance = Chance::new(settings.seed);
         let counters = Arc::new(Counters::default());
         let table = watch::Sender::new(Arc::default());
@@ -138,7 +140,7 @@ impl Forwarder {
             .max_connections
             .clamp(1, Semaphore::MAX_PERMITS / 2);
         let flows = Flows {
-            outward,
+            ways: ways.clone(),
             idle: settings.udp_idle_timeout,
             cap: Arc::new(FlowCap::new(settings.max_udp_flows)),
             clock: Clock::start(),
@@ -148,7 +150,7 @@ impl Forwarder {
         let connections = Connections {
             table: table.subscribe(),
             original_dst,
-            outward,
+            ways,
             limits: DialLimits {
                 attempt: settings.dial_timeout,
                 deadline: settings.dial_deadline,

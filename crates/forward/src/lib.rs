@@ -45,6 +45,8 @@ mod tasks;
 mod udp;
 mod udp_flow;
 mod udp_portals;
+mod udp_upstream;
+mod ways;
 
 pub use addrs::{ClientAddr, ListenAddr, OriginalDst};
 pub use edgemesh_sockets::EndpointAddr;

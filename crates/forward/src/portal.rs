@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use edgemesh_catalog::ServicePortName;
-use edgemesh_plan::{Frontend, PortalEndpoint};
+use edgemesh_plan::{Frontend, PortalEndpoint, Way};
 use edgemesh_sockets::EndpointAddr;
 use tokio::sync::watch;
 
@@ -13,6 +13,7 @@ use crate::Strategy;
 use crate::addrs::ClientAddr;
 use crate::balance::{Balancer, Pick};
 use crate::endpoint_health::LeftOut;
+use crate::reasons::Blame;
 
 /// One portal. It lives as long as any plan keeps it, and what it knows of its endpoints
 /// and clients with it.
@@ -69,8 +70,9 @@ impl ActivePortal {
         changes.subscribe()
     }
 
-    pub(crate) fn has_endpoint(&self, endpoint: EndpointAddr) -> bool {
-        self.balancer().has(endpoint.0)
+    /// Whether it leads to `endpoint` by `way`.
+    pub(crate) fn has_endpoint(&self, endpoint: EndpointAddr, way: Way) -> bool {
+        self.balancer().has_by(endpoint.0, way)
     }
 
     /// Picks the next endpoint for `client`; none when it `tried` all.
@@ -94,9 +96,13 @@ impl ActivePortal {
         self.balancer().settled(client.0.ip(), endpoint.0, now);
     }
 
-    /// `endpoint` failed a client that it served before.
-    pub(crate) fn endpoint_failed(&self, endpoint: EndpointAddr, now: Instant) {
-        self.balancer().failed(endpoint.0, false, now);
+    /// A client that `endpoint` served lost it, by the fault of `blame`.
+    pub(crate) fn lost(&self, endpoint: EndpointAddr, blame: Blame, now: Instant) {
+        match blame {
+            Blame::Endpoint => self.balancer().failed(endpoint.0, false, now),
+            Blame::Way => self.balancer().way_failed(endpoint.0, now),
+            Blame::Host => {}
+        }
     }
 
     /// The endpoints that failed and have not answered since.
@@ -147,12 +153,18 @@ impl Attempt {
         self.portal.balancer().succeeded(self.address().0);
     }
 
-    /// The endpoint did not answer, or refused.
-    pub(crate) fn failed(mut self, now: Instant) {
+    /// The endpoint was not reached, by the fault of `blame`.
+    pub(crate) fn failed(mut self, blame: Blame, now: Instant) {
+        let address = self.pick.endpoint.address;
+        match blame {
+            Blame::Endpoint => {
+                self.portal.balancer().failed(address, self.pick.trial, now);
+            }
+            Blame::Way => self.portal.balancer().way_failed(address, now),
+            // Dropped, it says nothing about the endpoint.
+            Blame::Host => return,
+        }
         self.reported = true;
-        self.portal
-            .balancer()
-            .failed(self.pick.endpoint.address, self.pick.trial, now);
     }
 }
 

@@ -51,21 +51,64 @@ pub enum DialFault {
     Local,
     /// Anything else.
     Other,
+    /// Its node knows no such endpoint: what one of the two knows of the cluster is older.
+    NotAnEndpoint,
+    /// Its node leaves the Service to kube-proxy.
+    Filtered,
+    /// Its node, or this one, has as many streams in the tunnel as it may.
+    Busy,
+    /// The agent on its node is ending.
+    ExitEnding,
+    /// The agent on its node could not try.
+    ExitFailed,
+    /// Its node is no peer, or none any more.
+    NoPeer,
+    /// The agent on its node does not answer.
+    PeerDown,
+}
+
+/// What a failed attempt tells about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// The endpoint, which is better left out for a while.
+    Endpoint,
+    /// The way to it, which may be whole again in a moment.
+    Way,
+    /// This host, whatever is tried.
+    Host,
 }
 
 impl DialFault {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Refused,
         Self::TimedOut,
         Self::Unreachable,
         Self::Local,
         Self::Other,
+        Self::NotAnEndpoint,
+        Self::Filtered,
+        Self::Busy,
+        Self::ExitEnding,
+        Self::ExitFailed,
+        Self::NoPeer,
+        Self::PeerDown,
     ];
 
-    /// Whether the fault is this host's and says nothing about the endpoint.
-    #[must_use]
-    pub fn is_local(self) -> bool {
-        self == Self::Local
+    pub(crate) fn blame(self) -> Blame {
+        match self {
+            Self::Refused
+            | Self::TimedOut
+            | Self::Unreachable
+            | Self::Other
+            | Self::NotAnEndpoint => Blame::Endpoint,
+            Self::Filtered
+            | Self::Busy
+            | Self::ExitEnding
+            | Self::ExitFailed
+            | Self::NoPeer
+            | Self::PeerDown => Blame::Way,
+            Self::Local => Blame::Host,
+        }
     }
 
     /// The word for labels and logs.
@@ -77,6 +120,13 @@ impl DialFault {
             Self::Unreachable => "unreachable",
             Self::Local => "local",
             Self::Other => "other",
+            Self::NotAnEndpoint => "not_an_endpoint",
+            Self::Filtered => "filtered",
+            Self::Busy => "busy",
+            Self::ExitEnding => "exit_ending",
+            Self::ExitFailed => "exit_failed",
+            Self::NoPeer => "no_peer",
+            Self::PeerDown => "peer_down",
         }
     }
 }
@@ -115,20 +165,40 @@ pub enum FlowEnded {
     Evicted,
     /// Its endpoint refused (ICMP) or could not be reached.
     EndpointFailed,
-    /// Its endpoint left the plan.
+    /// The way to its endpoint through the tunnel broke.
+    WayFailed,
+    /// Its endpoint left the plan, or is reached by another way now.
     EndpointGone,
     /// Its portal was closed.
     PortalClosed,
 }
 
 impl FlowEnded {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Idle,
         Self::Evicted,
         Self::EndpointFailed,
+        Self::WayFailed,
         Self::EndpointGone,
         Self::PortalClosed,
     ];
+
+    /// The end of a flow that lost its endpoint by the fault of `blame`.
+    pub(crate) fn for_blame(blame: Blame) -> Self {
+        match blame {
+            Blame::Endpoint => Self::EndpointFailed,
+            Blame::Way | Blame::Host => Self::WayFailed,
+        }
+    }
+
+    /// Whose fault the end was, where it was one.
+    pub(crate) fn blame(self) -> Option<Blame> {
+        match self {
+            Self::EndpointFailed => Some(Blame::Endpoint),
+            Self::WayFailed => Some(Blame::Way),
+            Self::Idle | Self::Evicted | Self::EndpointGone | Self::PortalClosed => None,
+        }
+    }
 
     /// The word for labels and logs.
     #[must_use]
@@ -137,6 +207,7 @@ impl FlowEnded {
             Self::Idle => "idle",
             Self::Evicted => "evicted",
             Self::EndpointFailed => "endpoint_failed",
+            Self::WayFailed => "way_failed",
             Self::EndpointGone => "endpoint_gone",
             Self::PortalClosed => "portal_closed",
         }

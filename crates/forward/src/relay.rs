@@ -47,7 +47,7 @@ impl Moved {
         self.down.load(Ordering::Relaxed)
     }
 
-    fn add(&self, way: Way, bytes: usize) {
+    pub(crate) fn add(&self, way: Way, bytes: usize) {
         let counter = match way {
             Way::Up => &self.up,
             Way::Down => &self.down,

@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use edgemesh_tunnel::Tunnel;
+
 /// How an endpoint is chosen where no session affinity decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
@@ -29,6 +31,8 @@ pub struct Settings {
     /// Firewall mark (`SO_MARK`) of every socket opened towards an endpoint; needs
     /// `CAP_NET_ADMIN`. Default none.
     pub mark: Option<u32>,
+    /// The way to endpoints that the plan wants reached through the tunnel. Default none.
+    pub tunnel: Option<Tunnel>,
     /// Endpoint choice without affinity. Default [`Strategy::RoundRobin`].
     pub strategy: Strategy,
     /// TCP connections served at a time; see [`Limits::within`]. Default 4096.
@@ -59,6 +63,7 @@ impl Default for Settings {
             listen_port: 20007,
             listen_port_expected_taken: false,
             mark: None,
+            tunnel: None,
             strategy: Strategy::default(),
             max_connections: 4096,
             admission_wait: Duration::from_secs(5),

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgemesh_sockets::{OutwardSockets, with_datagram_buffer};
+use edgemesh_sockets::with_datagram_buffer;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -16,12 +16,13 @@ use tracing::{Instrument, debug, debug_span, error};
 
 use crate::addrs::ClientAddr;
 use crate::chance::Chance;
-use crate::dial::fault_of;
 use crate::flow_cap::FlowCap;
 use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};
 use crate::reasons::{Dropped, FlowEnded};
-use crate::udp_flow::{Answers, Clock, Flow, Sent};
+use crate::udp_flow::{Answers, Clock, Flow};
+use crate::udp_upstream::Sent;
+use crate::ways::Ways;
 
 /// Datagrams taken from a portal's socket before its other business gets its turn.
 const DATAGRAMS_AT_ONCE: usize = 64;
@@ -31,7 +32,7 @@ const ENDPOINTS_PER_DATAGRAM: usize = 4;
 /// What all UDP portals share.
 #[derive(Debug)]
 pub(crate) struct Flows {
-    pub(crate) outward: OutwardSockets,
+    pub(crate) ways: Ways,
     pub(crate) idle: Duration,
     pub(crate) cap: Arc<FlowCap>,
     pub(crate) clock: Clock,
@@ -89,7 +90,7 @@ impl UdpPortal {
     fn end_flows_of_gone_endpoints(&mut self) {
         let portal = &self.portal;
         self.flows.retain(|_, flow| {
-            let stays = portal.has_endpoint(flow.endpoint);
+            let stays = portal.has_endpoint(flow.endpoint, flow.way());
             if !stays {
                 flow.end(FlowEnded::EndpointGone);
             }
@@ -139,11 +140,11 @@ impl UdpPortal {
             match flow.send(datagram, &self.shared.counters) {
                 Sent::Yes => return,
                 Sent::Dropped(reason) => return self.shared.counters.datagram_dropped(reason),
-                Sent::EndpointFailed => {
+                Sent::Failed(fault) => {
                     tried.push(flow.endpoint.0);
-                    self.portal
-                        .endpoint_failed(flow.endpoint, Instant::now().into_std());
-                    flow.end(FlowEnded::EndpointFailed);
+                    let now = Instant::now().into_std();
+                    self.portal.lost(flow.endpoint, fault.blame(), now);
+                    flow.end(FlowEnded::for_blame(fault.blame()));
                 }
             }
         }
@@ -167,7 +168,7 @@ impl UdpPortal {
                 continue;
             };
             match flow.send(datagram, &self.shared.counters) {
-                Sent::EndpointFailed => attempt.failed(now),
+                Sent::Failed(fault) => attempt.failed(fault.blame(), now),
                 Sent::Yes => return self.keep(flow, attempt),
                 Sent::Dropped(reason) => {
                     self.shared.counters.datagram_dropped(reason);
@@ -179,18 +180,15 @@ impl UdpPortal {
     }
 
     fn open(&self, client: ClientAddr, attempt: Attempt) -> Option<(Arc<Flow>, Attempt)> {
-        let endpoint = attempt.address();
-        match self.shared.outward.connect_udp(endpoint) {
+        let ways = &self.shared.ways;
+        match ways.connect_udp(&self.portal.name, attempt.endpoint()) {
             Ok(upstream) => {
-                let flow = Flow::new(client, endpoint, upstream, self.shared.clock);
+                let flow = Flow::new(client, attempt.address(), upstream, self.shared.clock);
                 Some((Arc::new(flow), attempt))
             }
-            Err(error) => {
-                let fault = fault_of(&error);
+            Err(fault) => {
                 self.shared.counters.dial_failed(fault);
-                if !fault.is_local() {
-                    attempt.failed(Instant::now().into_std());
-                }
+                attempt.failed(fault.blame(), Instant::now().into_std());
                 None
             }
         }

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use edgemesh_sockets::{
-    EndpointAddr, await_datagram, receive_now, send_now, send_to_now, with_datagram_buffer,
-};
+use edgemesh_sockets::{EndpointAddr, send_to_now};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +15,8 @@ use crate::addrs::ClientAddr;
 use crate::flow_cap::{FlowCap, Place};
 use crate::metrics::{Counters, Way};
 use crate::portal::{ActivePortal, Attempt};
-use crate::reasons::{Dropped, FlowEnded};
+use crate::reasons::{Blame, Dropped, FlowEnded};
+use crate::udp_upstream::{Received, Sent, UdpUpstream};
 
 /// An endpoint on trial that has not refused for this long counts as well: many UDP services
 /// never answer at all.
@@ -30,7 +29,7 @@ const ANSWERS_AT_ONCE: usize = 64;
 pub(crate) struct Flow {
     pub(crate) client: ClientAddr,
     pub(crate) endpoint: EndpointAddr,
-    upstream: UdpSocket,
+    upstream: UdpUpstream,
     clock: Clock,
     /// Nanoseconds of `clock`.
     last_use: AtomicU64,
@@ -57,20 +56,11 @@ impl Clock {
     }
 }
 
-/// What became of a datagram on its way to the endpoint.
-pub(crate) enum Sent {
-    Yes,
-    /// Lost, as datagrams may be.
-    Dropped(Dropped),
-    /// The endpoint is not to be reached; the datagram has not been sent.
-    EndpointFailed,
-}
-
 impl Flow {
     pub(crate) fn new(
         client: ClientAddr,
         endpoint: EndpointAddr,
-        upstream: UdpSocket,
+        upstream: UdpUpstream,
         clock: Clock,
     ) -> Self {
         Self {
@@ -85,25 +75,19 @@ impl Flow {
         }
     }
 
+    /// By which way it goes.
+    pub(crate) fn way(&self) -> edgemesh_plan::Way {
+        self.upstream.way()
+    }
+
     /// Sends a datagram of the client on.
     pub(crate) fn send(&self, datagram: &[u8], counters: &Counters) -> Sent {
         self.touch();
-        let sent = send_now(&self.upstream, datagram).or_else(|error| {
-            if is_of_an_earlier_datagram(&error) {
-                send_now(&self.upstream, datagram)
-            } else {
-                Err(error)
-            }
-        });
-        match sent {
-            Ok(_) => {
-                counters.datagram(Way::Up, datagram.len());
-                Sent::Yes
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Dropped(Dropped::Full),
-            Err(error) if is_about_endpoint(&error) => Sent::EndpointFailed,
-            Err(_) => Sent::Dropped(Dropped::SendFailed),
+        let sent = self.upstream.send(datagram);
+        if matches!(sent, Sent::Yes) {
+            counters.datagram(Way::Up, datagram.len());
         }
+        sent
     }
 
     /// Makes the flow end; the first reason counts.
@@ -168,7 +152,7 @@ impl Answers {
             tokio::select! {
                 biased;
                 () = flow.ending.cancelled() => break,
-                ready = await_datagram(&flow.upstream) => match ready {
+                ready = flow.upstream.ready() => match ready {
                     Ok(()) => self.pass_on(),
                     Err(_) => flow.end(FlowEnded::EndpointFailed),
                 },
@@ -183,33 +167,26 @@ impl Answers {
             }
             tokio::task::coop::consume_budget().await;
         }
-        if flow.why_it_ended() == FlowEnded::EndpointFailed {
-            self.report_failure();
+        if let Some(blame) = flow.why_it_ended().blame() {
+            self.report_failure(blame);
         }
         flow
     }
 
     fn pass_on(&mut self) {
         for _ in 0..ANSWERS_AT_ONCE {
-            let received = with_datagram_buffer(|buffer| {
-                let received = receive_now(&self.flow.upstream, buffer);
-                if let Ok(n) = received {
-                    self.answer(&buffer[..n]);
-                }
-                received
-            });
-            match received {
-                Ok(_) => {
+            let flow = &self.flow;
+            match flow.upstream.receive(|datagram| self.answer(datagram)) {
+                Received::Datagram => {
                     if let Some(attempt) = self.attempt.take() {
                         attempt.succeeded();
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if is_about_endpoint(&error) => {
-                    return self.flow.end(FlowEnded::EndpointFailed);
+                Received::Nothing => {}
+                Received::Empty => return,
+                Received::Failed(fault) => {
+                    return self.flow.end(FlowEnded::for_blame(fault.blame()));
                 }
-                // Something about a single datagram, such as its size.
-                Err(_) => {}
             }
         }
     }
@@ -231,11 +208,11 @@ impl Answers {
         }
     }
 
-    fn report_failure(&mut self) {
+    fn report_failure(&mut self, blame: Blame) {
         let now = Instant::now().into_std();
         match self.attempt.take() {
-            Some(attempt) => attempt.failed(now),
-            None => self.portal.endpoint_failed(self.flow.endpoint, now),
+            Some(attempt) => attempt.failed(blame, now),
+            None => self.portal.lost(self.flow.endpoint, blame, now),
         }
     }
 
@@ -264,21 +241,4 @@ impl Drop for Answers {
         self.cap.forget(&self.flow);
         self.counters.flow_ended(self.flow.why_it_ended());
     }
-}
-
-fn is_about_endpoint(error: &io::Error) -> bool {
-    use io::ErrorKind;
-    matches!(
-        error.kind(),
-        ErrorKind::ConnectionRefused
-            | ErrorKind::HostUnreachable
-            | ErrorKind::NetworkUnreachable
-            | ErrorKind::NetworkDown
-    )
-}
-
-/// The kernel tells a connected socket of an earlier datagram's fate (it was too large for the
-/// path) when the next one is sent, and does not send that.
-fn is_of_an_earlier_datagram(error: &io::Error) -> bool {
-    !is_about_endpoint(error) && error.kind() != io::ErrorKind::WouldBlock
 }

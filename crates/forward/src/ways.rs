@@ -1,0 +1,188 @@
+//! The two ways to an endpoint: a socket of this node's, or a stream of the tunnel to the node
+//! that has it.
+
+use std::pin::Pin;
+
+use edgemesh_catalog::{NodeName, ServicePortName};
+use edgemesh_plan::{PortalEndpoint, Way};
+use edgemesh_sockets::{EndpointAddr, OutwardSockets, ResetOnDrop};
+use edgemesh_tunnel::{OpenFault, Target, Tunnel, TunnelStream, UdpFlow};
+use tokio::net::TcpStream;
+
+use crate::dial::fault_of;
+use crate::metrics::{self, Counters};
+use crate::reasons::DialFault;
+use crate::relay::{Broken, Moved, Side, relay};
+use crate::udp_upstream::UdpUpstream;
+
+/// Leads to endpoints by the way that was planned for each.
+#[derive(Clone, Debug)]
+pub(crate) struct Ways {
+    sockets: OutwardSockets,
+    tunnel: Option<Tunnel>,
+}
+
+/// Boxed, so that those who never meet it do not make room for it.
+type Opening = Pin<Box<dyn Future<Output = Result<TunnelStream, OpenFault>> + Send>>;
+
+/// A connection with an endpoint.
+#[derive(Debug)]
+pub(crate) enum TcpUpstream {
+    Native(TcpStream),
+    Tunnel(Box<TunnelStream>),
+}
+
+impl Ways {
+    pub(crate) fn new(sockets: OutwardSockets, tunnel: Option<Tunnel>) -> Self {
+        Self { sockets, tunnel }
+    }
+
+    /// Connects with an endpoint of the service port `name`.
+    pub(crate) fn connect_tcp(
+        &self,
+        name: &ServicePortName,
+        endpoint: &PortalEndpoint,
+    ) -> impl Future<Output = Result<TcpUpstream, DialFault>> + Send + use<> {
+        let sockets = self.sockets;
+        let address = EndpointAddr(endpoint.address);
+        let through = match endpoint.way {
+            Way::Native => None,
+            Way::Tunnel => Some(self.open(name, endpoint)),
+        };
+        async move {
+            match through {
+                None => {
+                    let connected = sockets.connect_tcp(address).await;
+                    connected
+                        .map(TcpUpstream::Native)
+                        .map_err(|error| fault_of(&error))
+                }
+                Some(opening) => {
+                    let opened = opening?.await.map_err(tunnel_fault)?;
+                    Ok(TcpUpstream::Tunnel(Box::new(opened)))
+                }
+            }
+        }
+    }
+
+    fn open(
+        &self,
+        name: &ServicePortName,
+        endpoint: &PortalEndpoint,
+    ) -> Result<Opening, DialFault> {
+        let (tunnel, node) = self.peer_of(endpoint)?;
+        Ok(Box::pin(tunnel.open_tcp(node, target(name, endpoint))))
+    }
+
+    /// A UDP flow to an endpoint of the service port `name`.
+    pub(crate) fn connect_udp(
+        &self,
+        name: &ServicePortName,
+        endpoint: &PortalEndpoint,
+    ) -> Result<UdpUpstream, DialFault> {
+        match endpoint.way {
+            Way::Native => self
+                .sockets
+                .connect_udp(EndpointAddr(endpoint.address))
+                .map(UdpUpstream::Socket)
+                .map_err(|error| fault_of(&error)),
+            Way::Tunnel => {
+                let (tunnel, node) = self.peer_of(endpoint)?;
+                let flow: UdpFlow = tunnel
+                    .open_udp(node, target(name, endpoint))
+                    .map_err(tunnel_fault)?;
+                Ok(UdpUpstream::Tunnel(Box::new(flow)))
+            }
+        }
+    }
+
+    /// The tunnel, and the node at its other end. A plan that wants a tunnel is only made where
+    /// there is one.
+    fn peer_of<'e>(
+        &self,
+        endpoint: &'e PortalEndpoint,
+    ) -> Result<(&Tunnel, &'e NodeName), DialFault> {
+        let tunnel = self.tunnel.as_ref().ok_or(DialFault::NoPeer)?;
+        let node = endpoint.node.as_ref().ok_or(DialFault::NoPeer)?;
+        Ok((tunnel, node))
+    }
+}
+
+impl TcpUpstream {
+    /// Relays until both sides have ended their stream, or one broke the connection; then
+    /// the other is reset, too.
+    pub(crate) async fn relay(
+        self,
+        client: ResetOnDrop,
+        moved: &Moved,
+        counters: &Counters,
+    ) -> Result<(), Broken> {
+        match self {
+            Self::Native(stream) => relay(client, ResetOnDrop::new(stream), moved, counters).await,
+            Self::Tunnel(stream) => {
+                let count = |way, bytes| {
+                    let way = match way {
+                        edgemesh_tunnel::Way::IntoTunnel => metrics::Way::Up,
+                        edgemesh_tunnel::Way::OutOfTunnel => metrics::Way::Down,
+                    };
+                    moved.add(way, bytes);
+                    counters.tcp_bytes(way, bytes);
+                };
+                // Boxed: its state is larger than that of all the rest.
+                Box::pin(stream.carry(client, count))
+                    .await
+                    .map_err(|broken| match broken {
+                        edgemesh_tunnel::Broken::Socket(error) => Broken {
+                            side: Side::Client,
+                            error,
+                        },
+                        edgemesh_tunnel::Broken::Tunnel(error) => Broken {
+                            side: Side::Endpoint,
+                            error,
+                        },
+                    })
+            }
+        }
+    }
+}
+
+fn target(name: &ServicePortName, endpoint: &PortalEndpoint) -> Target {
+    Target {
+        service_port: name.clone(),
+        endpoint: endpoint.address,
+    }
+}
+
+/// What the tunnel's answer means for dialling.
+pub(crate) fn tunnel_fault(fault: OpenFault) -> DialFault {
+    match fault {
+        OpenFault::Refused => DialFault::Refused,
+        OpenFault::TimedOut => DialFault::TimedOut,
+        OpenFault::Unreachable => DialFault::Unreachable,
+        OpenFault::NotAnEndpoint => DialFault::NotAnEndpoint,
+        OpenFault::Filtered => DialFault::Filtered,
+        OpenFault::Busy => DialFault::Busy,
+        OpenFault::Draining => DialFault::ExitEnding,
+        OpenFault::UnknownPeer => DialFault::NoPeer,
+        OpenFault::PeerDown => DialFault::PeerDown,
+        OpenFault::ExitFailed | OpenFault::Offence => DialFault::ExitFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reasons::Blame;
+
+    #[test]
+    fn what_is_not_the_endpoints_fault_is_not_laid_to_it() {
+        for fault in OpenFault::ALL {
+            let expected = if fault.is_about_endpoint() {
+                Blame::Endpoint
+            } else {
+                Blame::Way
+            };
+            assert_eq!(tunnel_fault(fault).blame(), expected, "{fault}");
+        }
+    }
+}
