@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::link::{Direction, EmulatedLink, LinkConditions, LinkStatistics};
 use crate::namespace::Namespace;
@@ -107,21 +107,26 @@ impl Uplink {
     }
 
     /// Gives the router another public address, as providers do over night: every mapping of
-    /// its NAT is gone.
+    /// its NAT is gone. [`crate::Internet::free_address`] has one.
     ///
     /// # Errors
     ///
-    /// The kernel's; when another router has the address.
+    /// When somebody has the address, or while the uplink is cut.
     pub fn set_public_address(&self, address: Ipv4Addr) -> Result<()> {
         let mut state = self.state();
-        self.internet.ip(&format!(
-            "route del {}/32 dev {}\n",
-            state.address, self.device
-        ))?;
+        ensure!(
+            state.cut.is_none(),
+            "the uplink of {} is cut; restore it before its address changes",
+            self.router.name()
+        );
+        self.internet
+            .ip(&format!("route add {address}/32 dev {}\n", self.device))
+            .with_context(|| format!("{address} is somebody else's"))?;
+        self.take_address(address)?;
         self.router
             .ip(&format!("address del {}/32 dev {OUTSIDE}\n", state.address))?;
-        self.take_address(address)?;
-        self.internet.ip(&self.ways_in(address))?;
+        let gone = format!("route del {}/32 dev {}\n", state.address, self.device);
+        self.internet.ip(&(self.ways_in(address) + &gone))?;
         state.address = address;
         Ok(())
     }
@@ -206,7 +211,6 @@ impl Uplink {
 
     fn take_address(&self, address: Ipv4Addr) -> Result<()> {
         let gateway = self.gateway;
-        // The kernel took the routes with the address that is gone.
         self.router.ip(&format!(
             "address add {address}/32 dev {OUTSIDE}\n\
              route replace {gateway} dev {OUTSIDE} scope link\n\

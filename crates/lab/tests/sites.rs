@@ -178,6 +178,9 @@ fn a_nats_public_address_can_change() -> Result<()> {
         uplink.set_public_address(other)?;
         assert_eq!(uplink.public_address(), other);
         assert_eq!(seen()?, other);
+        let taken = sites.edge2_site().uplink().public_address();
+        assert!(uplink.set_public_address(taken).is_err());
+        assert_eq!(seen()?, other);
         // What was open has lost its mapping.
         held.set_read_timeout(Some(SHORT))?;
         held.write_all(b"x")?;
