@@ -1,0 +1,222 @@
+//! A peer that does not keep to the protocol: it costs its stream, then its connection, and
+//! nobody else anything.
+
+mod stage;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use edgemesh_catalog::{Change, MeshNode, Node, NodeName, Protocol::Tcp, PublicKey};
+use edgemesh_tunnel::wire::{ALPN, Answer, Request};
+use iroh::endpoint::{Connection, ConnectionError, RelayMode, presets};
+use iroh::{Endpoint, EndpointAddr, SecretKey, TransportAddr};
+use stage::{Cluster, Member, PATIENCE, endpoint, eventually, run, service_port};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+/// A believed peer that speaks for itself.
+struct Offender {
+    endpoint: Endpoint,
+    victim: EndpointAddr,
+}
+
+impl Offender {
+    /// Joins the cluster as node `evil` and finds `victim`.
+    async fn join(cluster: &mut Cluster, victim: &Member) -> Result<Self> {
+        let secret = SecretKey::generate();
+        let name = NodeName::new("evil");
+        cluster.apply(Change::Node(Node {
+            name: name.clone(),
+            zone: None,
+            pod_cidrs: Vec::new(),
+            addresses: Vec::new(),
+        }));
+        cluster.apply(Change::MeshNode(MeshNode {
+            name: name.clone(),
+            uid: None,
+            public_key: PublicKey::from_bytes(*secret.public().as_bytes()),
+            addresses: Vec::new(),
+            relay_url: None,
+            relay_server: None,
+            pod_cidrs: Vec::new(),
+            version: "1".into(),
+            boot_id: "1".into(),
+            previous_key: None,
+        }));
+        let mut reachability = victim.tunnel.reachability();
+        let believed = reachability.wait_for(|r| r.peers().any(|peer| *peer == name));
+        timeout(PATIENCE, believed).await??;
+        let id = iroh::PublicKey::from_bytes(victim.mesh_node.public_key.as_bytes())?;
+        let addresses = victim.mesh_node.addresses.iter().copied();
+        Ok(Self {
+            endpoint: endpoint_of(secret).await?,
+            victim: EndpointAddr::from_parts(id, addresses.map(TransportAddr::Ip)),
+        })
+    }
+
+    async fn connect(&self) -> Result<Connection> {
+        Ok(self.endpoint.connect(self.victim.clone(), ALPN).await?)
+    }
+}
+
+async fn endpoint_of(secret: SecretKey) -> Result<Endpoint> {
+    Ok(Endpoint::builder(presets::Minimal)
+        .secret_key(secret)
+        .relay_mode(RelayMode::Disabled)
+        .clear_ip_transports()
+        .bind_addr(SocketAddr::from(([10, 1, 201, 1], 0)))?
+        .bind()
+        .await?)
+}
+
+/// A victim with an endpoint that must never hear from the offender.
+async fn victim(cluster: &mut Cluster) -> Result<(Member, TcpListener)> {
+    let listener = TcpListener::bind(endpoint(1)).await?;
+    let victim = cluster
+        .join_with("victim", |settings| {
+            settings.timing.request = Duration::from_millis(500);
+        })
+        .await?;
+    cluster.service("web", Tcp, &[(endpoint(1), &victim)]);
+    Ok((victim, listener))
+}
+
+/// What the victim answers to `bytes` on a stream of their own.
+async fn answer_to(connection: &Connection, bytes: &[u8], finish: bool) -> Result<Answer> {
+    let (mut send, mut recv) = connection.open_bi().await?;
+    send.write_all(bytes).await?;
+    if finish {
+        send.finish()?;
+    }
+    let mut answer = [0; 1];
+    timeout(PATIENCE, recv.read_exact(&mut answer)).await??;
+    Ok(Answer::decode(answer[0])?)
+}
+
+fn valid_request() -> Result<Vec<u8>> {
+    let request = Request {
+        service_port: service_port("web", Tcp),
+        endpoint: endpoint(1),
+    };
+    Ok(request.encode()?)
+}
+
+#[test]
+fn broken_requests_cost_their_stream_and_are_counted() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let (victim, listener) = victim(cluster).await?;
+            let offender = Offender::join(cluster, &victim).await?;
+            let connection = offender.connect().await?;
+            let valid = valid_request()?;
+            let mut longer = valid.clone();
+            longer[1] += 1;
+            longer.push(0);
+            let cases: [(&str, &[u8]); 5] = [
+                ("a length beyond all bounds", &[0xff, 0xff, 1]),
+                ("a truncated request", &valid[..valid.len() - 3]),
+                ("a request with a byte too many", &longer),
+                ("an unknown protocol", &[0, 1, 200]),
+                ("nothing at all", &[]),
+            ];
+            for (what, bytes) in cases {
+                let answer = answer_to(&connection, bytes, true).await.context(what)?;
+                ensure!(answer == Answer::Malformed, "{what}: {answer:?}");
+            }
+            ensure!(victim.tunnel.counters().offences() == 5);
+            // The connection is still good for an honest one.
+            let answer = answer_to(&connection, &valid, false).await?;
+            ensure!(answer == Answer::Connected, "{answer:?}");
+            timeout(PATIENCE, listener.accept()).await??;
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn who_offends_again_and_again_loses_the_connection() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let (victim, _listener) = victim(cluster).await?;
+            let offender = Offender::join(cluster, &victim).await?;
+            let connection = offender.connect().await?;
+            for _ in 0..8 {
+                // The last answer may be overtaken by the end of the connection.
+                let _ = answer_to(&connection, &[0xff, 0xff], true).await;
+            }
+            let closed = timeout(PATIENCE, connection.closed()).await?;
+            ensure!(
+                matches!(&closed, ConnectionError::ApplicationClosed(close) if close.error_code == 5_u32.into()),
+                "{closed:?}"
+            );
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn a_stream_that_does_not_say_what_it_wants_is_not_waited_for() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let (victim, _listener) = victim(cluster).await?;
+            let offender = Offender::join(cluster, &victim).await?;
+            let connection = offender.connect().await?;
+            let answer = answer_to(&connection, &[0], false).await?;
+            ensure!(answer == Answer::Malformed, "{answer:?}");
+            eventually("it is forgotten", || {
+                victim.tunnel.counters().streams_in() == 0
+            })
+            .await
+        })
+    })
+}
+
+#[test]
+fn datagrams_that_are_none_are_offences() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let (victim, _listener) = victim(cluster).await?;
+            let offender = Offender::join(cluster, &victim).await?;
+            let connection = offender.connect().await?;
+            connection.send_datagram(Bytes::new())?;
+            connection.send_datagram(Bytes::from_static(&[0xc0]))?;
+            eventually("both are counted", || {
+                victim.tunnel.counters().offences() == 2
+            })
+            .await
+        })
+    })
+}
+
+#[test]
+fn a_hello_of_another_length_is_an_offence() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let (victim, _listener) = victim(cluster).await?;
+            let offender = Offender::join(cluster, &victim).await?;
+            let connection = offender.connect().await?;
+            let mut hello = connection.open_uni().await?;
+            hello.write_all(&[0; 1000]).await?;
+            hello.finish()?;
+            eventually("it is counted", || victim.tunnel.counters().offences() == 1).await
+        })
+    })
+}
+
+#[test]
+fn who_speaks_another_protocol_is_not_let_in() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let (victim, _listener) = victim(cluster).await?;
+            let offender = Offender::join(cluster, &victim).await?;
+            let victim_at = offender.victim.clone();
+            for other in [&b"edgemesh/0"[..], b"h3", b"/iroh-qad/0"] {
+                let connected = offender.endpoint.connect(victim_at.clone(), other).await;
+                ensure!(connected.is_err(), "{}", String::from_utf8_lossy(other));
+            }
+            Ok(())
+        })
+    })
+}
