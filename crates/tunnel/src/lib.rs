@@ -9,9 +9,11 @@
 //!
 //! Who is a peer is decided by [`PeerBook`] from the cluster's MeshNodes and proved by the
 //! TLS handshake (Ed25519 raw public keys, RFC 7250, inside QUIC, RFC 9000). What a peer may
-//! reach is decided by this node's own catalog alone. What is said on the wire is [`wire`].
+//! reach is decided by this node's own catalog alone. What is said on the wire is [`edgemesh_wire`].
 
 mod acceptor;
+mod address_discovery;
+mod address_places;
 mod carry;
 mod codes;
 mod counters;
@@ -30,13 +32,17 @@ mod peer_address;
 mod peer_book;
 mod peer_status;
 mod peer_stream;
+mod relay_access;
+mod relay_certificate;
+mod relay_counters;
+mod relay_door;
+mod relay_server;
 mod relay_trust;
 mod running;
 mod session;
 mod settings;
 mod tunnel;
 mod udp_flow;
-pub mod wire;
 
 pub use carry::{Broken, Way};
 pub use counters::{Counters, DatagramDropped};
@@ -47,6 +53,8 @@ pub use key_text::NotAKey;
 pub use open::TunnelStream;
 pub use peer_book::{NotBelieved, Peer, PeerBook, Peers, RefusedPeer};
 pub use peer_status::{LinkStatus, Path, PeerStatus};
+pub use relay_counters::RelayCounters;
+pub use relay_server::{DISCOVERY_PORT, RELAY_PORT, RelaySettings};
 pub use running::{Running, StartError};
 pub use settings::{Limits, Settings, Timing};
 pub use tunnel::{Target, Tunnel};

@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use edgemesh_catalog::{Change, Fold, Node, PreviousKey};
 use proptest::prelude::*;
 
@@ -6,8 +8,12 @@ use crate::identity::NodeKey;
 
 const OWN: &str = "own";
 
+/// Made once: that takes most of the time of these tests.
+static KEYS: LazyLock<[PublicKey; 8]> =
+    LazyLock::new(|| [0, 1, 2, 3, 4, 5, 6, 7].map(|seed| NodeKey::of_seed(seed).public()));
+
 fn key(seed: u8) -> PublicKey {
-    NodeKey::of_seed(seed).public()
+    KEYS[usize::from(seed)]
 }
 
 fn name(node: &str) -> NodeName {
@@ -73,7 +79,7 @@ impl Cluster {
 
 /// The peers as `node=seed`.
 fn believed(peers: &Peers) -> Vec<String> {
-    let seed = |wanted: &PublicKey| (0..20).find(|seed| key(*seed) == *wanted).unwrap();
+    let seed = |wanted: &PublicKey| KEYS.iter().position(|key| key == wanted).unwrap();
     let text = |peer: &Arc<Peer>| format!("{}={}", peer.name(), seed(peer.key()));
     peers.iter().map(text).collect()
 }

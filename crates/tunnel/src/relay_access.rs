@@ -86,11 +86,6 @@ impl RelayAccess {
         !strangers.is_empty()
     }
 
-    /// How many keys have a connection.
-    pub(crate) fn clients(&self) -> usize {
-        self.guests().connections.len()
-    }
-
     fn cut(&self, key: &PublicKey, connection: Option<ConnectionId>) {
         if let (Some(clients), Some(id)) = (self.0.clients.get(), endpoint_id(key))
             && clients.disconnect(id, connection)
@@ -111,9 +106,11 @@ impl RelayAccess {
         }
         let connections = guests.connections.entry(key).or_default();
         connections.push_back(connection);
-        let surplus = (connections.len() > PER_KEY).then(|| connections.pop_front());
+        let surplus = connections.len() > PER_KEY;
+        let oldest = surplus.then(|| connections.pop_front()).flatten();
+        self.0.counters.set_clients(guests.connections.len());
         drop(guests);
-        if let Some(Some(oldest)) = surplus {
+        if let Some(oldest) = oldest {
             self.cut(&key, Some(oldest));
         }
         Access::Allow
@@ -138,6 +135,7 @@ impl AccessControl for RelayAccess {
                 guests.connections.remove(&key);
             }
         }
+        self.0.counters.set_clients(guests.connections.len());
     }
 }
 

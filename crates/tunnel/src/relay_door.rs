@@ -5,7 +5,7 @@
 //! how many may try at a time. Apart from that there is `/ping`, by which clients find
 //! out how far the relay is. Nothing tells what this is, who made it, or whose it is.
 
-use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsFd;
@@ -13,21 +13,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{Either, ready};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::{Service, service_fn};
+use hyper::service::Service;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use iroh_relay::http::{RELAY_PATH, RELAY_PROBE_PATH};
-use iroh_relay::server::http_server::{RelayService, RelayServiceWithNotify};
+use iroh_relay::server::http_server::{
+    BytesBody, HyperError, HyperResult, RelayService, RelayServiceWithNotify,
+};
 use iroh_relay::server::streams::MaybeTlsStream;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
 use crate::address_places::{AddressPlaces, Place};
@@ -92,20 +93,14 @@ async fn receive(stream: TcpStream, relay: RelayService, place: Place) {
     // Dropped with the last of the request's copies: the relay keeps one while it asks for
     // the key.
     let arrived = CancellationToken::new();
-    let arriving = Arc::new(arrived.clone().drop_guard());
-    let relay = RelayServiceWithNotify::new(relay, Arc::new(Notify::new()));
-    let answer = service_fn(move |mut request: Request<Incoming>| {
-        if is_relay_request(&request) {
-            request.extensions_mut().insert(Arc::clone(&arriving));
-            Either::Left(relay.call(request))
-        } else {
-            Either::Right(ready(Ok(plain_answer(&request))))
-        }
-    });
+    let door = Door {
+        relay: RelayServiceWithNotify::new(relay, Arc::new(Notify::new())),
+        arriving: Arc::new(arrived.clone().drop_guard()),
+    };
     let arrival = async {
         let served = hyper::server::conn::http1::Builder::new()
             .max_buf_size(HEAD)
-            .serve_connection(TokioIo::new(MaybeTlsStream::Plain(stream)), answer)
+            .serve_connection(TokioIo::new(MaybeTlsStream::Plain(stream)), door)
             .with_upgrades()
             .await;
         if let Err(error) = served {
@@ -121,19 +116,33 @@ async fn receive(stream: TcpStream, relay: RelayService, place: Place) {
     drop(place);
 }
 
-fn is_relay_request(request: &Request<Incoming>) -> bool {
-    request.method() == Method::GET && request.uri().path() == RELAY_PATH
+/// Passes on what is for the relay, and answers the rest.
+struct Door {
+    relay: RelayServiceWithNotify,
+    arriving: Arc<DropGuard>,
 }
 
-/// What the relay's own answers are, too.
-type Body = Box<dyn hyper::body::Body<Data = Bytes, Error = Infallible> + Send + Sync>;
+impl Service<Request<Incoming>> for Door {
+    type Response = Response<BytesBody>;
+    type Error = HyperError;
+    type Future = Ready<HyperResult<Response<BytesBody>>>;
 
-fn plain_answer(request: &Request<Incoming>) -> Response<Body> {
-    let known = request.method() == Method::GET && request.uri().path() == RELAY_PROBE_PATH;
-    let body: Body = Box::new(Full::new(Bytes::new()));
-    let mut response = Response::new(body);
-    if !known {
-        *response.status_mut() = StatusCode::NOT_FOUND;
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, RELAY_PATH) => {
+                let arriving = Arc::clone(&self.arriving);
+                request.extensions_mut().insert(arriving);
+                self.relay.call(request)
+            }
+            (&Method::GET, RELAY_PROBE_PATH) => answer(StatusCode::OK),
+            _ => answer(StatusCode::NOT_FOUND),
+        }
     }
-    response
+}
+
+fn answer(status: StatusCode) -> Ready<HyperResult<Response<BytesBody>>> {
+    let body: BytesBody = Box::new(Full::new(Bytes::new()));
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    ready(Ok(response))
 }
