@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use edgemesh_wire::Answer;
+
 use crate::fault::OpenFault;
-use crate::wire::Answer;
 
 /// The tunnel's counters; read them at any time.
 #[derive(Debug, Default)]

@@ -140,6 +140,8 @@ pub(crate) fn endpoint_builder(
 fn transport() -> QuicTransportConfig {
     QuicTransportConfig::builder()
         .max_concurrent_bidi_streams(STREAMS.into())
+        // The hello, and nothing else.
+        .max_concurrent_uni_streams(1_u32.into())
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(WINDOW.into())
         .send_window(SEND_WINDOW)

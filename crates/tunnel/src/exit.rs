@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::{Exits, NotExitable};
 use edgemesh_sockets::{EndpointAddr, OutwardSockets, ResetOnDrop};
+use edgemesh_wire::{Answer, REQUEST_HEADER, Request, request_length};
 use iroh::endpoint::RecvStream;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -19,7 +20,6 @@ use crate::exit_flow::ExitFlow;
 use crate::peer_stream::PeerStream;
 use crate::session::StreamOfSession;
 use crate::settings::{Limits, Timing};
-use crate::wire::{Answer, REQUEST_HEADER, Request, request_length};
 
 /// Connects peers with endpoints of this node.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Why a stream to an endpoint of another node was not to be had.
 
-use crate::wire::Answer;
+use edgemesh_wire::Answer;
 
 /// Why there is no way to an endpoint through the tunnel. In each case not one byte of the
 /// client's has reached the endpoint, so that another endpoint may be tried.

@@ -5,8 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-
-use crate::wire::Datagram;
+use edgemesh_wire::Datagram;
 
 /// Datagrams kept that came before the stream which opens their flow: the network may
 /// reorder the two.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_catalog::MeshNode;
+use edgemesh_wire::{ALPN, Hello};
 use futures_util::future::OptionFuture;
 use iroh::Endpoint;
 use iroh::endpoint::Connection;
@@ -20,7 +21,6 @@ use crate::fault::OpenFault;
 use crate::peer_address::peer_address;
 use crate::session::{Serving, Session};
 use crate::settings::{Limits, Timing};
-use crate::wire::{ALPN, Hello};
 
 /// Connections with one peer at a time. Both ends may begin one at the same moment, and a
 /// later run of its agent comes beside the earlier.

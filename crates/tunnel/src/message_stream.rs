@@ -4,11 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use edgemesh_wire::{MESSAGE_HEADER, message_header, message_length};
 use iroh::endpoint::{ReadExactError, RecvStream, SendStream};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::counters::{Counters, DatagramDropped};
-use crate::wire::{MESSAGE_HEADER, message_header, message_length};
 
 /// Messages of one flow that wait to be written: about a megabyte of the largest.
 const MOST_WAITING: usize = 16;

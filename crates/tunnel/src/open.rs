@@ -9,8 +9,8 @@ use crate::counters::Going;
 use crate::fault::OpenFault;
 use crate::peer_stream::PeerStream;
 use crate::session::{Session, StreamOfSession};
-use crate::wire::{Answer, Request};
 use edgemesh_sockets::ResetOnDrop;
+use edgemesh_wire::{Answer, Request};
 
 /// A stream of a peer's session, not yet asked for anything, with the places that it takes.
 #[derive(Debug)]

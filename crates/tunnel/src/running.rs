@@ -9,6 +9,7 @@ use std::time::Duration;
 use edgemesh_catalog::{NodeName, PublicKey};
 use edgemesh_plan::{Exits, Reachability};
 use edgemesh_sockets::OutwardSockets;
+use edgemesh_wire::{ALPN, Hello};
 use iroh::address_lookup::MemoryLookup;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -26,7 +27,6 @@ use crate::peer_book::{PeerBook, Peers};
 use crate::relay_trust::RelayTrust;
 use crate::settings::Settings;
 use crate::tunnel::{Inner, Tunnel};
-use crate::wire::{ALPN, Hello};
 
 /// How long peers may take to learn that this node is going.
 const FAREWELL: Duration = Duration::from_secs(3);

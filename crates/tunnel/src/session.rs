@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use edgemesh_wire::{Datagram, Hello, MAX_DATAGRAM_OVERHEAD};
 use iroh::endpoint::{Connection, RecvStream, SendDatagramError, Side};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -18,7 +19,6 @@ use crate::counters::{Counters, DatagramDropped};
 use crate::exit::{Exit, Quota};
 use crate::flow_table::FlowTable;
 use crate::peer_stream::PeerStream;
-use crate::wire::{Datagram, Hello, MAX_DATAGRAM_OVERHEAD};
 
 /// Bytes of datagrams that may wait for the peer besides those in QUIC's own buffer.
 const MOST_WAITING: usize = 4 << 20;

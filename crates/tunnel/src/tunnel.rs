@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edgemesh_catalog::{NodeName, ServicePortName};
 use edgemesh_plan::Reachability;
+use edgemesh_wire::{Hello, Request};
 use iroh::Endpoint;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,6 @@ use crate::peer_stream::PeerStream;
 use crate::session::{Serving, Session};
 use crate::settings::{Limits, Timing};
 use crate::udp_flow::UdpFlow;
-use crate::wire::{Hello, Request};
 
 /// Streams that a peer may have under way beyond its share, while they are being refused.
 const REFUSED_AT_ONCE: usize = 256;
@@ -128,6 +128,12 @@ impl Tunnel {
     #[must_use]
     pub fn listening_at(&self) -> Vec<SocketAddr> {
         self.0.endpoint.bound_sockets()
+    }
+
+    /// Who is believed and who is not; changes with the cluster's MeshNodes.
+    #[must_use]
+    pub fn believed(&self) -> watch::Receiver<Arc<Peers>> {
+        self.0.peers.clone()
     }
 
     /// MeshNodes that are not believed, and why.

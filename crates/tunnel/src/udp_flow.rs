@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use edgemesh_wire::{Answer, Request};
 use iroh::endpoint::{ReadError, RecvStream};
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -16,7 +17,6 @@ use crate::message_stream::{MessageQueue, MessageReader, MessageWriter};
 use crate::open::{Opened, ask};
 use crate::peer_stream::PeerStream;
 use crate::session::{NotSent, Session};
-use crate::wire::{Answer, Request};
 
 /// Datagrams kept for a flow whose way to the peer is still being made.
 const MOST_EARLY: usize = 64;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use edgemesh_catalog::{Change, MeshNode, Node, NodeName, Protocol::Tcp, PublicKey};
-use edgemesh_tunnel::wire::{ALPN, Answer, Request};
+use edgemesh_wire::{ALPN, Answer, Request};
 use iroh::endpoint::{Connection, ConnectionError, RelayMode, presets};
 use iroh::{Endpoint, EndpointAddr, SecretKey, TransportAddr};
 use stage::{Cluster, Member, PATIENCE, endpoint, eventually, run, service_port};

@@ -2,8 +2,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::WireError;
-use super::varint::{self, MAX_VARINT};
+use crate::WireError;
+use crate::varint::{self, MAX_VARINT};
 
 /// Most bytes that a flow's number adds to a datagram.
 pub const MAX_DATAGRAM_OVERHEAD: usize = MAX_VARINT;

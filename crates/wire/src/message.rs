@@ -1,6 +1,6 @@
 //! Datagrams on a stream: those that are too large for a packet, each after its length.
 
-use super::WireError;
+use crate::WireError;
 
 /// Bytes of the length before each message.
 pub const MESSAGE_HEADER: usize = 2;

@@ -1,6 +1,6 @@
 //! What the exit says to a request.
 
-use super::WireError;
+use crate::WireError;
 
 /// What became of a request. Each but [`Answer::Connected`] means that not one byte has gone
 /// to the endpoint.

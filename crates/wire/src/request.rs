@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use bytes::{Buf, BufMut};
 use edgemesh_catalog::{ObjectName, Protocol, ServicePortName};
 
-use super::WireError;
+use crate::WireError;
 
 /// Bytes before a request that tell its length.
 pub const REQUEST_HEADER: usize = 2;

@@ -3,13 +3,13 @@
 use bytes::{Buf, BufMut};
 
 /// Longest form.
-pub(super) const MAX_VARINT: usize = 8;
+pub(crate) const MAX_VARINT: usize = 8;
 
 /// Largest number that has a form.
 const MOST: u64 = (1 << 62) - 1;
 
 /// Appends `number`, which is below 2^62 as all numbers of streams are; a larger one is cut.
-pub(super) fn put(number: u64, to: &mut impl BufMut) {
+pub(crate) fn put(number: u64, to: &mut impl BufMut) {
     let number = number & MOST;
     match number {
         0..=0x3f => to.put_u8(number as u8),
@@ -20,7 +20,7 @@ pub(super) fn put(number: u64, to: &mut impl BufMut) {
 }
 
 /// Takes a number from the front; none when there is no whole one.
-pub(super) fn take(from: &mut impl Buf) -> Option<u64> {
+pub(crate) fn take(from: &mut impl Buf) -> Option<u64> {
     let first = *from.chunk().first()?;
     let length = 1 << (first >> 6);
     if from.remaining() < length {

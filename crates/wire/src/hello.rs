@@ -1,6 +1,6 @@
 //! What each end says first on a connection.
 
-use super::WireError;
+use crate::WireError;
 
 /// Which run of an agent this is.
 ///
