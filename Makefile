@@ -5,7 +5,7 @@ CARGO ?= cargo
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: help demo build test e2e bench check bless
+.PHONY: help demo build test e2e fuzz bench check bless
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,12 +26,16 @@ test: ## all tests that need no cluster, kernel labs included
 e2e: ## against a real etcd, kube-apiserver and kube-proxy (K8S_BIN=DIR ETCD=FILE: your own)
 	@e2e/run
 
+fuzz: ## random bytes for every decoder, 20 s each (fuzz/run TARGET SECONDS: longer)
+	@fuzz/run
+
 bench: ## time and memory at 100 to 10,000 Services, beside kube-proxy where e2e has built one
 	@crates/agent/benches/run
 
 check: ## formatting, lints, docs, licences
 	@tools/prerequisites cc
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p edgemesh-agent --test e2e -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
