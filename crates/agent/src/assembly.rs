@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use edgemesh_forward::{Forwarder, Limits, Settings};
-use edgemesh_plan::{Policy, Reachability};
+use edgemesh_plan::Policy;
 use edgemesh_rules::{
     Backend, BackendSetting, Family, FlavourSetting, HostNetwork, HostSupport, Mark, Pulse,
     host_supports,
 };
+use edgemesh_tunnel::{Running, Tunnel};
 use edgemesh_watch::{
-    ApiSource, ApiTiming, Counters, LastGoodFile, LastGoodSaver, ManifestsSource, SourceState,
+    ApiSettings, ApiSource, ApiTiming, Counters, LastGoodFile, LastGoodSaver, ManifestsSource,
+    SourceState,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -23,12 +25,13 @@ use crate::api_way::{CLOUD_VARIABLE, api_settings};
 use crate::config::{self, Config, Flavour};
 use crate::health::{Condition, Health};
 use crate::holding::Outside;
-use crate::metrics::Metrics;
+use crate::metrics::{Figures, Metrics};
 use crate::pulse::keep_open;
 use crate::status::Observer;
 use crate::supervisor::Start;
 use crate::sync::{FamilyParts, Inputs, Parts, Sync};
 use crate::sync_figures::SyncFigures;
+use crate::tunnel::{self, WriteTo};
 
 /// How often the last good catalog is saved at the most: writing wears flash out.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
@@ -49,6 +52,8 @@ pub(crate) struct Assembled {
     pub(crate) policy: watch::Sender<Policy>,
     /// The catalog.
     pub(crate) source: watch::Receiver<SourceState>,
+    /// The tunnel's tasks, where there is one.
+    pub(crate) tunnel: Option<Running>,
     /// What belongs to the one agent that holds the node.
     pub(crate) outside: Outside,
 }
@@ -71,14 +76,26 @@ pub(crate) async fn assemble(
     let mut families = open_families(config, beside).await?;
     let intercepts: Vec<IpAddr> = families.iter().map(|family| family.intercept).collect();
 
-    // Before anything is changed on the node: a wrong folder or kubeconfig ends here.
+    // Before anything is changed on the node: a wrong folder, kubeconfig or key ends here.
     let (source, watch_counters, saver) = start_source(start, tasks, stop)?;
+    let (policy, policy_seen) = watch::channel(policy(config, start, &intercepts));
+    let tunnel = tunnel::open(
+        start,
+        &source,
+        &policy_seen,
+        health,
+        write_to(start),
+        tasks,
+        stop,
+    )
+    .await?;
     let pulses = pulses(&families, beside);
     for family in &mut families {
         // Listeners need their address first; routes come with the catalog.
         family.host.ensure_address().await?;
     }
-    let forwarder = match bind_forwarder(start, beside, &intercepts) {
+    let through = tunnel.as_ref().map(|opened| opened.tunnel.clone());
+    let forwarder = match bind_forwarder(start, beside, &intercepts, through.clone()) {
         Ok(forwarder) => forwarder,
         Err(error) => {
             if beside == Beside::Nobody {
@@ -93,17 +110,18 @@ pub(crate) async fn assemble(
         beating.await;
         "the keeper of the gates"
     });
-    let metrics = Metrics::new(vec![
+    let mut told: Vec<Box<dyn Figures>> = vec![
         Box::new(Arc::clone(&figures)),
         Box::new(forwarder.counters()),
         Box::new(Arc::clone(&watch_counters)),
-    ]);
+    ];
+    told.extend(through.clone().map(|tunnel| Box::new(tunnel) as _));
+    let metrics = Metrics::new(told);
     let (forward_counters, endpoint_health) = (forwarder.counters(), forwarder.endpoint_health());
-    let (policy, policy_seen) = watch::channel(policy(config, start, &intercepts));
     let sync = Sync::new(Parts {
         inputs: Inputs {
             source: source.clone(),
-            reachability: watch::channel(Reachability::default()).1,
+            reachability: through.map_or_else(tunnel::no_peers, |tunnel| tunnel.reachability()),
             policy: policy_seen,
         },
         forwarder,
@@ -122,17 +140,23 @@ pub(crate) async fn assemble(
         source_counters: watch_counters,
         forward_counters,
         endpoint_health: Some(endpoint_health),
+        tunnel: tunnel.as_ref().map(|opened| opened.observer.clone()),
     };
+    let (running, in_public) = tunnel
+        .map(|opened| (opened.running, opened.in_public))
+        .unzip();
     Ok(Assembled {
         sync,
         policy,
         source,
+        tunnel: running,
         outside: Outside {
             admin: config.common.admin,
             health: health.clone(),
             metrics,
             observer,
             saver,
+            in_public,
         },
     })
 }
@@ -205,8 +229,12 @@ fn bind_forwarder(
     start: &Start,
     beside: Beside,
     intercepts: &[IpAddr],
+    tunnel: Option<Tunnel>,
 ) -> anyhow::Result<Forwarder> {
-    let settings = forwarder_settings(start, beside, intercepts);
+    let settings = Settings {
+        tunnel,
+        ..forwarder_settings(start, beside, intercepts)
+    };
     let mut forwarder = Forwarder::bind(&settings).context("start the forwarder")?;
     forwarder.start();
     Ok(forwarder)
@@ -311,9 +339,8 @@ fn start_source(
         }
     };
     let loaded = last_good.as_ref().map(|known| known.catalog.clone());
-    let settings = api_settings(&start.config, std::env::var_os(CLOUD_VARIABLE).is_some());
     let (source, states) = ApiSource::new(
-        settings,
+        api(start),
         ApiTiming::default(),
         last_good,
         Arc::clone(&counters),
@@ -325,4 +352,16 @@ fn start_source(
         "the Kubernetes API source"
     });
     Ok((states, counters, Some(saver)))
+}
+
+fn api(start: &Start) -> ApiSettings {
+    api_settings(&start.config, std::env::var_os(CLOUD_VARIABLE).is_some())
+}
+
+/// Where this agent's own word goes: to where the catalog comes from.
+fn write_to(start: &Start) -> WriteTo {
+    match &start.manifests {
+        Some(directory) => WriteTo::Manifests(directory.clone()),
+        None => WriteTo::Api(api(start)),
+    }
 }

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use edgemesh_tunnel::Running;
 use edgemesh_watch::LastGoodSaver;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -16,6 +17,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::node_lock::NodeLock;
 use crate::status::Observer;
+use crate::tunnel::{InPublic, lost};
 
 /// How long the last good catalog may take to be saved at the end.
 const LAST_SAVE: Duration = Duration::from_secs(2);
@@ -32,6 +34,8 @@ pub(crate) struct Outside {
     pub(crate) observer: Observer,
     /// Where there is something to save.
     pub(crate) saver: Option<LastGoodSaver>,
+    /// What is said in the cluster, where there is a tunnel.
+    pub(crate) in_public: Option<InPublic>,
 }
 
 /// What the holder has until it lets go.
@@ -42,11 +46,15 @@ pub(crate) struct Holding {
     pub(crate) stop: CancellationToken,
     /// Those who answer; they are ended by force.
     pub(crate) answering: JoinSet<&'static str>,
+    /// The tunnel, where there is one, until somebody takes charge of its end.
+    pub(crate) tunnel: Option<Running>,
 }
 
 /// What its owner has to know.
 pub(crate) enum News {
     TaskEnded(Result<&'static str, JoinError>),
+    /// A part of the tunnel has ended.
+    TunnelLost(String),
     Successor(Successor),
 }
 
@@ -62,7 +70,7 @@ impl Holding {
             let admin = Admin::bind(address, health, metrics).await?;
             self.answering.spawn(serve(admin));
         }
-        self.open_the_rest(outside.observer, outside.saver);
+        self.open_the_rest(outside.observer, outside.saver, outside.in_public);
         Ok(())
     }
 
@@ -74,10 +82,18 @@ impl Holding {
             self.answering
                 .spawn(async move { serve(bind_when_free(address, health, metrics).await).await });
         }
-        self.open_the_rest(outside.observer, outside.saver);
+        self.open_the_rest(outside.observer, outside.saver, outside.in_public);
     }
 
-    fn open_the_rest(&mut self, observer: Observer, saver: Option<LastGoodSaver>) {
+    fn open_the_rest(
+        &mut self,
+        observer: Observer,
+        saver: Option<LastGoodSaver>,
+        in_public: Option<InPublic>,
+    ) {
+        if let Some(in_public) = in_public {
+            in_public.start(&mut self.tasks, &self.stop);
+        }
         self.answering.spawn(async move {
             answers::serve(observer).await;
             "the socket for status and explain"
@@ -97,6 +113,7 @@ impl Holding {
         tokio::select! {
             Some(ended) = self.tasks.join_next() => News::TaskEnded(ended),
             Some(ended) = self.answering.join_next() => News::TaskEnded(ended),
+            ended = lost(&mut self.tunnel) => News::TunnelLost(ended),
             successor = self.lock.successor() => News::Successor(successor),
         }
     }

@@ -35,6 +35,7 @@ mod sync;
 mod sync_figures;
 mod termination;
 mod text;
+mod tunnel;
 mod udp_flows;
 mod undoings;
 mod wanted;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use edgemesh_forward::{Drained, Forwarder};
+use edgemesh_forward::Drained;
 use edgemesh_watch::SourceState;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -15,6 +15,7 @@ use crate::holding::Holding;
 use crate::node_lock::{NodeLock, Place};
 use crate::sync::Sync;
 use crate::termination::{EndedAtOnce, Termination};
+use crate::tunnel::Serving;
 
 /// How often one that waits shows that it goes round.
 const SIGN_EVERY: Duration = Duration::from_secs(1);
@@ -159,7 +160,7 @@ pub(crate) async fn let_in(
 /// When nobody holds the node any more, so that this agent is started again; and
 /// [`EndedAtOnce`] by a second signal.
 pub(crate) async fn outlive(
-    mut forwarder: Forwarder,
+    mut serving: Serving,
     told: Option<&'static str>,
     grace: Duration,
     termination: &mut Termination,
@@ -172,11 +173,11 @@ pub(crate) async fn outlive(
                 tracing::info!(signal, "ending; a second signal ends at once");
                 false
             }
-            () = orphaned(&mut forwarder) => true,
+            () = orphaned(&mut serving) => true,
         },
     };
     tokio::select! {
-        drained = forwarder.drain(grace) => report(drained),
+        drained = serving.drain(grace) => report(drained),
         signal = termination.next() => return Err(EndedAtOnce(signal).into()),
     }
     if orphaned {
@@ -189,14 +190,14 @@ pub(crate) async fn outlive(
 }
 
 /// Waits until nobody has held the node for a minute.
-async fn orphaned(forwarder: &mut Forwarder) {
+async fn orphaned(serving: &mut Serving) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut free = 0;
     while free < PATIENCE {
         tokio::select! {
             _ = look.tick() => free = if NodeLock::is_free() { free + 1 } else { 0 },
-            ended = forwarder.task_ended() => tracing::warn!(%ended, "a part of the forwarder is lost"),
+            part = serving.part_lost() => tracing::warn!("{part}"),
         }
     }
 }
@@ -208,12 +209,12 @@ async fn orphaned(forwarder: &mut Forwarder) {
 ///
 /// [`EndedAtOnce`] by a second signal.
 pub(crate) async fn drain(
-    forwarder: Forwarder,
+    serving: Serving,
     mut holding: Holding,
     grace: Duration,
     termination: &mut Termination,
 ) -> Result<Option<Holding>, EndedAtOnce> {
-    let draining = forwarder.drain(grace);
+    let draining = serving.drain(grace);
     tokio::pin!(draining);
     loop {
         let mut successor = tokio::select! {

@@ -22,6 +22,7 @@ use crate::status::Observer;
 use crate::succession::{LetIn, drain, let_in, outlive, take_over};
 use crate::sync::{Sync, Withdrawn};
 use crate::termination::{EndedAtOnce, Termination};
+use crate::tunnel::Serving;
 
 /// What an agent is started with.
 pub(crate) struct Start {
@@ -73,6 +74,7 @@ impl From<News> for Event {
     fn from(news: News) -> Self {
         match news {
             News::TaskEnded(ended) => Self::End(End::of(ended)),
+            News::TunnelLost(part) => Self::End(End::Task(part)),
             News::Successor(successor) => Self::Successor(successor),
         }
     }
@@ -111,6 +113,7 @@ pub(crate) async fn run(start: Start) -> anyhow::Result<()> {
         mut sync,
         policy,
         mut source,
+        tunnel,
         outside,
     } = tokio::select! {
         assembled = assemble(&start, beside, &health, &mut tasks, &stop) => assembled?,
@@ -124,6 +127,7 @@ pub(crate) async fn run(start: Start) -> anyhow::Result<()> {
         tasks,
         stop,
         answering: JoinSet::new(),
+        tunnel,
     };
     let holding = match lock {
         Ok(lock) => {
@@ -205,10 +209,10 @@ async fn hold_node(
         let (outcome, told) = let_in(&mut successor, termination).await?;
         match outcome {
             LetIn::Done => {
-                let forwarder = sync.let_go().await;
+                let serving = Serving::new(sync.let_go().await, holding.tunnel.take());
                 holding.let_go().await;
                 successor.yours().await;
-                return outlive(forwarder, told, grace, termination).await;
+                return outlive(serving, told, grace, termination).await;
             }
             LetIn::Failed => sync.resume(),
         }
@@ -222,7 +226,8 @@ async fn hold_node(
         withdrawn = sync.withdraw() => withdrawn,
         signal = termination.next() => return Err(EndedAtOnce(signal).into()),
     };
-    if let Some(mut holding) = drain(forwarder, holding, grace, termination).await? {
+    let serving = Serving::new(forwarder, holding.tunnel.take());
+    if let Some(mut holding) = drain(serving, holding, grace, termination).await? {
         host.remove().await;
         holding.end_tasks().await;
     }
@@ -253,6 +258,7 @@ async fn idle(
         tasks: JoinSet::new(),
         stop: CancellationToken::new(),
         answering: JoinSet::new(),
+        tunnel: None,
     };
     let outside = Outside {
         admin: start.config.common.admin,
@@ -260,6 +266,7 @@ async fn idle(
         health,
         metrics: Metrics::new(vec![]),
         saver: None,
+        in_public: None,
     };
     holding.open(outside).await?;
     loop {

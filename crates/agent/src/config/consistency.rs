@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use edgemesh_catalog::MeshNode;
+
 use super::duration;
 use super::findings::Report;
 use super::settings::Config;
@@ -13,10 +15,19 @@ const LISTEN_PORT: &str = "modules.edgeProxy.listenPort";
 const DIAL_TIMEOUT: &str = "modules.edgeProxy.dialTimeout";
 const DIAL_DEADLINE: &str = "modules.edgeProxy.dialDeadline";
 
+const TUNNEL: &str = "modules.edgeTunnel.enable";
+const TUNNEL_PORT: &str = "modules.edgeTunnel.listenPort";
+const RELAY_PORT: &str = "modules.edgeTunnel.relayListenPort";
+const DISCOVERY_PORT: &str = "modules.edgeTunnel.addressDiscoveryPort";
+const ADVERTISE: &str = "modules.edgeTunnel.advertiseAddress";
+
 /// Reports both.
 pub(super) fn check(config: &Config, report: &mut Report) {
     check_dialling(config, report);
     check_admin(config, report);
+    if config.edge_tunnel.enable {
+        check_tunnel(config, report);
+    }
     if !report.is_set(ENABLE) {
         let message = "not set, and its default is false as in EdgeMesh: \
                        no Service is intercepted; set it to true";
@@ -58,5 +69,42 @@ fn check_admin(config: &Config, report: &mut Report) {
             "serves /metrics, /healthz and /readyz without authentication to whoever reaches {admin}"
         );
         report.warning(mark, ADMIN, message);
+    }
+}
+
+fn check_tunnel(config: &Config, report: &mut Report) {
+    let tunnel = &config.edge_tunnel;
+    if !config.edge_proxy.enable {
+        let message = format!("has no effect without {ENABLE}: no Service is intercepted");
+        report.warning(report.place_of(&[TUNNEL]), TUNNEL, message);
+    }
+    let advertised = tunnel.advertise.len();
+    if advertised > MeshNode::MAX_ADDRESSES {
+        let message = format!(
+            "other nodes are told at most {} addresses; found {advertised}",
+            MeshNode::MAX_ADDRESSES
+        );
+        report.error(report.place_of(&[ADVERTISE]), ADVERTISE, message);
+    }
+    if tunnel.relay_nodes.is_empty() {
+        return;
+    }
+    // A relay listens on all addresses.
+    if tunnel.address_discovery_port == tunnel.listen_port {
+        let mark = report.place_of(&[DISCOVERY_PORT, TUNNEL_PORT]);
+        let message = format!("is the UDP port of {TUNNEL_PORT}; use another port");
+        report.error(mark, DISCOVERY_PORT, message);
+    }
+    let relay = tunnel.relay_port();
+    let admin = config.common.admin.map(|admin| admin.port());
+    for (key, taken) in [
+        (LISTEN_PORT, Some(config.edge_proxy.listen_port)),
+        (ADMIN, admin),
+    ] {
+        if taken == Some(relay) {
+            let mark = report.place_of(&[RELAY_PORT, TUNNEL_PORT, key]);
+            let message = format!("is the TCP port of {key} ({relay}); use another port");
+            report.error(mark, RELAY_PORT, message);
+        }
     }
 }

@@ -7,7 +7,8 @@ use edgemesh_forward::Strategy;
 use edgemesh_plan::FilterMode;
 
 use super::key::{Key, honoured, not_honoured};
-use super::keys_of_absent_modules::{EDGE_CNI, EDGE_DNS, EDGE_TUNNEL};
+use super::keys_of_absent_modules::{EDGE_CNI, EDGE_DNS};
+use super::keys_of_tunnel::EDGE_TUNNEL;
 use super::readers::{
     AbsolutePath, InterceptV4, InterceptV6, Limit, Listen, MarkBit, OrNone, Span, Url,
 };

@@ -12,19 +12,25 @@
 
 mod consistency;
 mod duration;
+mod edge_tunnel;
 mod file;
 mod findings;
 mod key;
 mod keys;
 mod keys_of_absent_modules;
+mod keys_of_tunnel;
 mod near_match;
 mod parse;
 mod readers;
 #[cfg(test)]
 mod reference;
 mod settings;
+mod tunnel_addresses;
 mod values;
 
+pub(crate) use edge_tunnel::TunnelLimits;
+#[cfg(test)]
+pub(crate) use edge_tunnel::{EdgeTunnelConfig, RelayNode};
 pub(crate) use file::read;
 pub(crate) use findings::ConfigErrors;
 pub(crate) use near_match::near_matches;

@@ -7,9 +7,7 @@ use std::time::Duration;
 use edgemesh_yaml::{Kind, Node};
 
 use super::duration;
-use super::findings::Report;
-use super::parse::entries;
-use super::values::{List, Reader, Scalar, Text, described, quoted, text, whole};
+use super::values::{Scalar, quoted, text, whole};
 
 /// A duration with its bounds, both included.
 pub(super) struct Span {
@@ -286,68 +284,4 @@ impl Scalar for Cidr {
     fn show(&self, value: &String) -> String {
         quoted(value)
     }
-}
-
-/// One of `modules.edgeTunnel.relayNodes`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct RelayNode {
-    node_name: String,
-    advertise_address: Vec<String>,
-}
-
-/// The list of relay nodes.
-pub(super) struct RelayNodes;
-
-impl Reader for RelayNodes {
-    type Value = Vec<RelayNode>;
-
-    fn accepts(&self) -> String {
-        "a list; each item a `nodeName` and its `advertiseAddress`, a list of addresses".to_owned()
-    }
-
-    fn read(&self, node: Node<'_>, path: &str, report: &mut Report) -> Option<Vec<RelayNode>> {
-        if node.kind() != Kind::Sequence {
-            let message = format!("must be a list; found {}", described(&node));
-            report.error(node.mark(), path, message);
-            return None;
-        }
-        let items = node.items().enumerate();
-        let nodes: Vec<_> = items
-            .map(|(i, item)| relay_node(item, &format!("{path}[{i}]"), report))
-            .collect();
-        nodes.into_iter().collect()
-    }
-
-    fn show(&self, value: &Vec<RelayNode>) -> String {
-        let item = |node: &RelayNode| {
-            let addresses = List(Text("")).show(&node.advertise_address);
-            format!(
-                "{{nodeName: {}, advertiseAddress: {addresses}}}",
-                quoted(&node.node_name)
-            )
-        };
-        format!(
-            "[{}]",
-            value.iter().map(item).collect::<Vec<_>>().join(", ")
-        )
-    }
-}
-
-fn relay_node(node: Node<'_>, path: &str, report: &mut Report) -> Option<RelayNode> {
-    const NAME: Text = Text("the name of a node");
-    const ADDRESSES: List<Text> = List(Text("an address of the node"));
-    let mistakes = report.errors.len();
-    let mut relay = RelayNode {
-        node_name: String::new(),
-        advertise_address: Vec::new(),
-    };
-    for (key, value) in entries(node, path, &["nodeName", "advertiseAddress"], report) {
-        let path = format!("{path}.{key}");
-        if key == "nodeName" {
-            relay.node_name = NAME.read(value, &path, report).unwrap_or_default();
-        } else {
-            relay.advertise_address = ADDRESSES.read(value, &path, report).unwrap_or_default();
-        }
-    }
-    (report.errors.len() == mistakes).then_some(relay)
 }

@@ -15,7 +15,10 @@ const SECTIONS: [(&str, &str); 6] = [
         "Interception of ClusterIPs, and forwarding.",
     ),
     ("modules.edgeDNS", "EdgeMesh's DNS server."),
-    ("modules.edgeTunnel", "EdgeMesh's tunnel between nodes."),
+    (
+        "modules.edgeTunnel",
+        "The encrypted tunnel to nodes that this one doesn't reach by itself, in cloud and edge.",
+    ),
     ("modules.edgeCNI", "EdgeMesh's pod networks."),
 ];
 

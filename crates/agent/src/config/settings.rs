@@ -8,6 +8,7 @@ use std::time::Duration;
 use edgemesh_forward::Strategy;
 use edgemesh_plan::FilterMode;
 
+use super::edge_tunnel::EdgeTunnelConfig;
 use super::key::{Reload, Role};
 use super::keys;
 use crate::log_output::Form;
@@ -26,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) common: CommonConfig,
     /// Interception and forwarding (`modules.edgeProxy`).
     pub(crate) edge_proxy: EdgeProxyConfig,
+    /// The way to other nodes (`modules.edgeTunnel`).
+    pub(crate) edge_tunnel: EdgeTunnelConfig,
 }
 
 /// `kubeAPIConfig`.

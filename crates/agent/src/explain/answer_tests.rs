@@ -137,6 +137,29 @@ fn endpoints_are_told_the_used_ones_first_with_why_the_others_are_not() {
 }
 
 #[test]
+fn every_endpoint_says_by_which_way_it_is_reached_and_why() {
+    let reasons = [
+        (WayReason::OwnNode, "natively: on this node"),
+        (WayReason::NoNode, "natively: on no node of the cluster"),
+        (
+            WayReason::NoTunnel,
+            "natively: modules.edgeTunnel is not enabled here",
+        ),
+        (
+            WayReason::NoPeer,
+            "natively: node edge-2 is no peer of the tunnel",
+        ),
+        (WayReason::Peer, "through the tunnel to node edge-2"),
+    ];
+    for (reason, told) in reasons {
+        assert_eq!(path(reason, Some(&NodeName::new("edge-2"))), told);
+    }
+    let service = &asked("default/web:http").services[0];
+    let endpoint = &service.ports[0].portals[0].endpoints[0];
+    assert_eq!(endpoint.path, "natively: on this node");
+}
+
+#[test]
 fn a_port_without_endpoints_is_refused_and_says_why() {
     let service = &asked("default/web:https").services[0];
     let portal = &service.ports[0].portals[0];

@@ -19,6 +19,7 @@ use crate::explain::{self, AgentAnswer, Query};
 use crate::health::Health;
 use crate::in_force::{FamilyInForce, InForce, Planned};
 use crate::moment::Moment;
+use crate::tunnel::TunnelObserver;
 
 /// Sees every part of the agent, and changes none.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub(crate) struct Observer {
     pub(crate) forward_counters: Arc<edgemesh_forward::Counters>,
     /// None where nothing is forwarded.
     pub(crate) endpoint_health: Option<EndpointHealth>,
+    /// None where there is no tunnel.
+    pub(crate) tunnel: Option<TunnelObserver>,
 }
 
 impl Observer {
@@ -46,6 +49,7 @@ impl Observer {
             source_counters: Arc::default(),
             forward_counters: Arc::default(),
             endpoint_health: None,
+            tunnel: None,
         }
     }
 
@@ -70,6 +74,7 @@ impl Observer {
             tcp: tcp(&samples),
             udp: udp(&samples),
             endpoints_left_out: self.left_out(),
+            tunnel: self.tunnel.as_ref().map(TunnelObserver::report),
         }
     }
 

@@ -3,6 +3,7 @@
 mod collect;
 mod own_process;
 mod screen;
+mod tunnel_screen;
 
 pub(crate) use collect::Observer;
 pub(crate) use screen::screen;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::moment::Moment;
 use crate::precedence_record::PrecedenceReport;
+use crate::tunnel::TunnelReport;
 
 /// As many endpoints that are left out are named one by one.
 const MOST_NAMED: usize = 20;
@@ -43,6 +45,9 @@ pub(crate) struct StatusReport {
     pub(crate) udp: UdpReport,
     /// Endpoints that failed and have not answered since.
     pub(crate) endpoints_left_out: LeftOutReport,
+    /// The tunnel to other nodes; none where it is not enabled.
+    #[serde(default)]
+    pub(crate) tunnel: Option<TunnelReport>,
 }
 
 /// One of the things that must be true for readiness.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{FamilyReport, ServicesReport, SourceReport, StatusReport};
+use super::{FamilyReport, ServicesReport, SourceReport, StatusReport, tunnel_screen};
 use crate::moment::length;
 use crate::text::{Paragraph, grouped, mebibytes};
 
@@ -22,6 +22,9 @@ pub(crate) fn screen(status: &StatusReport) -> String {
     services(&mut page, &status.services);
     traffic(&mut page, status);
     left_out(&mut page, status);
+    if let Some(tunnel) = &status.tunnel {
+        tunnel_screen::write(&mut page, tunnel);
+    }
     process(&mut page, status);
     page.finish()
 }
@@ -238,7 +241,7 @@ fn total(reasons: &BTreeMap<String, usize>) -> u64 {
     reasons.values().sum::<usize>() as u64
 }
 
-fn count(number: u64, one: &str, many: &str) -> String {
+pub(super) fn count(number: u64, one: &str, many: &str) -> String {
     format!(
         "{} {}",
         grouped(number),

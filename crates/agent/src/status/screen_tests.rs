@@ -81,6 +81,7 @@ fn healthy() -> StatusReport {
             ..UdpReport::default()
         },
         endpoints_left_out: LeftOutReport::default(),
+        tunnel: None,
     }
 }
 

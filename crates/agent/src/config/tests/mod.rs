@@ -5,6 +5,7 @@ mod mistakes;
 mod properties;
 mod reloading;
 mod table;
+mod tunnel;
 
 use super::ConfigErrors;
 use super::parse::{Parsed, parse};

@@ -1,0 +1,209 @@
+//! What Prometheus is told of the tunnel: how many, never who, for peers come and go.
+
+use std::collections::BTreeMap;
+
+use edgemesh_tunnel::{DatagramDropped, LinkStatus, OpenFault, Path, PeerStatus, Tunnel};
+use edgemesh_wire::Answer;
+
+use crate::metrics::{Figures, Kind, Sample};
+
+/// How the ways to peers may be.
+const WAYS: [&str; 6] = [
+    "direct",
+    "relayed",
+    "unsettled",
+    "connecting",
+    "down",
+    "idle",
+];
+
+impl Figures for Tunnel {
+    fn samples(&self) -> Vec<Sample> {
+        let mut all = peers(self);
+        all.extend(streams(self));
+        all.extend(traffic(self));
+        all.extend(trouble(self));
+        all
+    }
+}
+
+fn peers(tunnel: &Tunnel) -> Vec<Sample> {
+    let statuses = tunnel.peers();
+    let mut ways: BTreeMap<&str, usize> = BTreeMap::new();
+    for status in &statuses {
+        *ways.entry(way(status)).or_default() += 1;
+    }
+    let mut all: Vec<Sample> = WAYS
+        .iter()
+        .map(|way| {
+            gauge(
+                "edgemesh_tunnel_peers",
+                "Peers that this node has had to do with, by the way to them now",
+                vec![("way", (*way).to_owned())],
+                ways.get(way).copied().unwrap_or(0) as u64,
+            )
+        })
+        .collect();
+    all.push(gauge(
+        "edgemesh_tunnel_peers_believed",
+        "Nodes whose MeshNode is believed, so that they are reached through the tunnel",
+        vec![],
+        tunnel.known_peers() as u64,
+    ));
+    all.push(gauge(
+        "edgemesh_tunnel_peers_refused",
+        "MeshNodes that are not believed; `edgemesh-agent status` tells why",
+        vec![],
+        tunnel.refused().len() as u64,
+    ));
+    all
+}
+
+/// The word for how a peer is reached.
+pub(super) fn way(status: &PeerStatus) -> &'static str {
+    match &status.link {
+        LinkStatus::Idle => "idle",
+        LinkStatus::Connecting => "connecting",
+        LinkStatus::Down => "down",
+        LinkStatus::Up { path, .. } => match path {
+            Some(Path::Direct(_)) => "direct",
+            Some(Path::Relayed(_)) => "relayed",
+            None => "unsettled",
+        },
+    }
+}
+
+fn streams(tunnel: &Tunnel) -> Vec<Sample> {
+    let counters = tunnel.counters();
+    let going = [
+        ("in", counters.streams_in()),
+        ("out", counters.streams_out()),
+    ];
+    let mut all: Vec<Sample> = going
+        .map(|(direction, value)| {
+            gauge(
+                "edgemesh_tunnel_streams",
+                "Connections and flows that go on; in are those that this node's exit serves",
+                vec![("direction", direction.to_owned())],
+                value,
+            )
+        })
+        .into();
+    all.push(counter(
+        "edgemesh_tunnel_streams_opened",
+        "Connections and flows opened to endpoints of other nodes",
+        vec![],
+        counters.opened(),
+    ));
+    all.extend(OpenFault::ALL.map(|fault| {
+        counter(
+            "edgemesh_tunnel_opens_failed",
+            "Connections and flows that were not to be had, by reason",
+            vec![("reason", fault.as_str().to_owned())],
+            counters.open_failed(fault),
+        )
+    }));
+    all.extend(Answer::ALL.map(|answer| {
+        counter(
+            "edgemesh_tunnel_requests",
+            "Requests of peers to this node's exit, by its answer",
+            vec![("answer", answer.as_str().to_owned())],
+            counters.answered(answer),
+        )
+    }));
+    all
+}
+
+fn traffic(tunnel: &Tunnel) -> Vec<Sample> {
+    let counters = tunnel.counters();
+    let directions = |name, help, came, went| {
+        [("in", came), ("out", went)].map(|(direction, value)| {
+            counter(name, help, vec![("direction", direction.to_owned())], value)
+        })
+    };
+    let mut all: Vec<Sample> = directions(
+        "edgemesh_tunnel_bytes",
+        "Bytes of TCP connections carried; in is from peers",
+        counters.bytes_in(),
+        counters.bytes_out(),
+    )
+    .into();
+    all.extend(directions(
+        "edgemesh_tunnel_datagrams",
+        "Datagrams of UDP flows carried; in is from peers",
+        counters.datagrams_in(),
+        counters.datagrams_out(),
+    ));
+    all.extend(DatagramDropped::ALL.map(|reason| {
+        counter(
+            "edgemesh_tunnel_datagrams_dropped",
+            "Datagrams of UDP flows dropped, by reason",
+            vec![("reason", reason.as_str().to_owned())],
+            counters.datagrams_dropped(reason),
+        )
+    }));
+    all
+}
+
+fn trouble(tunnel: &Tunnel) -> Vec<Sample> {
+    let counters = tunnel.counters();
+    vec![
+        counter(
+            "edgemesh_tunnel_connections",
+            "Connections made with peers, whoever began",
+            vec![],
+            counters.connected(),
+        ),
+        counter(
+            "edgemesh_tunnel_connects_failed",
+            "Attempts to reach a peer that failed",
+            vec![],
+            counters.connects_failed(),
+        ),
+        counter(
+            "edgemesh_tunnel_strangers",
+            "Handshakes with those who proved a key that is no peer's",
+            vec![],
+            counters.strangers(),
+        ),
+        counter(
+            "edgemesh_tunnel_handshakes_refused",
+            "Handshakes refused because too many were under way",
+            vec![],
+            counters.handshakes_refused(),
+        ),
+        counter(
+            "edgemesh_tunnel_offences",
+            "Frames, requests and streams of peers that broke the protocol",
+            vec![],
+            counters.offences(),
+        ),
+    ]
+}
+
+fn counter(
+    name: &'static str,
+    help: &'static str,
+    labels: Vec<(&'static str, String)>,
+    value: u64,
+) -> Sample {
+    Sample {
+        name,
+        help,
+        kind: Kind::Counter,
+        labels,
+        value: value as f64,
+    }
+}
+
+fn gauge(
+    name: &'static str,
+    help: &'static str,
+    labels: Vec<(&'static str, String)>,
+    value: u64,
+) -> Sample {
+    Sample {
+        kind: Kind::Gauge,
+        ..counter(name, help, labels, value)
+    }
+}

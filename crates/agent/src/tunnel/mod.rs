@@ -1,0 +1,169 @@
+//! The tunnel as a part of the agent: what it is told, what is told of it, and how it ends.
+
+mod exits_feed;
+mod figures;
+mod own_record;
+mod refused_peers;
+mod report;
+mod serving;
+mod settings;
+
+use anyhow::Context;
+use edgemesh_plan::{Policy, Reachability};
+use edgemesh_tunnel::{NodeKey, Running, Tunnel};
+use edgemesh_watch::{
+    ApiSettings, MeshNodePublisher, OwnMeshNode, PeerEvent, PeerEvents, PublishTiming, SourceState,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::exits_feed::ExitsFeed;
+use self::own_record::{Standing, keep_saying};
+use crate::health::Health;
+use crate::supervisor::Start;
+
+#[cfg(test)]
+pub(crate) use report::RefusedReport;
+pub(crate) use report::{PeerReport, TunnelObserver, TunnelReport};
+pub(crate) use serving::{Serving, lost};
+
+/// Where the cluster is written to, as far as the tunnel has something to write.
+pub(crate) enum WriteTo {
+    /// The Kubernetes API.
+    Api(ApiSettings),
+    /// The folder of manifests.
+    Manifests(std::path::PathBuf),
+}
+
+/// A tunnel that is open.
+pub(crate) struct Opened {
+    pub(crate) tunnel: Tunnel,
+    pub(crate) running: Running,
+    pub(crate) observer: TunnelObserver,
+    /// What only the holder of the node may do.
+    pub(crate) in_public: InPublic,
+}
+
+/// What the one agent that holds a node says in the cluster.
+pub(crate) struct InPublic {
+    publisher: MeshNodePublisher,
+    events: PeerEvents,
+}
+
+/// Which nodes are reached how, where there is no tunnel.
+pub(crate) fn no_peers() -> watch::Receiver<Reachability> {
+    watch::channel(Reachability::default()).1
+}
+
+/// Opens the tunnel where the operator wants one, and starts what feeds it.
+///
+/// # Errors
+///
+/// When there is no key to be had, or no socket.
+pub(crate) async fn open(
+    start: &Start,
+    source: &watch::Receiver<SourceState>,
+    policy: &watch::Receiver<Policy>,
+    health: &Health,
+    write_to: WriteTo,
+    tasks: &mut JoinSet<&'static str>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Opened>> {
+    if !start.config.edge_tunnel.enable {
+        return Ok(None);
+    }
+    let key = NodeKey::load_or_create(&start.state_dir)
+        .context("get this node's key for the tunnel (modules.edgeTunnel)")?;
+    let settings = settings::settings(&start.config, &start.node);
+    let advertised = settings.advertise.clone();
+    let (feed, exits) = ExitsFeed::new(source.clone(), policy.clone());
+    let (tunnel, running) = Tunnel::start(settings, key.clone(), exits.clone())
+        .await
+        .context("open the tunnel (modules.edgeTunnel)")?;
+    tracing::info!(key = %key.public(), listening = ?tunnel.listening_at(), "the tunnel is open");
+    let standing = Standing::new(start.node.clone(), key.clone(), advertised, &tunnel);
+    let (own, own_seen) = watch::channel(None);
+    let (told, to_tell) = mpsc::channel(refused_peers::MOST_WAITING);
+    run(
+        tasks,
+        "the tunnel's feed of the catalog",
+        feed.run(stop.clone()),
+    );
+    run(
+        tasks,
+        "the keeper of this node's own record",
+        keep_saying(standing, exits, health.clone(), own, stop.clone()),
+    );
+    run(
+        tasks,
+        "the watch for peers that are not believed",
+        refused_peers::tell(tunnel.believed(), told, stop.clone()),
+    );
+    let (in_public, publication) = in_public(start, write_to, own_seen, to_tell, source);
+    let observer = TunnelObserver {
+        tunnel: tunnel.clone(),
+        key: key.public(),
+        publication,
+    };
+    Ok(Some(Opened {
+        tunnel,
+        running,
+        observer,
+        in_public,
+    }))
+}
+
+fn run(
+    tasks: &mut JoinSet<&'static str>,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    tasks.spawn(async move {
+        task.await;
+        name
+    });
+}
+
+fn in_public(
+    start: &Start,
+    write_to: WriteTo,
+    own: watch::Receiver<Option<OwnMeshNode>>,
+    to_tell: mpsc::Receiver<PeerEvent>,
+    source: &watch::Receiver<SourceState>,
+) -> (InPublic, watch::Receiver<edgemesh_watch::Publication>) {
+    let timing = PublishTiming::default();
+    let ((publisher, publication), events) = match write_to {
+        WriteTo::Api(settings) => (
+            MeshNodePublisher::to_api(settings.clone(), timing, own, source.clone()),
+            PeerEvents::to_api(
+                settings,
+                start.node.clone(),
+                PeerEvents::SPREAD,
+                to_tell,
+                source.clone(),
+            ),
+        ),
+        WriteTo::Manifests(directory) => (
+            MeshNodePublisher::to_manifests(directory, timing, own, source.clone()),
+            PeerEvents::to_log(to_tell),
+        ),
+    };
+    (InPublic { publisher, events }, publication)
+}
+
+impl InPublic {
+    /// Speaks until `stop`.
+    pub(crate) fn start(self, tasks: &mut JoinSet<&'static str>, stop: &CancellationToken) {
+        run(
+            tasks,
+            "the publisher of this node's MeshNode",
+            self.publisher.run(stop.clone()),
+        );
+        run(
+            tasks,
+            "the writer of Events about peers",
+            self.events.run(stop.clone()),
+        );
+    }
+}
