@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 
-use edgemesh_catalog::{Change, Fold, MeshNode, Node, NodeName};
 use futures_util::{SinkExt, StreamExt};
 use iroh::dns::DnsResolver;
 use iroh_relay::client::{Client, ClientBuilder, ConnectError};
@@ -12,95 +11,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::peer_book::PeerBook;
+use crate::relay_stage::{LOOPBACK, Relay, believed, mesh_node};
 use crate::relay_trust::RelayTrust;
 
-const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-
-/// A relay on loopback, with the peers that are told to it.
-struct Relay {
-    at: OpenRelay,
-    key: NodeKey,
-    counters: Arc<RelayCounters>,
-    peers: watch::Sender<Arc<Peers>>,
-    stop: CancellationToken,
-    task: JoinSet<()>,
-}
-
-fn on_loopback() -> RelaySettings {
-    RelaySettings {
-        listen: LOOPBACK,
-        discovery: LOOPBACK,
-        ..RelaySettings::default()
-    }
-}
-
-impl Relay {
-    async fn start(peers: &[&NodeKey]) -> Self {
-        let key = NodeKey::generate();
-        let counters = Arc::new(RelayCounters::default());
-        let server = RelayServer::new(on_loopback(), key.clone(), Arc::clone(&counters));
-        let mut open = server.open();
-        let (peers, following) = watch::channel(Arc::new(believed(peers)));
-        let stop = CancellationToken::new();
-        let mut task = JoinSet::new();
-        task.spawn(server.run(following, stop.clone()));
-        let at = open.wait_for(Option::is_some).await.unwrap().unwrap();
-        Self {
-            at,
-            key,
-            counters,
-            peers,
-            stop,
-            task,
-        }
-    }
-
-    fn client(&self, key: &NodeKey) -> ClientBuilder {
-        let url: iroh::RelayUrl = format!("http://{}", self.at.relay).parse().unwrap();
-        ClientBuilder::new(url, key.secret().clone(), DnsResolver::new()).tls_client_config(
-            RelayTrust::default()
-                .tls()
-                .client_config(default_provider())
-                .unwrap(),
-        )
-    }
-
-    async fn connect(&self, key: &NodeKey) -> Result<Client, ConnectError> {
-        self.client(key).connect().await
-    }
-
-    async fn end(mut self) {
-        self.stop.cancel();
-        self.task.join_next().await.unwrap().unwrap();
-    }
-}
-
-/// Peers that are believed with these keys.
-fn believed(keys: &[&NodeKey]) -> Peers {
-    let mut fold = Fold::default();
-    for (at, key) in keys.iter().enumerate() {
-        let name = NodeName::new(format!("node-{at}"));
-        fold.apply(Change::Node(Node {
-            name: name.clone(),
-            zone: None,
-            pod_cidrs: Vec::new(),
-            addresses: Vec::new(),
-        }));
-        fold.apply(Change::MeshNode(MeshNode {
-            name,
-            uid: None,
-            public_key: key.public(),
-            addresses: Vec::new(),
-            relay_url: None,
-            relay_server: None,
-            pod_cidrs: Vec::new(),
-            version: "".into(),
-            boot_id: "".into(),
-            previous_key: None,
-        }));
-    }
-    PeerBook::default().follow(&fold.catalog(), &NodeName::new("own"), &[])
+async fn connect(relay: &Relay, key: &NodeKey) -> Result<Client, ConnectError> {
+    let url: iroh::RelayUrl = format!("http://{}", relay.at.relay).parse().unwrap();
+    let tls = RelayTrust::default().tls();
+    let client = ClientBuilder::new(url, key.secret().clone(), DnsResolver::new());
+    let tls = tls.client_config(default_provider()).unwrap();
+    client.tls_client_config(tls).connect().await
 }
 
 /// The next packet that comes; none when the relay ends the connection.
@@ -138,9 +57,9 @@ async fn answer(at: SocketAddr, request: &str) -> String {
 async fn peers_reach_each_other_and_the_relays_own_node() {
     let (one, other) = (NodeKey::generate(), NodeKey::generate());
     let relay = Relay::start(&[&one, &other]).await;
-    let mut at_one = relay.connect(&one).await.unwrap();
-    let mut at_other = relay.connect(&other).await.unwrap();
-    let mut at_relay = relay.connect(&relay.key).await.unwrap();
+    let mut at_one = connect(&relay, &one).await.unwrap();
+    let mut at_other = connect(&relay, &other).await.unwrap();
+    let mut at_relay = connect(&relay, &relay.key).await.unwrap();
     send(&mut at_one, &other, "to the other").await;
     assert_eq!(packet(&mut at_other).await.unwrap(), b"to the other");
     send(&mut at_other, &relay.key, "to the relay's node").await;
@@ -157,7 +76,7 @@ async fn peers_reach_each_other_and_the_relays_own_node() {
 #[tokio::test]
 async fn stranger_with_a_key_of_its_own_is_refused_and_counted() {
     let relay = Relay::start(&[&NodeKey::generate()]).await;
-    let refused = relay.connect(&NodeKey::generate()).await.unwrap_err();
+    let refused = connect(&relay, &NodeKey::generate()).await.unwrap_err();
     assert!(refused.to_string().contains("no peer"), "{refused}");
     assert_eq!(relay.counters.denied(), 1);
     relay.end().await;
@@ -167,13 +86,15 @@ async fn stranger_with_a_key_of_its_own_is_refused_and_counted() {
 async fn node_that_becomes_a_peer_is_let_in_and_one_that_is_none_any_more_is_cut() {
     let (first, second) = (NodeKey::generate(), NodeKey::generate());
     let relay = Relay::start(&[&first]).await;
-    let mut old = relay.connect(&first).await.unwrap();
-    assert!(relay.connect(&second).await.is_err());
+    let mut old = connect(&relay, &first).await.unwrap();
+    assert!(connect(&relay, &second).await.is_err());
 
-    relay.peers.send_replace(Arc::new(believed(&[&second])));
+    relay
+        .peers
+        .send_replace(Arc::new(believed(&[mesh_node("second", &second)])));
     assert_eq!(packet(&mut old).await, None);
-    assert!(relay.connect(&second).await.is_ok());
-    assert!(relay.connect(&first).await.is_err());
+    assert!(connect(&relay, &second).await.is_ok());
+    assert!(connect(&relay, &first).await.is_err());
     assert!(relay.counters.cut() > 0);
     relay.end().await;
 }
@@ -182,10 +103,10 @@ async fn node_that_becomes_a_peer_is_let_in_and_one_that_is_none_any_more_is_cut
 async fn one_key_has_a_few_connections_and_the_oldest_makes_room() {
     let key = NodeKey::generate();
     let relay = Relay::start(&[&key]).await;
-    let mut oldest = relay.connect(&key).await.unwrap();
+    let mut oldest = connect(&relay, &key).await.unwrap();
     let mut newer = Vec::new();
     for _ in 0..4 {
-        newer.push(relay.connect(&key).await.unwrap());
+        newer.push(connect(&relay, &key).await.unwrap());
     }
     assert_eq!(packet(&mut oldest).await, None);
     // The newest is the one that packets go to.

@@ -1,0 +1,186 @@
+//! Keeps the transport's relays in line with what is believed, and leaves a relay that fails.
+//!
+//! Which of several relays this node is to be found at is the transport's choice: it
+//! measures how far they are and takes the nearest that answers. It measures when its relays
+//! change, when the network does, and now and then; not when its relay goes away. So that is
+//! noticed here: the relay is taken out for a while, and the transport chooses among the
+//! others.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgemesh_catalog::NodeName;
+use futures_util::StreamExt;
+use futures_util::future::OptionFuture;
+use iroh::endpoint::RelayStatus;
+use iroh::{Endpoint, RelayConfig, RelayUrl, Watcher};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::peer_book::Peers;
+use crate::relay_address::RelayAddress;
+use crate::relay_book::{RelayBook, RelayNode, Relays};
+use crate::relay_server::OpenRelay;
+use crate::relay_trust::RelayTrust;
+
+/// A relay that is away for longer is left for another. One that restarts is back before.
+const AWAY: Duration = Duration::from_secs(1);
+/// How long a relay that was left is not measured: the transport waits some seconds for an
+/// answer from each that it measures.
+const LEFT_OUT: Duration = Duration::from_secs(10);
+
+/// The task that keeps the transport's relays.
+#[derive(Debug)]
+pub(crate) struct RelayKeeper {
+    pub(crate) endpoint: Endpoint,
+    /// This node.
+    pub(crate) own: NodeName,
+    /// The relay nodes of the configuration.
+    pub(crate) named: Vec<RelayNode>,
+    /// Told who may tell this node its address.
+    pub(crate) trust: RelayTrust,
+    /// Told all relays.
+    pub(crate) book: RelayBook,
+}
+
+/// What the keeper knows while it runs.
+#[derive(Debug, Default)]
+struct State {
+    wanted: BTreeMap<RelayUrl, RelayConfig>,
+    told: BTreeMap<RelayUrl, RelayConfig>,
+    home: Home,
+}
+
+/// The relay that this node is to be found at, and those that it has left.
+#[derive(Debug, Default)]
+struct Home {
+    /// Since when the relay with this URL is away.
+    away: Option<(RelayUrl, Instant)>,
+    /// Until when they are left out.
+    left_out: BTreeMap<RelayUrl, Instant>,
+}
+
+impl RelayKeeper {
+    /// Follows the peers, and this node's own relay, until `stop`.
+    pub(crate) async fn run(
+        self,
+        mut peers: watch::Receiver<Arc<Peers>>,
+        mut own_relay: watch::Receiver<Option<OpenRelay>>,
+        stop: CancellationToken,
+    ) {
+        let mut state = State::default();
+        let mut statuses = self.endpoint.home_relay_status().stream();
+        loop {
+            let local = own_relay
+                .borrow_and_update()
+                .and_then(|open| locally(open.relay));
+            let following = Arc::clone(&peers.borrow_and_update());
+            let relays = Relays::new(&following, &self.named, &self.own, local);
+            self.follow(relays, &mut state).await;
+            loop {
+                let due: OptionFuture<_> = state.home.due().map(sleep_until).into();
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = peers.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return stop.cancelled().await,
+                    },
+                    Ok(()) = own_relay.changed() => break,
+                    Some(status) = statuses.next() => state.home.note(&status, Instant::now()),
+                    Some(()) = due => {}
+                }
+                if state.home.leave(&state.wanted, Instant::now()) {
+                    self.tell(&mut state).await;
+                }
+            }
+        }
+    }
+
+    async fn follow(&self, relays: Relays, state: &mut State) {
+        let relays = Arc::new(relays);
+        // Believed before it is asked.
+        self.trust.set(relays.keys());
+        state.wanted = relays.configs();
+        self.book.set(relays);
+        self.tell(state).await;
+    }
+
+    async fn tell(&self, state: &mut State) {
+        let left_out = &state.home.left_out;
+        let wanted = state.wanted.iter();
+        let wanted: BTreeMap<_, _> = wanted
+            .filter(|(url, _)| !left_out.contains_key(url))
+            .map(|(url, config)| (url.clone(), config.clone()))
+            .collect();
+        for (url, config) in &wanted {
+            if state.told.get(url) != Some(config) {
+                debug!(%url, "a relay to be used");
+                let config = Arc::new(config.clone());
+                self.endpoint.insert_relay(url.clone(), config).await;
+            }
+        }
+        for url in state.told.keys().filter(|url| !wanted.contains_key(*url)) {
+            debug!(%url, "a relay not to be used");
+            self.endpoint.remove_relay(url).await;
+        }
+        state.told = wanted;
+    }
+}
+
+impl Home {
+    /// When something is to be done though nothing happens.
+    fn due(&self) -> Option<Instant> {
+        let leave = self.away.as_ref().map(|(_, since)| *since + AWAY);
+        self.left_out.values().copied().chain(leave).min()
+    }
+
+    fn note(&mut self, status: &[RelayStatus], now: Instant) {
+        let away = status.iter().find(|relay| !relay.is_connected());
+        let same = |(url, _): &(RelayUrl, _)| away.is_some_and(|relay| relay.url() == url);
+        if !self.away.as_ref().is_some_and(same) {
+            self.away = away.map(|relay| (relay.url().clone(), now));
+        }
+    }
+
+    /// Leaves the relay that is away for too long, if there are others, and takes back those
+    /// that were left long enough ago. Returns whether that changed anything.
+    fn leave(&mut self, wanted: &BTreeMap<RelayUrl, RelayConfig>, now: Instant) -> bool {
+        let before = self.left_out.len();
+        self.left_out.retain(|_, until| *until > now);
+        let mut changed = self.left_out.len() != before;
+        let due = self.away.take_if(|(_, since)| *since + AWAY <= now);
+        if let Some((url, _)) = due {
+            let others = wanted
+                .keys()
+                .any(|other| *other != url && !self.left_out.contains_key(other));
+            if others {
+                info!(%url, "the relay of this node does not answer: another is looked for");
+                self.left_out.insert(url.clone(), now + LEFT_OUT);
+                changed = true;
+            }
+            // Looked at again, should nothing else be heard of it.
+            self.away = Some((url, now + LEFT_OUT));
+        }
+        changed
+    }
+}
+
+/// By what this node reaches its own relay, which listens at `address`.
+fn locally(address: SocketAddr) -> Option<RelayAddress> {
+    let loopback: IpAddr = match address.ip() {
+        // A socket of all IPv6 addresses is for IPv4, too; and IPv4 is on every loopback.
+        ip if ip == Ipv6Addr::UNSPECIFIED || ip == Ipv4Addr::UNSPECIFIED => {
+            Ipv4Addr::LOCALHOST.into()
+        }
+        ip => ip,
+    };
+    RelayAddress::new(SocketAddr::new(loopback, address.port()))
+}
+
+#[cfg(test)]
+#[path = "relays_tests.rs"]
+mod tests;
