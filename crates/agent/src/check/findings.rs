@@ -451,6 +451,13 @@ fn source(facts: &Facts) -> Vec<Finding> {
                     Some(match *kind {
                         // Endpoints take their place; nodes only decide on zones.
                         "EndpointSlices" | "Nodes" => warning("API server", says, REMEDY),
+                        // Without them there is no tunnel; all else works.
+                        "MeshNodes" => warning(
+                            "API server",
+                            says,
+                            "run `edgemesh-agent crd | kubectl apply -f -`, and grant get, list \
+                             and watch in the agent's ClusterRole",
+                        ),
                         _ => fails("API server", says, REMEDY),
                     })
                 })

@@ -133,14 +133,27 @@ impl KubeApi {
         Ok(())
     }
 
-    fn apply(&self, path: &str, document: String) -> Result<()> {
+    /// Applies a document, YAML or JSON, to an object.
+    pub(crate) fn apply(&self, path: &str, document: String) -> Result<()> {
         let path = format!("{path}?fieldManager=e2e&force=true");
         self.call(Method::PATCH, &path, APPLY, document)?;
         Ok(())
     }
 
+    /// The object, or the list, at this path.
+    pub(crate) fn get(&self, path: &str) -> Result<Value> {
+        let text = self.call(Method::GET, path, "", String::new())?;
+        serde_json::from_str(&text).with_context(|| format!("GET {path}: {text}"))
+    }
+
     /// One request on a connection of its own; returns the body of the answer.
-    fn call(&self, method: Method, path: &str, content: &str, body: String) -> Result<String> {
+    pub(crate) fn call(
+        &self,
+        method: Method,
+        path: &str,
+        content: &str,
+        body: String,
+    ) -> Result<String> {
         let said = format!("{method} {path}");
         let mut request = Request::builder().method(method).uri(path);
         if !content.is_empty() {

@@ -95,6 +95,13 @@ impl ControlPlane {
         self.kubeconfig_at(PORT)
     }
 
+    /// A kubeconfig for who has this token.
+    pub(crate) fn kubeconfig_with_token(&self, token: &str) -> Result<PathBuf> {
+        let address = self.place.ipv4().to_string();
+        self.credentials
+            .kubeconfig_with_token("kubeconfig-of-token", &address, PORT, token)
+    }
+
     fn api_at(&self, port: u16) -> Result<KubeApi> {
         let kubeconfig = self.kubeconfig_at(port)?;
         Ok(KubeApi::new(self.place.namespace(), kubeconfig))
@@ -119,7 +126,7 @@ impl ControlPlane {
             .arg(format!("--tls-cert-file={}", file("server.pem")))
             .arg(format!("--tls-private-key-file={}", file("server-key.pem")))
             .arg(format!("--token-auth-file={}", file("tokens.csv")))
-            .args(["--authorization-mode=AlwaysAllow", "--anonymous-auth=false"])
+            .args(["--authorization-mode=RBAC", "--anonymous-auth=false"])
             .arg(format!(
                 "--service-cluster-ip-range={}",
                 self.service_ranges

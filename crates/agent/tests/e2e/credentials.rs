@@ -11,7 +11,7 @@ pub(crate) struct Credentials {
     folder: PathBuf,
 }
 
-/// The one user there is. Its group may do everything.
+/// The one user there is besides service accounts. Its group may do everything.
 const TOKEN: &str = "e2e-token-of-nobody-else";
 
 impl Credentials {
@@ -42,6 +42,17 @@ impl Credentials {
 
     /// Writes the kubeconfig `name` for the API server at `https://address:port`.
     pub(crate) fn kubeconfig(&self, name: &str, address: &str, port: u16) -> Result<PathBuf> {
+        self.kubeconfig_with_token(name, address, port, TOKEN)
+    }
+
+    /// The same for who has this token.
+    pub(crate) fn kubeconfig_with_token(
+        &self,
+        name: &str,
+        address: &str,
+        port: u16,
+        token: &str,
+    ) -> Result<PathBuf> {
         let authority = self.path("authority.pem");
         let authority = authority.display();
         let text = format!(
@@ -55,7 +66,7 @@ impl Credentials {
              users:\n\
              - name: e2e\n\
              \x20 user:\n\
-             \x20   token: {TOKEN}\n\
+             \x20   token: {token}\n\
              contexts:\n\
              - name: e2e\n\
              \x20 context:\n\

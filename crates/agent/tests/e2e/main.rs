@@ -24,5 +24,6 @@ mod filter;
 mod kube_proxy_alone;
 mod kube_proxy_modes;
 mod life;
+mod mesh_nodes;
 mod precedence;
 mod repair;

@@ -24,7 +24,8 @@ pub struct Reached {
     pub url: String,
     /// The time by its own clock, if it told, to the second.
     pub server_time: Option<SystemTime>,
-    /// What the agent reads, and why it may not: Services, EndpointSlices, Nodes.
+    /// What the agent reads, and why it may not: Services, EndpointSlices, Nodes,
+    /// MeshNodes.
     pub kinds: Vec<(&'static str, Result<(), String>)>,
 }
 
@@ -80,6 +81,7 @@ async fn ask(settings: &ApiSettings) -> Result<Answers, String> {
         WatchedKind::Services,
         WatchedKind::EndpointSlices,
         WatchedKind::Nodes,
+        WatchedKind::MeshNodes,
     ] {
         kinds.push((kind.as_str(), may_list(&client, kind).await));
     }

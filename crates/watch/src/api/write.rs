@@ -44,7 +44,8 @@ impl Writer {
         }
     }
 
-    /// Sends one request and returns the body of a good answer.
+    /// Sends one request, without a body if that is null, and returns the body of a good
+    /// answer.
     pub(crate) async fn send(
         &mut self,
         method: Method,
@@ -82,11 +83,16 @@ impl Writer {
                 self.client.insert(made).clone()
             }
         };
+        let bytes = if body.is_null() {
+            Vec::new()
+        } else {
+            body.to_string().into_bytes()
+        };
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(CONTENT_TYPE, content_type)
-            .body(body.to_string().into_bytes())
+            .body(bytes)
             .map_err(|error| Trouble::unprepared(&error))?;
         client
             .request_text(request)

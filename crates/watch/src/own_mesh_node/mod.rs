@@ -57,7 +57,9 @@ pub struct PublishTiming {
     /// Changes within this time of a write are written together. Default 1 s.
     pub interval: Duration,
     /// How often it is written though nothing changed, give or take a fifth, so that
-    /// `spec.renewTime` tells who is alive. With the API only. Default 5 min.
+    /// `spec.renewTime` tells who is alive. With the API only. Default 5 min, and so many
+    /// times longer as the cluster has hundreds of nodes: every node is told of every
+    /// renewal, and many are at the end of a narrow link.
     pub renewal: Duration,
     /// First pause after a failure; each further one is twice as long, with jitter.
     /// Default 1 s.

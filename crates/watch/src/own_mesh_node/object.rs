@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::{Condition, document};
-use crate::api::{APPLY, ApiSettings, Nature, Trouble, WatchedKind, Writer};
+use crate::api::{APPLY, ApiSettings, JSON, Nature, Trouble, WatchedKind, Writer};
 
 /// Who we are among those who write fields of an object.
 const MANAGER: &str = "edgemesh-agent";
@@ -66,6 +66,17 @@ impl ApiObject {
         self.status = None;
     }
 
+    /// Who wrote the spec of the object, as the server has it; none if that cannot be told.
+    pub(super) async fn written_by(&mut self, node: &MeshNode) -> Option<Vec<String>> {
+        let path = format!("{}/{}", WatchedKind::MeshNodes.url_path(), node.name);
+        let answer = self
+            .writer
+            .send(Method::GET, &path, JSON, &Value::Null)
+            .await
+            .ok()?;
+        writers(&serde_json::from_str(&answer).ok()?)
+    }
+
     async fn patch(&mut self, path: &str, by: &str, object: &Value) -> Result<(), WriteTrouble> {
         let path = format!("{path}?fieldManager={by}&force=true");
         self.writer
@@ -77,6 +88,20 @@ impl ApiObject {
                 retry_after: trouble.retry_after,
             })
     }
+}
+
+/// The managers of the spec's fields: name and time.
+fn writers(object: &Value) -> Option<Vec<String>> {
+    let managers = object["metadata"]["managedFields"].as_array()?;
+    let writers = managers
+        .iter()
+        .filter(|entry| entry["fieldsV1"].get("f:spec").is_some())
+        .filter_map(|entry| {
+            let (name, at) = (entry["manager"].as_str()?, entry["time"].as_str()?);
+            Some(format!("{name} at {at}"))
+        })
+        .collect();
+    Some(writers)
 }
 
 fn said(trouble: &Trouble) -> String {
@@ -99,4 +124,29 @@ fn said(trouble: &Trouble) -> String {
         }
     };
     format!("{} ({advice})", trouble.words())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn those_who_wrote_the_spec_are_named() {
+        let entry = |manager: &str, field: &str| json!({"manager": manager, "time": "2026-01-02T03:04:05Z", "fieldsV1": {field: {}}});
+        let object = json!({"metadata": {"managedFields": [
+            entry("edgemesh-agent", "f:spec"),
+            entry("edgemesh-agent-status", "f:status"),
+            entry("kubectl-edit", "f:spec"),
+        ]}});
+        assert_eq!(
+            writers(&object),
+            Some(vec![
+                "edgemesh-agent at 2026-01-02T03:04:05Z".to_owned(),
+                "kubectl-edit at 2026-01-02T03:04:05Z".to_owned(),
+            ])
+        );
+        assert_eq!(writers(&json!({})), None);
+    }
 }

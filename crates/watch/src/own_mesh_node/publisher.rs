@@ -15,6 +15,7 @@ use super::object::{ApiObject, WriteTrouble};
 use super::upkeep::{Sight, Upkeep, Verdict};
 use super::{OwnMeshNode, Publication, PublishTiming, document, file};
 use crate::api::{ApiSettings, chance};
+use crate::objects::Problem;
 use crate::state::{Origin, SourceState};
 
 /// Keeps what the agent says of itself where its peers look: as an object of the Kubernetes
@@ -37,6 +38,10 @@ pub struct MeshNodePublisher {
     wanted: Option<OwnMeshNode>,
     /// What was published before, newest first.
     earlier: VecDeque<MeshNode>,
+    /// Whether somebody else changed it, and who is still to be said.
+    rival_unnamed: bool,
+    /// What peers do not take of what was said last.
+    problems: Vec<Problem>,
     publication: watch::Sender<Publication>,
 }
 
@@ -94,6 +99,8 @@ impl MeshNodePublisher {
             states_ended: false,
             wanted: None,
             earlier: VecDeque::new(),
+            rival_unnamed: false,
+            problems: Vec::new(),
             publication,
         };
         (publisher, seen)
@@ -127,8 +134,11 @@ impl MeshNodePublisher {
         let said = self.own.borrow_and_update().clone();
         let wanted = said.and_then(|OwnMeshNode { node, conditions }| {
             let (node, problems) = document::as_read_by_peers(&node);
-            for problem in problems {
-                warn!("the own MeshNode has what peers do not take; it is left out: {problem}");
+            if problems != self.problems {
+                for problem in &problems {
+                    warn!("the own MeshNode has what peers do not take; left out: {problem}");
+                }
+                self.problems = problems;
             }
             node.map(|node| OwnMeshNode { node, conditions })
         });
@@ -174,16 +184,8 @@ impl MeshNodePublisher {
                 if let Place::Api(object) = &mut self.place {
                     object.forget_status();
                 }
-                if worth_saying {
-                    warn!(
-                        node = %name,
-                        "somebody else changed or removed this node's MeshNode; it is put back, \
-                         each time after a longer pause. Is there a second agent that was given \
-                         this node's name?"
-                    );
-                } else {
-                    debug!(node = %name, ?pause, "the MeshNode was changed by others again");
-                }
+                self.rival_unnamed |= worth_saying;
+                debug!(node = %name, ?pause, "the MeshNode was changed by others");
             }
         }
     }
@@ -192,6 +194,9 @@ impl MeshNodePublisher {
         let Some(OwnMeshNode { node, conditions }) = self.wanted.clone() else {
             return;
         };
+        if std::mem::take(&mut self.rival_unnamed) {
+            self.name_rival(&node).await;
+        }
         let now = SystemTime::now();
         let result = match &mut self.place {
             Place::Api(object) => object.apply(&node, &conditions, now).await,
@@ -210,8 +215,24 @@ impl MeshNodePublisher {
         }
     }
 
+    /// Says who else writes our MeshNode, as far as that can be told.
+    async fn name_rival(&mut self, node: &MeshNode) {
+        let written_by = match &mut self.place {
+            Place::Api(object) => object.written_by(node).await,
+            Place::Manifests(_) => None,
+        };
+        warn!(
+            node = %node.name,
+            written_by = ?written_by.unwrap_or_default(),
+            "somebody else changed or removed this node's MeshNode, or it is in another \
+             manifest too; it is put back, each time after a longer pause. Is there a second \
+             agent that was given this node's name?"
+        );
+    }
+
     fn note_written(&mut self, now: SystemTime) {
-        self.upkeep.wrote(Instant::now(), chance());
+        let nodes = self.states.borrow().catalog.mesh_nodes().count();
+        self.upkeep.wrote(Instant::now(), nodes, chance());
         let before = self.publication.borrow().clone();
         if before.written_at.is_none() || before.trouble.is_some() {
             info!("this node's MeshNode is published");

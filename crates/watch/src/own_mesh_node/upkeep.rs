@@ -107,14 +107,14 @@ impl Upkeep {
         }
     }
 
-    /// It was written. `chance`, from 0 up to 1, spreads the renewals of a cluster's nodes.
-    pub(super) fn wrote(&mut self, now: Instant, chance: f64) {
+    /// It was written, in a cluster of so many nodes. `chance`, from 0 up to 1, spreads their
+    /// renewals.
+    pub(super) fn wrote(&mut self, now: Instant, nodes: usize, chance: f64) {
         self.dirty = false;
         self.not_before = Some(now + self.timing.interval);
-        let renewal = self
-            .timing
-            .renewal
-            .mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0));
+        let hundreds = u32::try_from(nodes.div_ceil(100)).unwrap_or(u32::MAX);
+        let renewal = self.timing.renewal.saturating_mul(hundreds.max(1));
+        let renewal = renewal.mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0));
         self.renew_at = self.renews.then(|| now + renewal);
         if self.shown != Shown::Ours {
             self.shown = Shown::NotYet(Some(now));
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(upkeep.due(now), None);
         upkeep.changed();
         assert_eq!(upkeep.due(now), Some(now));
-        upkeep.wrote(now, 0.5);
+        upkeep.wrote(now, 1, 0.5);
         upkeep.changed();
         upkeep.changed();
         assert_eq!(upkeep.due(now), Some(now + after(1)));
@@ -209,13 +209,24 @@ mod tests {
         for (chance, seconds) in [(0.0, 240), (1.0, 360)] {
             let mut upkeep = upkeep();
             upkeep.changed();
-            upkeep.wrote(now, chance);
+            upkeep.wrote(now, 1, chance);
             assert_eq!(upkeep.due(now), Some(now + after(seconds)));
         }
         let mut file = Upkeep::new(PublishTiming::default(), false);
         file.changed();
-        file.wrote(now, 0.5);
+        file.wrote(now, 1, 0.5);
         assert_eq!(file.due(now), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_clusters_renew_less_often() {
+        let now = Instant::now();
+        for (nodes, seconds) in [(0, 300), (100, 300), (101, 600), (2000, 6000)] {
+            let mut upkeep = upkeep();
+            upkeep.changed();
+            upkeep.wrote(now, nodes, 0.5);
+            assert_eq!(upkeep.due(now), Some(now + after(seconds)), "{nodes} nodes");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -236,7 +247,7 @@ mod tests {
     fn published(now: Instant) -> Upkeep {
         let mut upkeep = upkeep();
         upkeep.changed();
-        upkeep.wrote(now, 0.5);
+        upkeep.wrote(now, 1, 0.5);
         upkeep
     }
 
@@ -287,7 +298,7 @@ mod tests {
             assert_eq!(worth_saying, round == 0);
             assert_eq!(upkeep.sees(sight, now, 0.0), Verdict::Fine, "noticed once");
             now = upkeep.due(now).expect("put back");
-            upkeep.wrote(now, 0.5);
+            upkeep.wrote(now, 1, 0.5);
             pauses.push(pause.as_secs());
         }
         assert_eq!(pauses, [1, 2, 4]);
@@ -300,7 +311,7 @@ mod tests {
             let mut upkeep = published(now);
             upkeep.sees(Sight::Ours, now, 0.0);
             upkeep.changed();
-            upkeep.wrote(now, 0.5);
+            upkeep.wrote(now, 1, 0.5);
             let later = upkeep.look_at().expect("a time to look");
             let verdict = upkeep.sees(sight, later, 0.0);
             assert!(matches!(verdict, Verdict::Overwritten { .. }), "{sight:?}");
@@ -321,7 +332,7 @@ mod tests {
         let now = Instant::now();
         let mut upkeep = published(now);
         upkeep.sees(Sight::Ours, now, 0.0);
-        upkeep.wrote(now + after(300), 0.5);
+        upkeep.wrote(now + after(300), 1, 0.5);
         assert_eq!(upkeep.look_at(), None);
     }
 }
