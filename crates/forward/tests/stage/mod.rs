@@ -1,6 +1,7 @@
 //! A node in a lab: portals by real DNAT rules, endpoints and clients on its loopback device,
 //! and a forwarder in this process.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub(crate) const INTERCEPT_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 16);
 pub(crate) const INTERCEPT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xed6e, 0x6d65, 0x7368, 0, 0, 0, 1);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 const MARK: u32 = 0x2000;
+/// The node of the forwarder.
+pub(crate) const OWN_NODE: &str = "edge-1";
 
 /// The ClusterIP `10.96.0.n`.
 pub(crate) fn cluster_ip(n: u8) -> IpAddr {
@@ -54,6 +57,16 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
+/// The policy of any node.
+pub(crate) fn policy_of(node: NodeName) -> Policy {
+    Policy {
+        node,
+        filter: FilterMode::default(),
+        ipv4: true,
+        ipv6: true,
+    }
+}
+
 /// Runs `body` on a stage whose forwarder has `settings`.
 pub(crate) fn run(
     settings: &Settings,
@@ -72,13 +85,17 @@ pub(crate) fn run(
 /// A node with its forwarder.
 pub(crate) struct Stage {
     pub(crate) forwarder: Forwarder,
-    fold: Fold,
+    pub(crate) fold: Fold,
+    /// Where endpoints are that are not on this node.
+    pub(crate) elsewhere: BTreeMap<SocketAddr, NodeName>,
+    /// Nobody is reached through a tunnel unless a test says so.
+    pub(crate) reachability: Reachability,
     /// Only a test of the listener itself does without the rule that protects it.
     pub(crate) protect_listener: bool,
 }
 
 impl Stage {
-    fn new(settings: &Settings) -> Result<Self> {
+    pub(crate) fn new(settings: &Settings) -> Result<Self> {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
         Program::new("ip")
@@ -103,6 +120,8 @@ impl Stage {
         Ok(Self {
             forwarder,
             fold: Fold::default(),
+            elsewhere: BTreeMap::new(),
+            reachability: Reachability::default(),
             protect_listener: true,
         })
     }
@@ -154,7 +173,7 @@ impl Stage {
                 .iter()
                 .map(|address| Endpoint {
                     address: address.ip(),
-                    node: Some(NodeName::new("edge-1")),
+                    node: Some(self.node_of(address)),
                     state: EndpointState::Ready,
                     hints: None,
                 })
@@ -180,14 +199,14 @@ impl Stage {
         Ok(destinations)
     }
 
+    fn node_of(&self, endpoint: &SocketAddr) -> NodeName {
+        let elsewhere = self.elsewhere.get(endpoint).cloned();
+        elsewhere.unwrap_or_else(|| NodeName::new(OWN_NODE))
+    }
+
     fn plan(&self) -> Plan {
-        let policy = Policy {
-            node: NodeName::new("edge-1"),
-            filter: FilterMode::default(),
-            ipv4: true,
-            ipv6: true,
-        };
-        plan(&self.fold.catalog(), &Reachability::default(), &policy)
+        let policy = policy_of(NodeName::new(OWN_NODE));
+        plan(&self.fold.catalog(), &self.reachability, &policy)
     }
 
     fn write_rules(&self, destinations: &Destinations) -> Result<()> {
