@@ -48,7 +48,7 @@ pub(crate) struct AddressDiscovery {
 
 /// Why nobody can be told their address.
 #[derive(Debug, thiserror::Error)]
-pub enum DiscoveryFault {
+pub(crate) enum DiscoveryFault {
     /// TLS cannot be had.
     #[error("prepare TLS for address discovery")]
     Tls(#[from] tokio_rustls::rustls::Error),

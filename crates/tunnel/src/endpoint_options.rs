@@ -67,13 +67,6 @@ pub(crate) struct EndpointOptions {
     pub(crate) trust: RelayTrust,
 }
 
-impl EndpointOptions {
-    /// All addresses of both families.
-    pub(crate) fn everywhere() -> Vec<IpAddr> {
-        vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
-    }
-}
-
 /// Makes the endpoint.
 ///
 /// When the port is taken, as it is while an agent hands over to its successor, any other is

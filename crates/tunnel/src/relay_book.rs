@@ -7,11 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use edgemesh_catalog::{MeshNode, NodeName, PublicKey};
 use iroh::{EndpointAddr, RelayConfig, RelayUrl, TransportAddr};
 use iroh_relay::RelayQuicConfig;
+use tokio::sync::watch;
 
 use crate::peer_address::endpoint_id;
 use crate::peer_book::{Peer, Peers};
@@ -23,7 +24,7 @@ use crate::relay_server::DISCOVERY_PORT;
 pub struct RelayNode {
     /// Which node.
     pub node: NodeName,
-    /// How it is reached; when empty, as it says itself.
+    /// How it is reached; when empty, as it says itself. Of this node itself: what it says.
     pub addresses: Vec<RelayAddress>,
 }
 
@@ -174,17 +175,33 @@ fn relay(peer: &Arc<Peer>, named: &[RelayNode]) -> Option<Relay> {
 }
 
 /// The relays of the moment, for those who connect. Copies share them.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct RelayBook(Arc<RwLock<Arc<Relays>>>);
+#[derive(Clone, Debug)]
+pub(crate) struct RelayBook(Arc<watch::Sender<Arc<Relays>>>);
 
 impl RelayBook {
-    /// The relays as of now.
-    pub(crate) fn get(&self) -> Arc<Relays> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    /// Without any.
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(Arc::default())))
     }
 
-    pub(crate) fn set(&self, relays: Arc<Relays>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = relays;
+    /// The relays as of now.
+    pub(crate) fn get(&self) -> Arc<Relays> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// The relays as they change.
+    pub(crate) fn follow(&self) -> watch::Receiver<Arc<Relays>> {
+        self.0.subscribe()
+    }
+
+    pub(crate) fn set(&self, relays: Relays) {
+        self.0.send_if_modified(|known| {
+            let changed = **known != relays;
+            if changed {
+                *known = Arc::new(relays);
+            }
+            changed
+        });
     }
 }
 

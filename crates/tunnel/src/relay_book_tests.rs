@@ -128,14 +128,24 @@ fn peer_is_reached_by_its_relay_however_that_is_called() {
 #[test]
 fn relay_node_is_reached_by_its_own_relay_though_it_does_not_say_so() {
     let cloud = says("cloud", 1, &["http://192.0.2.1:20006/"], None);
-    let relays = Relays::new(&believed(&[cloud.clone()]), &[], &name("own"), None);
+    let relays = Relays::new(
+        &believed(std::slice::from_ref(&cloud)),
+        &[],
+        &name("own"),
+        None,
+    );
     assert_eq!(ways(&relays, &cloud), ["http://192.0.2.1:20006/"]);
 }
 
 #[test]
 fn relay_that_is_not_known_is_no_way() {
     let edge = says("edge", 2, &[], Some("http://203.0.113.1:80/"));
-    let relays = Relays::new(&believed(&[edge.clone()]), &[], &name("own"), None);
+    let relays = Relays::new(
+        &believed(std::slice::from_ref(&edge)),
+        &[],
+        &name("own"),
+        None,
+    );
     assert_eq!(ways(&relays, &edge), [""; 0]);
 }
 
@@ -144,7 +154,12 @@ fn own_relay_is_reached_locally_and_called_by_its_public_address() {
     let edge = says("edge", 2, &[], Some("http://192.0.2.1:443/"));
     let list = [named("own", &["192.0.2.1:443"])];
     let local: RelayAddress = "127.0.0.1".parse().unwrap();
-    let relays = Relays::new(&believed(&[edge.clone()]), &list, &name("own"), Some(local));
+    let relays = Relays::new(
+        &believed(std::slice::from_ref(&edge)),
+        &list,
+        &name("own"),
+        Some(local),
+    );
     assert_eq!(urls(&relays), ["http://127.0.0.1:20006/"]);
     assert_eq!(ways(&relays, &edge), ["http://127.0.0.1:20006/"]);
     let public = relays.public_url(&local.url().unwrap()).unwrap();
@@ -158,7 +173,12 @@ fn own_relay_is_reached_locally_and_called_by_its_public_address() {
 fn own_relay_that_is_not_open_is_no_way() {
     let edge = says("edge", 2, &[], Some("http://192.0.2.1:443/"));
     let list = [named("own", &["192.0.2.1:443"])];
-    let relays = Relays::new(&believed(&[edge.clone()]), &list, &name("own"), None);
+    let relays = Relays::new(
+        &believed(std::slice::from_ref(&edge)),
+        &list,
+        &name("own"),
+        None,
+    );
     assert_eq!(urls(&relays), [""; 0]);
     assert_eq!(ways(&relays, &edge), [""; 0]);
 }

@@ -101,7 +101,6 @@ impl RelayKeeper {
     }
 
     async fn follow(&self, relays: Relays, state: &mut State) {
-        let relays = Arc::new(relays);
         // Believed before it is asked.
         self.trust.set(relays.keys());
         state.wanted = relays.configs();

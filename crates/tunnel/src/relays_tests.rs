@@ -38,7 +38,7 @@ impl Member {
         })
         .await
         .unwrap();
-        let book = RelayBook::default();
+        let book = RelayBook::new();
         let keeper = RelayKeeper {
             endpoint: endpoint.clone(),
             own: NodeName::new("own"),
