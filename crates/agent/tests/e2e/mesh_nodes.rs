@@ -25,6 +25,7 @@ use crate::programs::Programs;
 
 const MESH_NODES: &str = "/apis/edgemesh.kubeedge.io/v1alpha1/meshnodes";
 const CLUSTER_ROLE: &str = include_str!("../../../../deploy/rbac/cluster-role.yaml");
+const EVENTS_ROLE: &str = include_str!("../../../../deploy/rbac/events-role.yaml");
 const POLICY: &str = include_str!("../../../../deploy/rbac/own-mesh-node.yaml");
 /// How long an API server may take to act on a policy that it was given.
 const POLICY_IN_FORCE: Duration = Duration::from_secs(60);
@@ -286,14 +287,16 @@ impl Cluster {
 /// What the agents of a cluster need, and one pod of theirs.
 fn agents_documents() -> Vec<(&'static str, String)> {
     let rbac = "rbac.authorization.k8s.io";
-    let binding = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding",
-        "metadata": {"name": "edgemesh-agent"},
-        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "edgemesh-agent"},
-        "subjects": [
-            {"kind": "ServiceAccount", "namespace": "kubeedge", "name": "edgemesh-agent"}
-        ],
-    });
+    let binding = |kind: &str, name: &str| {
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": format!("{kind}Binding"),
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": rbac, "kind": kind, "name": name},
+            "subjects": [
+                {"kind": "ServiceAccount", "namespace": "kubeedge", "name": "edgemesh-agent"}
+            ],
+        })
+    };
     let named = |kind: &str, name: &str| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}});
     let mut pod = named("Pod", "edgemesh-agent-x");
     pod["spec"] = json!({
@@ -309,7 +312,16 @@ fn agents_documents() -> Vec<(&'static str, String)> {
         ),
         (
             "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/edgemesh-agent",
-            binding.to_string(),
+            binding("ClusterRole", "edgemesh-agent").to_string(),
+        ),
+        (
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/edgemesh-agent-events",
+            EVENTS_ROLE.to_owned(),
+        ),
+        (
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings/\
+             edgemesh-agent-events",
+            binding("Role", "edgemesh-agent-events").to_string(),
         ),
         (
             "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/\

@@ -11,6 +11,12 @@ use serde_json::Value;
 use super::field::{Field, Problem};
 use super::{KnownNames, Reading, port_number, required_text};
 
+/// Longest name of an object (kubernetes `k8s.io/apimachinery/pkg/util/validation`).
+const LONGEST_NAME: usize = 253;
+
+/// Longest `metadata.uid` that is kept; the API server's have 36 characters.
+const LONGEST_UID: usize = 64;
+
 /// Reads a `MeshNode`. There is no object when its name or its public key cannot be read: a
 /// peer is nobody without them. The bounds hold here too, and not only in the schema of the
 /// CRD: manifests have none, and whoever may change the CRD may widen it.
@@ -29,13 +35,13 @@ fn mesh_node(
 ) -> Option<MeshNode> {
     let metadata = root.get("metadata");
     let spec = root.get("spec");
-    let name = required_text(&metadata.get("name"), problems)?;
+    let name = node_name(&metadata.get("name"), problems)?;
     let key = spec.get("publicKey");
     required_text(&key, problems)?;
     let public_key = key_text::<PublicKey>(&key, problems)?;
     Some(MeshNode {
         name: NodeName::new(names.get(name)),
-        uid: metadata.get("uid").text(problems).map(Arc::from),
+        uid: short_text(&metadata.get("uid"), LONGEST_UID, problems).map(Arc::from),
         public_key,
         addresses: addresses(&spec.get("addresses"), problems),
         relay_url: url(&spec.get("relayURL"), names, problems),
@@ -50,6 +56,21 @@ fn mesh_node(
             .into(),
         previous_key: previous_key(&spec.get("previousKey"), problems).map(Box::new),
     })
+}
+
+/// Peers are called by it in logs, file names and URLs, so that no other characters than those
+/// of host names are taken (DNS subdomains, as the API server demands of a Node's name; upper
+/// case and `_` harm nobody).
+fn node_name<'v>(field: &Field<'_, 'v>, problems: &mut Vec<Problem>) -> Option<&'v str> {
+    let name = required_text(field, problems)?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.len() <= LONGEST_NAME && name.bytes().all(is_plain) {
+        return Some(name);
+    }
+    problems.push(field.problem(format!(
+        "is not the name of a Node; write at most {LONGEST_NAME} letters, digits, - and ."
+    )));
+    None
 }
 
 /// The items of a list, no more than `most` of them.

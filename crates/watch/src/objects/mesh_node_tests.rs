@@ -102,6 +102,16 @@ fn without_a_key_or_a_name_there_is_no_mesh_node() {
 }
 
 #[test]
+fn name_that_no_node_can_have_is_refused() {
+    for name in ["../x", "a b", "a\n", "é", &"n".repeat(254)] {
+        let object = json!({"metadata": {"name": name}, "spec": whole()});
+        let reading = read_mesh_node(&object, &mut KnownNames::default());
+        assert_eq!(reading.object, None, "{name:?}");
+        assert_eq!(reading.problems[0].field(), "metadata.name");
+    }
+}
+
+#[test]
 fn addresses_that_lead_to_no_other_node_are_left_out() {
     let bad = [
         "127.0.0.1:22",

@@ -140,6 +140,12 @@ impl MeshNodePublisher {
                 }
                 self.problems = problems;
             }
+            if node.is_none() {
+                let problem = self.problems.first();
+                let said = problem.map(|problem| format!("peers could not read it: {problem}"));
+                self.publication
+                    .send_modify(|seen| seen.trouble = said.map(Arc::from));
+            }
             node.map(|node| OwnMeshNode { node, conditions })
         });
         if wanted.is_none() || wanted == self.wanted {

@@ -158,7 +158,7 @@ impl ToApi {
             warn!(
                 trouble = said,
                 "cannot write Events about peers, the log has them; grant the agent's \
-                 ServiceAccount create and patch on events (ClusterRole)"
+                 ServiceAccount create and patch on events in the namespace default (Role)"
             );
         } else {
             warn!(

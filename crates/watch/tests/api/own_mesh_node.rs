@@ -249,6 +249,22 @@ async fn what_peers_would_refuse_is_not_published_and_no_reason_to_write_again()
 }
 
 #[tokio::test]
+async fn name_that_no_node_can_have_is_not_published() {
+    let server = server().await;
+    let mut agent = Agent::at(&server, quick());
+    agent.own.send_replace(Some(OwnMeshNode {
+        node: own("../services/web", 1),
+        conditions: Vec::new(),
+    }));
+    let failed = agent.until(|seen| seen.trouble.is_some()).await;
+    let said = failed.trouble.unwrap();
+    assert!(said.contains("metadata.name"), "{said}");
+    agent.says(1);
+    agent.until_seen(&["edge-1 1"]).await;
+    assert!(spec_writes(&server).len() == server.writes().len() - 1);
+}
+
+#[tokio::test]
 async fn shutdown_ends_the_task_and_leaves_the_mesh_node() {
     let server = server().await;
     let mut agent = Agent::at(&server, quick());
