@@ -207,6 +207,13 @@ impl Going {
     }
 }
 
+impl Going {
+    /// All counters, for what it moves.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
 impl Drop for Going {
     fn drop(&mut self) {
         (self.which)(&self.counters).fetch_sub(1, Ordering::Relaxed);

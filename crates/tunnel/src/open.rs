@@ -48,7 +48,7 @@ pub struct TunnelStream {
     stream: PeerStream,
     _of: StreamOfSession,
     _places: [OwnedSemaphorePermit; 2],
-    _going: Going,
+    going: Going,
 }
 
 impl TunnelStream {
@@ -63,7 +63,15 @@ impl TunnelStream {
         client: ResetOnDrop,
         moved: impl Fn(Way, usize),
     ) -> Result<(), Broken> {
-        carry(client, self.stream, moved).await
+        let counters = self.going.counters();
+        let count = |way, bytes| {
+            match way {
+                Way::IntoTunnel => counters.went(bytes),
+                Way::OutOfTunnel => counters.came(bytes),
+            }
+            moved(way, bytes);
+        };
+        carry(client, self.stream, count).await
     }
 }
 
@@ -90,7 +98,7 @@ pub(crate) async fn connect(
             stream: opened.stream,
             _of: opened.of,
             _places: opened.places,
-            _going: opened.going,
+            going: opened.going,
         }),
     }
 }
