@@ -6,6 +6,7 @@ mod crd;
 mod explain;
 mod output;
 mod playground;
+mod rotate_key;
 mod run;
 mod status;
 
@@ -40,6 +41,8 @@ enum Command {
     Playground(playground::PlaygroundArguments),
     /// Remove everything that an agent can have left on this node.
     Cleanup(cleanup::CleanupArguments),
+    /// Make a new key for this node's tunnel, used from the agent's next start on.
+    RotateKey(rotate_key::RotateKeyArguments),
     /// Print the CRDs that the cluster needs, for `kubectl apply -f -`.
     Crd,
 }
@@ -54,6 +57,7 @@ impl Arguments {
             Command::Status(arguments) => status::execute(&arguments),
             Command::Playground(arguments) => playground::execute(&arguments),
             Command::Cleanup(arguments) => cleanup::execute(&arguments),
+            Command::RotateKey(arguments) => rotate_key::execute(&arguments),
             Command::Crd => crd::execute(),
         };
         match outcome {
