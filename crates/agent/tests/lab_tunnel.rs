@@ -112,9 +112,9 @@ fn both_ends_tell_of_each_other_and_of_the_path_between_them() -> Result<()> {
         );
         let metrics = stage.cloud.get("/metrics")?;
         for line in [
-            "edgemesh_tunnel_peers{way=\"direct\"} 1",
-            "edgemesh_tunnel_peers_believed 1",
-            "edgemesh_tunnel_peers_refused 0",
+            "edgemesh_tunnel_peers{way=\"direct\"} 1.0",
+            "edgemesh_tunnel_peers_believed{} 1.0",
+            "edgemesh_tunnel_peers_refused{} 0.0",
         ] {
             assert!(metrics.contains(line), "{line} in {metrics}");
         }
