@@ -31,6 +31,8 @@ pub(super) struct WriteTrouble {
     pub(super) said: String,
     /// How long we are asked to wait.
     pub(super) retry_after: Option<Duration>,
+    /// Whether what peers need was written all the same: only the status was not.
+    pub(super) is_status_only: bool,
 }
 
 impl ApiObject {
@@ -55,7 +57,11 @@ impl ApiObject {
         let status = document::status(node, conditions);
         if self.status.as_ref() != Some(&status) {
             let path = format!("{path}/status");
-            self.patch(&path, STATUS_MANAGER, &status).await?;
+            let applied = self.patch(&path, STATUS_MANAGER, &status).await;
+            applied.map_err(|trouble| WriteTrouble {
+                is_status_only: true,
+                ..trouble
+            })?;
             self.status = Some(status);
         }
         Ok(())
@@ -86,6 +92,7 @@ impl ApiObject {
             .map_err(|trouble| WriteTrouble {
                 said: said(&trouble),
                 retry_after: trouble.retry_after,
+                is_status_only: false,
             })
     }
 }

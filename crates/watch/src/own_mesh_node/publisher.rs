@@ -212,12 +212,13 @@ impl MeshNodePublisher {
                     .map_err(|said| WriteTrouble {
                         said,
                         retry_after: None,
+                        is_status_only: false,
                     })
             }
         };
         match result {
             Ok(()) => self.note_written(now),
-            Err(trouble) => self.note_failed(&trouble),
+            Err(trouble) => self.note_failed(&trouble, now),
         }
     }
 
@@ -249,7 +250,11 @@ impl MeshNodePublisher {
         });
     }
 
-    fn note_failed(&mut self, trouble: &WriteTrouble) {
+    fn note_failed(&mut self, trouble: &WriteTrouble, now: SystemTime) {
+        if trouble.is_status_only {
+            self.publication
+                .send_modify(|seen| seen.written_at = Some(now));
+        }
         let pause = self
             .upkeep
             .failed(Instant::now(), trouble.retry_after, chance());
@@ -259,11 +264,15 @@ impl MeshNodePublisher {
             debug!(trouble = %said, ?pause, "this node's MeshNode cannot be published");
             return;
         }
-        warn!(
-            trouble = %said,
-            "this node's MeshNode cannot be published, so that its peers do not know it as it \
-             is now; trying again"
-        );
+        if trouble.is_status_only {
+            warn!(trouble = %said, "the status of this node's MeshNode cannot be published");
+        } else {
+            warn!(
+                trouble = %said,
+                "this node's MeshNode cannot be published, so that its peers do not know it as \
+                 it is now; trying again"
+            );
+        }
         self.publication
             .send_modify(|seen| seen.trouble = Some(said));
     }

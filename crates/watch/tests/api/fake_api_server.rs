@@ -74,6 +74,7 @@ struct Kind {
     watch_refused: Option<StatusCode>,
     /// What writes are answered by, if they are not taken.
     writes_refused: Option<StatusCode>,
+    status_writes_refused: Option<StatusCode>,
 }
 
 impl FakeApiServer {

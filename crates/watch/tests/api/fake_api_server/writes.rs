@@ -27,6 +27,12 @@ impl FakeApiServer {
             status.map(|s| StatusCode::from_u16(s).unwrap());
     }
 
+    /// The same for writes to the status only.
+    pub(crate) fn refuse_status_writes(&self, kind: &str, status: Option<u16>) {
+        self.cluster.lock().kind(kind).status_writes_refused =
+            status.map(|s| StatusCode::from_u16(s).unwrap());
+    }
+
     /// Has this kind, if without objects.
     pub(crate) fn offer(&self, kind: &str) {
         self.cluster.lock().kind(kind);
@@ -62,7 +68,9 @@ pub(super) fn answer_write(cluster: &Cluster, write: Write) -> Answer {
         let Some(of_kind) = content.kinds.get(&kind) else {
             return status(StatusCode::NOT_FOUND);
         };
-        if let Some(code) = of_kind.writes_refused {
+        let refused = of_kind.writes_refused;
+        let status_refused = of_kind.status_writes_refused.filter(|_| of_status);
+        if let Some(code) = refused.or(status_refused) {
             return status(code);
         }
         let namespace = write.body["metadata"]["namespace"].as_str();
