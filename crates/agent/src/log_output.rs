@@ -45,10 +45,13 @@ pub(crate) fn start(form: Form, level: &str) -> anyhow::Result<()> {
 }
 
 /// Below `debug`, the Kubernetes client's own warnings are left out: the source of the
-/// catalog says the same, once, and with what to do; the client repeats whole answers.
+/// catalog says the same, once, and with what to do; the client repeats whole answers. So are
+/// those of the relay's library, which has a line for whatever any stranger sends to the port.
 fn filter_of(level: &str) -> String {
     match level {
-        "info" | "warn" => format!("{level},kube_client=error,kube_runtime=error"),
+        "info" | "warn" => {
+            format!("{level},kube_client=error,kube_runtime=error,iroh=warn,iroh_relay=error")
+        }
         other => other.to_owned(),
     }
 }
