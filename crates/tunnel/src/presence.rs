@@ -129,3 +129,7 @@ fn warn_of_unreachable(relay_nodes: &[RelayNode], node: &NodeName) {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "presence_tests.rs"]
+mod tests;

@@ -2,14 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use edgemesh_catalog::{Change, Fold, MeshNode, Node, NodeName};
+use iroh::RelayUrl;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::NodeKey;
 use crate::peer_book::{PeerBook, Peers};
+use crate::relay_address::RelayAddress;
 use crate::relay_counters::RelayCounters;
 use crate::relay_server::{OpenRelay, RelayServer, RelaySettings};
 
@@ -97,4 +103,41 @@ pub(crate) fn believed(mesh_nodes: &[MeshNode]) -> Peers {
         fold.apply(Change::MeshNode(mesh_node.clone()));
     }
     PeerBook::default().follow(&fold.catalog(), &NodeName::new("own"), &[])
+}
+
+/// What passes on connections to a relay, and delays them.
+pub(crate) struct Link {
+    pub(crate) address: RelayAddress,
+    tasks: JoinSet<()>,
+}
+
+impl Link {
+    /// Passes on to a relay what comes at the address that it has then.
+    pub(crate) async fn to(to: SocketAddr, delay: Duration) -> Self {
+        let listener = TcpListener::bind(LOOPBACK).await.unwrap();
+        let address = RelayAddress::new(listener.local_addr().unwrap()).unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                connections.spawn(async move {
+                    sleep(delay).await;
+                    if let Ok(mut relay) = TcpStream::connect(to).await {
+                        let _ = copy_bidirectional(&mut client, &mut relay).await;
+                    }
+                });
+            }
+        });
+        Self { address, tasks }
+    }
+
+    pub(crate) fn url(&self) -> RelayUrl {
+        self.address.url().unwrap()
+    }
+
+    /// The line is cut, as seen from both ends.
+    pub(crate) async fn cut(mut self) {
+        self.tasks.shutdown().await;
+    }
 }

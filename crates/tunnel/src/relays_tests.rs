@@ -1,14 +1,12 @@
 use edgemesh_catalog::{MeshNode, RelayServer};
 use iroh::address_lookup::MemoryLookup;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::endpoint_options::{EndpointOptions, bind_endpoint};
 use crate::identity::NodeKey;
-use crate::relay_stage::{LOOPBACK, Relay, believed, mesh_node};
+use crate::relay_stage::{LOOPBACK, Link, Relay, believed, mesh_node};
 
 const ALPN: &[u8] = b"test";
 /// Far beyond what anything here takes.
@@ -84,43 +82,6 @@ impl Member {
     }
 }
 
-/// What passes on connections to a relay, and delays them.
-struct Link {
-    address: RelayAddress,
-    tasks: JoinSet<()>,
-}
-
-impl Link {
-    async fn to(relay: &Relay, delay: Duration) -> Self {
-        let to = relay.at.relay;
-        let listener = TcpListener::bind(LOOPBACK).await.unwrap();
-        let address = RelayAddress::new(listener.local_addr().unwrap()).unwrap();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (mut client, _) = listener.accept().await.unwrap();
-                connections.spawn(async move {
-                    sleep(delay).await;
-                    if let Ok(mut relay) = TcpStream::connect(to).await {
-                        let _ = copy_bidirectional(&mut client, &mut relay).await;
-                    }
-                });
-            }
-        });
-        Self { address, tasks }
-    }
-
-    fn url(&self) -> RelayUrl {
-        self.address.url().unwrap()
-    }
-
-    /// The line is cut, as seen from both ends.
-    async fn cut(mut self) {
-        self.tasks.shutdown().await;
-    }
-}
-
 fn named(node: &str, address: RelayAddress) -> RelayNode {
     RelayNode {
         node: NodeName::new(node),
@@ -166,8 +127,8 @@ async fn nearest_of_several_relays_is_used_and_another_when_it_goes_away() {
     ]);
     let near = Relay::start_for(near_key.clone(), peers.clone()).await;
     let far = Relay::start_for(far_key.clone(), peers.clone()).await;
-    let to_far = Link::to(&far, Duration::from_millis(150)).await;
-    let to_near = Link::to(&near, Duration::ZERO).await;
+    let to_far = Link::to(far.at.relay, Duration::from_millis(150)).await;
+    let to_near = Link::to(near.at.relay, Duration::ZERO).await;
     let (near_url, far_url) = (to_near.url(), to_far.url());
     let list = [named("near", to_near.address), named("far", to_far.address)];
 
