@@ -1,7 +1,7 @@
 //! `modules.edgeTunnel`, typed.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 /// `modules.edgeTunnel`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,22 +40,13 @@ pub(crate) struct TunnelLimits {
     pub(crate) streams_out_per_peer: usize,
 }
 
-/// One of `modules.edgeTunnel.relayNodes`.
+/// One of `modules.edgeTunnel.relayNodes`. Without a port an address has the relay's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RelayNode {
     /// The node's name.
     pub(crate) node_name: String,
     /// Where others reach its relay, best first.
-    pub(crate) advertise_address: Vec<RelayAddress>,
-}
-
-/// Where a relay is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum RelayAddress {
-    /// An address or a name, IPv6 without brackets; without a port it is the relay's own.
-    Host { host: String, port: Option<u16> },
-    /// A whole URL, for a relay behind a proxy that speaks TLS or has another port.
-    Url(String),
+    pub(crate) advertise_address: Vec<AdvertisedAddress>,
 }
 
 /// An address at which a node can be reached, and its port if it is another than its own.
@@ -102,56 +93,26 @@ impl EdgeTunnelConfig {
         self.relay_listen_port.unwrap_or(self.listen_port)
     }
 
-    /// The entry of `relayNodes` for `node`, if it is to be a relay.
+    /// Whether `node` is to be a relay.
     #[must_use]
     #[cfg_attr(not(test), expect(dead_code, reason = "for the relay"))]
-    pub(crate) fn relay_node(&self, node: &str) -> Option<&RelayNode> {
-        self.relay_nodes
-            .iter()
-            .find(|relay| relay.node_name == node)
+    pub(crate) fn is_relay(&self, node: &str) -> bool {
+        self.relay_nodes.iter().any(|relay| relay.node_name == node)
     }
 
     /// Addresses of this node that others are told.
     pub(crate) fn advertised(&self) -> impl Iterator<Item = SocketAddr> {
         self.advertise
             .iter()
-            .map(|address| SocketAddr::new(address.ip, address.port.unwrap_or(self.listen_port)))
+            .map(|address| address.with_port(self.listen_port))
     }
 }
 
-impl RelayAddress {
-    /// The relay's URL, for a relay that listens on `port`. Plain HTTP unless the operator
-    /// wrote another: what is carried is encrypted anyway.
+impl AdvertisedAddress {
+    /// The address with its port, or else `port`.
     #[must_use]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the relay"))]
-    pub(crate) fn url(&self, port: u16) -> String {
-        match self {
-            Self::Url(url) => url.clone(),
-            Self::Host { host, port: own } => {
-                let host = Self::Host {
-                    host: host.clone(),
-                    port: Some(own.unwrap_or(port)),
-                };
-                format!("http://{host}")
-            }
-        }
-    }
-}
-
-impl fmt::Display for RelayAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Url(url) => f.write_str(url),
-            Self::Host { host, port: None } => f.write_str(host),
-            Self::Host {
-                host,
-                port: Some(port),
-            } if host.parse::<Ipv6Addr>().is_ok() => write!(f, "[{host}]:{port}"),
-            Self::Host {
-                host,
-                port: Some(port),
-            } => write!(f, "{host}:{port}"),
-        }
+    pub(crate) fn with_port(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(port))
     }
 }
 

@@ -31,8 +31,9 @@ pub(super) static EDGE_TUNNEL: &[Key] = &[
          port it is `listenPort`. At most 16."),
     honoured!(EdgeMesh Restart "modules.edgeTunnel.relayNodes", edge_tunnel.relay_nodes = RelayNodes,
         "The nodes that carry, encrypted, what passes between nodes that cannot reach each other, and \
-         where others reach them. Whose node is named here is a relay. Without a scheme it is plain \
-         HTTP, without a port `relayListenPort`."),
+         where others reach them. Whose node is named here is a relay. Without a port it is \
+         `relayListenPort`. Names are not taken: who could not reach the cluster's DNS needs a \
+         relay most."),
     honoured!(Own Restart "modules.edgeTunnel.relayListenPort",
         edge_tunnel.relay_listen_port = PortOr("listenPort"),
         "TCP port of the relay, where this node is one. 443 or 80 passes the strictest firewalls."),

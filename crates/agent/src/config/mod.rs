@@ -30,7 +30,7 @@ mod values;
 
 pub(crate) use edge_tunnel::TunnelLimits;
 #[cfg(test)]
-pub(crate) use edge_tunnel::{EdgeTunnelConfig, RelayNode};
+pub(crate) use edge_tunnel::EdgeTunnelConfig;
 pub(crate) use file::read;
 pub(crate) use findings::ConfigErrors;
 pub(crate) use near_match::near_matches;

@@ -1,10 +1,10 @@
 //! Readers of the addresses at which the tunnel and its relays are reached.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use edgemesh_yaml::{Kind, Node};
 
-use super::edge_tunnel::{AdvertisedAddress, RelayAddress, RelayNode};
+use super::edge_tunnel::{AdvertisedAddress, RelayNode};
 use super::findings::Report;
 use super::parse::entries;
 use super::values::{List, Reader, Scalar, Text, described, quoted, text, whole};
@@ -40,18 +40,7 @@ impl Scalar for OwnAddress {
     }
 
     fn take(&self, node: &Node<'_>) -> Option<AdvertisedAddress> {
-        let text = text(node)?;
-        let address = match text.parse::<IpAddr>() {
-            Ok(ip) => AdvertisedAddress { ip, port: None },
-            Err(_) => {
-                let address: SocketAddr = text.parse().ok()?;
-                AdvertisedAddress {
-                    ip: address.ip(),
-                    port: Some(address.port()).filter(|port| *port > 0),
-                }
-            }
-        };
-        others_reach(address.ip).then_some(address)
+        address(&text(node)?)
     }
 
     fn show(&self, value: &AdvertisedAddress) -> String {
@@ -59,88 +48,59 @@ impl Scalar for OwnAddress {
     }
 }
 
-/// An address of a relay.
+/// An address of a relay. There are no names, for a relay is what a node finds others by
+/// when all else fails, and who would tell it then what a name means?
 pub(super) struct AddressOfRelay;
 
 impl AddressOfRelay {
-    fn parse(text: &str) -> Option<RelayAddress> {
-        if let Ok(ip) = text.parse::<Ipv6Addr>() {
-            return others_reach(ip.into()).then(|| RelayAddress::Host {
-                host: ip.to_string(),
-                port: None,
-            });
-        }
-        let url = ["https://", "http://"]
-            .iter()
-            .find_map(|scheme| text.strip_prefix(scheme));
-        let Some(rest) = url else {
-            let (host, port) = host_and_port(text)?;
-            return Some(RelayAddress::Host { host, port });
+    fn parse(text: &str) -> Option<AdvertisedAddress> {
+        let Some(url) = text.strip_prefix("http://") else {
+            return address(text);
         };
-        // The relay has one path of its own, and a password would be shown in logs.
-        host_and_port(rest.strip_suffix('/').unwrap_or(rest))?;
-        Some(RelayAddress::Url(text.to_owned()))
+        let authority = url.strip_suffix('/').unwrap_or(url);
+        let bare = authority
+            .strip_prefix('[')
+            .and_then(|v6| v6.strip_suffix(']'));
+        let address = address(bare.unwrap_or(authority))?;
+        // An address of IPv6 stands in brackets there.
+        let is_url = address.ip.is_ipv4() || authority.starts_with('[');
+        is_url.then_some(AdvertisedAddress {
+            port: address.port.or(Some(80)),
+            ..address
+        })
     }
 }
 
 impl Scalar for AddressOfRelay {
-    type Value = RelayAddress;
+    type Value = AdvertisedAddress;
 
     fn accepts(&self) -> String {
-        "an IP address or a host name, with or without a port, or a URL like \
-         https://relay.example.org:443 without path, user and password"
+        "an IP address with or without a port, as 203.0.113.5 or [2001:db8::5]:443, or \
+         http:// before it"
             .to_owned()
     }
 
-    fn take(&self, node: &Node<'_>) -> Option<RelayAddress> {
+    fn take(&self, node: &Node<'_>) -> Option<AdvertisedAddress> {
         Self::parse(&text(node)?)
     }
 
-    fn show(&self, value: &RelayAddress) -> String {
+    fn show(&self, value: &AdvertisedAddress) -> String {
         quoted(&value.to_string())
     }
 }
 
-/// Host, without brackets, and port of an authority.
-fn host_and_port(authority: &str) -> Option<(String, Option<u16>)> {
-    let (host, after) = match authority.strip_prefix('[') {
-        Some(v6) => {
-            let (host, after) = v6.split_once(']')?;
-            let ip: Ipv6Addr = host.parse().ok()?;
-            (others_reach(ip.into()).then(|| ip.to_string())?, after)
-        }
-        None => {
-            let end = authority.find(':').unwrap_or(authority.len());
-            let (host, after) = authority.split_at(end);
-            (is_host(host).then(|| host.to_owned())?, after)
+fn address(text: &str) -> Option<AdvertisedAddress> {
+    let address = match text.parse::<IpAddr>() {
+        Ok(ip) => AdvertisedAddress { ip, port: None },
+        Err(_) => {
+            let address: SocketAddr = text.parse().ok()?;
+            AdvertisedAddress {
+                ip: address.ip(),
+                port: Some(address.port()),
+            }
         }
     };
-    let port = match after.strip_prefix(':') {
-        Some(port) => Some(port.parse::<u16>().ok().filter(|port| *port > 0)?),
-        None if after.is_empty() => None,
-        None => return None,
-    };
-    Some((host, port))
-}
-
-/// Whether it is an IPv4 address of use, or a DNS name (RFC 1123).
-fn is_host(host: &str) -> bool {
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return others_reach(ip);
-    }
-    let is_label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let name = host.strip_suffix('.').unwrap_or(host);
-    // A name whose last part is a number is an address with a slip in it.
-    let top = name.rsplit('.').next().unwrap_or_default();
-    name.len() <= 253 && name.split('.').all(is_label) && !top.chars().all(|c| c.is_ascii_digit())
+    (others_reach(address.ip) && address.port != Some(0)).then_some(address)
 }
 
 /// Whether an address can mean this very host to others.

@@ -97,11 +97,7 @@ fn what_the_helm_chart_makes_works() {
     let meta_server = &config.kube_api.meta_server;
     assert_eq!(config.kube_api.qps, 1_000_000);
     assert_eq!(meta_server.url(), "https://127.0.0.1:10550");
-    let relay = config.edge_tunnel.relay_node("17").unwrap();
-    assert_eq!(
-        relay.advertise_address[0].url(20006),
-        "http://1.1.1.1:20006"
-    );
+    assert!(config.edge_tunnel.is_relay("17"));
     let warned: Vec<_> = good(HELM)
         .warnings
         .into_iter()

@@ -1,7 +1,7 @@
 //! `modules.edgeTunnel`.
 
 use super::{errors, good, warnings};
-use crate::config::{EdgeTunnelConfig, RelayNode, TunnelLimits};
+use crate::config::{EdgeTunnelConfig, TunnelLimits};
 
 fn tunnel(text: &str) -> EdgeTunnelConfig {
     good(&format!(
@@ -67,30 +67,31 @@ fn every_key_is_taken() {
 }
 
 #[test]
-fn a_relay_is_reached_by_whatever_address_is_written() {
+fn a_relay_is_reached_by_its_addresses_at_its_own_port_or_another() {
     let tunnel = tunnel(
-        "relayNodes: [{nodeName: cloud1, advertiseAddress: [203.0.113.5, '203.0.113.5:443', \
-         '2001:db8::5', '[2001:db8::5]:443', relay.example.org, 'relay:80', \
-         'https://relay.example.org/', 'http://[2001:db8::5]:8080']}]",
+        "relayListenPort: 443, relayNodes: [{nodeName: cloud1, advertiseAddress: [203.0.113.5, \
+         '203.0.113.5:80', '2001:db8::5', '[2001:db8::5]:80', 'http://203.0.113.5:8080/', \
+         'http://203.0.113.5', 'http://[2001:db8::5]']}]",
     );
-    let RelayNode {
-        advertise_address, ..
-    } = tunnel.relay_node("cloud1").unwrap();
-    let urls: Vec<String> = advertise_address.iter().map(|a| a.url(20006)).collect();
+    let relay = &tunnel.relay_nodes[0];
+    let addresses: Vec<String> = relay
+        .advertise_address
+        .iter()
+        .map(|address| address.with_port(tunnel.relay_port()).to_string())
+        .collect();
     assert_eq!(
-        urls,
+        addresses,
         [
-            "http://203.0.113.5:20006",
-            "http://203.0.113.5:443",
-            "http://[2001:db8::5]:20006",
-            "http://[2001:db8::5]:443",
-            "http://relay.example.org:20006",
-            "http://relay:80",
-            "https://relay.example.org/",
-            "http://[2001:db8::5]:8080",
+            "203.0.113.5:443",
+            "203.0.113.5:80",
+            "[2001:db8::5]:443",
+            "[2001:db8::5]:80",
+            "203.0.113.5:8080",
+            "203.0.113.5:80",
+            "[2001:db8::5]:80",
         ]
     );
-    assert!(tunnel.relay_node("cloud2").is_none());
+    assert!(tunnel.is_relay("cloud1") && !tunnel.is_relay("cloud2"));
 }
 
 #[test]
@@ -99,19 +100,19 @@ fn what_is_no_address_of_a_relay_is_an_error_with_its_line() {
         "127.0.0.1",
         "0.0.0.0:20006",
         "1.2.3.400",
-        "relay:0",
-        "relay:65536",
+        "203.0.113.5:0",
+        "203.0.113.5:65536",
         "[fe80::1]:443",
         "[2001:db8::5",
-        "ftp://relay",
-        "https://admin:secret@relay",
-        "https://relay/path",
-        "two words",
-        "-relay",
+        "relay.example.org",
+        "https://203.0.113.5",
+        "http://admin:secret@203.0.113.5",
+        "http://203.0.113.5/path",
+        "http://2001:db8::5",
         "\"\"",
     ] {
         let text = format!(
-            "    relayNodes:\n    - nodeName: cloud1\n      advertiseAddress: [relay, {wrong}]\n"
+            "    relayNodes:\n    - nodeName: cloud1\n      advertiseAddress: [1.2.3.4, {wrong}]\n"
         );
         let found = if wrong.starts_with('[') {
             text.replace(wrong, &format!("'{wrong}'"))
@@ -121,7 +122,7 @@ fn what_is_no_address_of_a_relay_is_an_error_with_its_line() {
         let mistakes = mistakes(&found);
         assert_eq!(mistakes.len(), 1, "{wrong}: {mistakes:?}");
         let place =
-            "agent.yaml:7:33: modules.edgeTunnel.relayNodes[0].advertiseAddress[1]: must be";
+            "agent.yaml:7:35: modules.edgeTunnel.relayNodes[0].advertiseAddress[1]: must be";
         assert!(mistakes[0].starts_with(place), "{wrong}: {mistakes:?}");
         assert!(!mistakes[0].contains("secret"), "{mistakes:?}");
     }
@@ -131,8 +132,8 @@ fn what_is_no_address_of_a_relay_is_an_error_with_its_line() {
 fn relay_nodes_are_named_and_only_once() {
     assert_eq!(
         mistakes(
-            "    relayNodes:\n    - {nodeName: a, advertiseAddress: [x]}\n    \
-             - {advertiseAddress: [y]}\n    - {nodeName: a, advertiseAddress: [z]}\n"
+            "    relayNodes:\n    - {nodeName: a, advertiseAddress: [1.1.1.1]}\n    \
+             - {advertiseAddress: [1.1.1.1]}\n    - {nodeName: a, advertiseAddress: [1.1.1.1]}\n"
         ),
         [
             "agent.yaml:7:7: modules.edgeTunnel.relayNodes[1]: names no node; set nodeName",
@@ -155,7 +156,7 @@ fn a_relay_that_nobody_finds_gives_a_warning() {
 
 #[test]
 fn ports_of_a_relay_must_not_meet_others() {
-    let relay = "    relayNodes: [{nodeName: a, advertiseAddress: [x]}]\n";
+    let relay = "    relayNodes: [{nodeName: a, advertiseAddress: [1.1.1.1]}]\n";
     let with = |key: &str| mistakes(&format!("{relay}    {key}\n"));
     assert_eq!(
         with("relayListenPort: 20007"),
