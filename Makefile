@@ -5,7 +5,7 @@ CARGO ?= cargo
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: help demo build test e2e fuzz bench check bless
+.PHONY: help demo build test e2e fuzz bench figures check bless
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,6 +31,13 @@ fuzz: ## random bytes for every decoder, 20 s each (fuzz/run TARGET SECONDS: lon
 
 bench: ## time and memory at 100 to 10,000 Services, beside kube-proxy where e2e has built one
 	@crates/agent/benches/run
+
+figures: ## how soon rules are repaired, connections fall to kube-proxy, and a node is handed over
+	@tools/prerequisites cc iptables ipset conntrack ip unshare
+	ROUNDS=200 REPAIRS=10 EDGEMESH_LAB_SECONDS=1200 $(CARGO) test --locked --release -p edgemesh-agent \
+		--test lab_repair -- --nocapture --test-threads 1
+	$(CARGO) test --locked --release -p edgemesh-agent \
+		--test lab_fail_open --test lab_no_fight --test lab_hand_over -- --nocapture --test-threads 1
 
 check: ## formatting, lints, docs, licences
 	@tools/prerequisites cc

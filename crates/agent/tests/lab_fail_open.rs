@@ -1,6 +1,7 @@
 //! An agent that dies without notice, or hangs, hurts nobody: new connections are
 //! kube-proxy's, and refused where there is none. (`--nocapture` prints how soon.)
 
+use std::fmt::Display;
 use std::io::{ErrorKind, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{
     ClusterService, Family, Flavour, Handler, Lab, Place, Serve, SideBySide, Signal, await_ok,
-    leave_kubelets_signs, test_each_flavour,
+    leave_kubelets_signs, test, test_each_flavour,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
@@ -21,6 +22,10 @@ const LENIENT: Duration = Duration::from_secs(15);
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 fn stage(lab: &Lab, flavour: Flavour, kube_proxy: bool) -> Result<SideBySide> {
+    stage_by(lab, "iptables", flavour, kube_proxy)
+}
+
+fn stage_by(lab: &Lab, backend: &str, flavour: Flavour, kube_proxy: bool) -> Result<SideBySide> {
     let mut stage = SideBySide::on(lab, lab.node("edge-1").create()?, flavour, AGENT)?;
     leave_kubelets_signs(&stage.node, flavour)?;
     stage.serve(8080, Serve::Identity)?;
@@ -30,10 +35,10 @@ fn stage(lab: &Lab, flavour: Flavour, kube_proxy: bool) -> Result<SideBySide> {
         .cluster_ip("fd00:96::1")
         .tcp("http", 80, 8080)
         .udp("dns", 53, 5353)])?;
-    stage.agent.configure(
+    stage.agent.configure(&format!(
         "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\nkind: EdgeMeshAgent\n\
-         modules:\n  edgeProxy:\n    enable: true\n    backend: iptables\n",
-    )?;
+         modules:\n  edgeProxy:\n    enable: true\n    backend: {backend}\n"
+    ))?;
     if kube_proxy {
         stage.start_kube_proxy()?;
     }
@@ -89,12 +94,16 @@ fn answered_soon(place: &impl Place, to: &str) -> Result<()> {
     Ok(())
 }
 
+fn by(flavour: Flavour) -> String {
+    format!("iptables-{flavour}")
+}
+
 /// Until all requests fare as `check` says, and how long that took.
 #[expect(clippy::print_stdout, reason = "for whoever runs it with --nocapture")]
-fn report(what: &str, flavour: Flavour, check: impl FnMut() -> Result<()>) -> Result<()> {
+fn report(what: &str, way: impl Display, check: impl FnMut() -> Result<()>) -> Result<()> {
     let began = Instant::now();
     await_ok(LENIENT, what, check)?;
-    println!("iptables-{flavour}: {what} after {:?}", began.elapsed());
+    println!("{way}: {what} after {:?}", began.elapsed());
     Ok(())
 }
 
@@ -114,7 +123,7 @@ fn after_kill_9_kube_proxy_serves_and_the_next_agent_takes_over_without_a_failed
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour, true)?;
         stage.agent.kill()?;
-        report("kube-proxy serves after kill -9", flavour, || {
+        report("kube-proxy serves after kill -9", by(flavour), || {
             check_handled(&stage, Handler::KubeProxy)
         })?;
 
@@ -153,15 +162,38 @@ fn a_halted_agent_leaves_new_connections_to_kube_proxy_until_it_goes_on() -> Res
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour, true)?;
         halt(&mut stage)?;
-        report("kube-proxy answers after SIGSTOP", flavour, || {
+        report("kube-proxy answers after SIGSTOP", by(flavour), || {
             WEB.iter()
                 .try_for_each(|to| answered_soon(&stage.client, to))
         })?;
         check_handled(&stage, Handler::KubeProxy)?;
         go_on(&mut stage)?;
-        report("the agent serves after SIGCONT", flavour, || {
+        report("the agent serves after SIGCONT", by(flavour), || {
             check_handled(&stage, Handler::Agent)
         })
+    })
+}
+
+#[test]
+fn with_nftables_too_a_killed_or_halted_agent_leaves_new_connections_to_kube_proxy() -> Result<()> {
+    test(|lab| {
+        let mut stage = stage_by(lab, "nftables", Flavour::Nft, true)?;
+        halt(&mut stage)?;
+        report("kube-proxy answers after SIGSTOP", "nftables", || {
+            WEB.iter()
+                .try_for_each(|to| answered_soon(&stage.client, to))
+        })?;
+        check_handled(&stage, Handler::KubeProxy)?;
+        go_on(&mut stage)?;
+        report("the agent serves after SIGCONT", "nftables", || {
+            check_handled(&stage, Handler::Agent)
+        })?;
+        stage.agent.kill()?;
+        report("kube-proxy serves after kill -9", "nftables", || {
+            check_handled(&stage, Handler::KubeProxy)
+        })?;
+        stage.agent.start()?;
+        check_handled(&stage, Handler::Agent)
     })
 }
 
@@ -170,7 +202,7 @@ fn without_kube_proxy_a_killed_agents_services_are_refused_at_once() -> Result<(
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour, false)?;
         stage.agent.kill()?;
-        report("all is refused after kill -9", flavour, || {
+        report("all is refused after kill -9", by(flavour), || {
             check_refused(&stage)
         })?;
         stage.agent.start()?;
@@ -183,11 +215,11 @@ fn without_kube_proxy_a_halted_agents_services_are_refused_and_not_left_hanging(
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour, false)?;
         halt(&mut stage)?;
-        report("all is refused after SIGSTOP", flavour, || {
+        report("all is refused after SIGSTOP", by(flavour), || {
             check_refused(&stage)
         })?;
         go_on(&mut stage)?;
-        report("the agent serves after SIGCONT", flavour, || {
+        report("the agent serves after SIGCONT", by(flavour), || {
             check_handled(&stage, Handler::Agent)
         })
     })
@@ -208,7 +240,7 @@ fn the_gate_follows_when_kube_proxy_comes() -> Result<()> {
             check_handled(&stage, Handler::Agent)
         })?;
         stage.agent.kill()?;
-        report("kube-proxy serves after kill -9", flavour, || {
+        report("kube-proxy serves after kill -9", by(flavour), || {
             check_handled(&stage, Handler::KubeProxy)
         })
     })

@@ -284,6 +284,24 @@ impl Background {
             .with_context(|| format!("cannot ask for the state of `{}`", self.line))
     }
 
+    /// Processor time that it has used so far, to a hundredth of a second (`USER_HZ`, which is
+    /// 100 everywhere; proc_pid_stat(5), `utime` and `stime`).
+    ///
+    /// # Errors
+    ///
+    /// When it has ended, or the kernel tells otherwise than it is known to.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.pid());
+        let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        // The name before may hold anything.
+        let (_, fields) = stat.rsplit_once(") ").context("no process name")?;
+        let ticks = |field: usize| -> Result<u64> {
+            let text = fields.split(' ').nth(field).context("too few fields")?;
+            text.parse().with_context(|| format!("{text} is no time"))
+        };
+        Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 10))
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors

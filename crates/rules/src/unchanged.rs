@@ -209,7 +209,6 @@ impl Watch {
             return Look::CannotTell;
         };
         if seen.standing != last.standing {
-            self.forget();
             return Look::Changed;
         }
         let doubt = (seen.generation != last.generation).then_some(0);

@@ -197,6 +197,14 @@ impl Cluster {
         self.agent.run(&self.node, mode)?.start(log)
     }
 
+    /// Starts the agent's next process, which takes over from one that runs. Each has a log
+    /// of its own.
+    pub(crate) fn start_next_agent(&self, number: usize) -> Result<Background> {
+        let log = self.logs.folder()?.join(format!("agent-{number}.log"));
+        let run = self.agent.run(&self.node, FilterMode::IfLabelExists)?;
+        run.arg("--take-over").start(log)
+    }
+
     /// The agent's rules as they are now, IPv4.
     pub(crate) fn portals(&self) -> Result<Portals> {
         self.portals_of(Family::V4)

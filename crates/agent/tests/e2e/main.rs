@@ -21,6 +21,7 @@ mod api_server_loss;
 mod changes;
 mod dual_stack;
 mod filter;
+mod hand_over;
 mod kube_proxy_alone;
 mod kube_proxy_modes;
 mod life;

@@ -93,8 +93,8 @@ impl IptablesBackend {
     pub(crate) async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
         let started = Instant::now();
         self.expect_own_family(wanted)?;
-        let tampered_with = self.watch.look() == Look::Changed;
-        if let Some(known) = self.known.take().filter(|_| !tampered_with) {
+        let (look, moved) = self.look_and_move_jumps();
+        if let Some(known) = self.known.take().filter(|_| look != Look::Changed) {
             let transaction = between(&known, wanted);
             match self.commit(&transaction).await {
                 Ok(()) => {
@@ -106,7 +106,7 @@ impl IptablesBackend {
                         },
                         lines: transaction.lines(),
                         took: started.elapsed(),
-                        repairs: Vec::new(),
+                        repairs: moved,
                     });
                 }
                 Err(error) => tracing::warn!(
@@ -140,12 +140,15 @@ impl IptablesBackend {
     pub(crate) async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
         let started = Instant::now();
         self.expect_own_family(wanted)?;
-        if self.known.as_ref() == Some(wanted) && self.watch.look() == Look::Same {
+        let (look, mut repairs) = self.look_and_move_jumps();
+        if self.known.as_ref() == Some(wanted) && look == Look::Same {
             let read_back = self.watch.is_overdue(self.last_read.lines);
-            let (mut repairs, right) = if read_back {
-                self.survey(wanted).await?
+            let right = if read_back {
+                let (moved, right) = self.survey(wanted).await?;
+                repairs.extend(moved);
+                right
             } else {
-                (Vec::new(), true)
+                true
             };
             if !right {
                 repairs.extend(self.set_right(wanted).await?.repairs);
@@ -156,12 +159,24 @@ impl IptablesBackend {
                 took: started.elapsed(),
             });
         }
-        let difference = self.set_right(wanted).await?;
+        repairs.extend(self.set_right(wanted).await?.repairs);
         Ok(Verified {
-            repairs: difference.repairs,
+            repairs,
             read_back: true,
             took: started.elapsed(),
         })
+    }
+
+    /// Looks whether our rules are as they were. If nothing but the place of a jump is not,
+    /// the jump is moved: that does not wait until tens of thousands of rules were read.
+    fn look_and_move_jumps(&mut self) -> (Look, Vec<Repair>) {
+        match self.watch.look() {
+            Look::Changed => match self.watch.glance() {
+                Glance::Right(moved) => (Look::Same, moved),
+                Glance::CannotTell => (Look::Changed, Vec::new()),
+            },
+            look @ (Look::Same | Look::CannotTell) => (look, Vec::new()),
+        }
     }
 
     /// Finds out whether the kernel still holds `wanted`, as far as that is told without
