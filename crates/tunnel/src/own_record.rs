@@ -19,7 +19,7 @@ use crate::own_addresses::OwnAddresses;
 use crate::relay_book::{RelayBook, Relays};
 use crate::relay_server::OpenRelay;
 
-/// At least so long between two words: each wakes all agents of the cluster. Addresses
+/// At least so long between two looks: a word wakes all agents of the cluster, and addresses
 /// change in bursts when an interface comes or goes.
 const APART: Duration = Duration::from_millis(500);
 
@@ -56,7 +56,7 @@ struct Now<'a> {
     found: Vec<SocketAddr>,
     everywhere: [Option<u16>; 2],
     /// The relay at which this node is connected, or was last.
-    home: Option<RelayUrl>,
+    home: Option<&'a RelayUrl>,
     relays: &'a Relays,
     own_relay: Option<OpenRelay>,
     catalog: &'a Catalog,
@@ -69,11 +69,9 @@ impl OwnRecord {
         let mut statuses = self.endpoint.home_relay_status().stream();
         let mut relays = self.book.follow();
         let mut home = None;
-        let mut not_before = Instant::now();
         loop {
-            if self.say(&home) {
-                not_before = Instant::now() + APART;
-            }
+            self.say(home.as_ref());
+            let not_before = Instant::now() + APART;
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(_) = addresses.next() => {}
@@ -93,15 +91,14 @@ impl OwnRecord {
         }
     }
 
-    /// Whether there was something new to say.
-    fn say(&mut self, home: &Option<RelayUrl>) -> bool {
+    fn say(&mut self, home: Option<&RelayUrl>) {
         let exits = Arc::clone(&self.exits.borrow_and_update());
         let own_relay = *self.own_relay.borrow_and_update();
         let relays = self.book.get();
         let said = self.facts.mesh_node(&Now {
             found: self.endpoint.addr().ip_addrs().copied().collect(),
             everywhere: everywhere(&self.endpoint.bound_sockets()),
-            home: home.clone(),
+            home,
             relays: &relays,
             own_relay,
             catalog: exits.catalog(),
@@ -110,7 +107,7 @@ impl OwnRecord {
             let changed = told.as_ref() != Some(&said);
             *told = Some(said);
             changed
-        })
+        });
     }
 }
 
@@ -125,8 +122,7 @@ impl OwnFacts {
         let addresses = addresses.best_first(now.found.iter().copied(), now.everywhere);
         let node = now.catalog.node(&self.node);
         let pod_cidrs = node.map_or_else(Vec::new, |node| node.pod_cidrs.clone());
-        let home = now.home.as_ref();
-        let relay_url = home.and_then(|url| now.relays.public_url(url));
+        let relay_url = now.home.and_then(|url| now.relays.public_url(url));
         MeshNode {
             name: self.node.clone(),
             uid: None,

@@ -42,10 +42,11 @@ fn named(node: &str, address: &str) -> RelayNode {
 }
 
 fn said(relays: &Relays, home: Option<&str>, own_relay: Option<OpenRelay>) -> MeshNode {
+    let home = home.map(|url| url.parse().unwrap());
     facts().mesh_node(&Now {
         found: Vec::new(),
         everywhere: [None, None],
-        home: home.map(|url| url.parse().unwrap()),
+        home: home.as_ref(),
         relays,
         own_relay,
         catalog: &catalog(&["10.244.1.0/24"]),

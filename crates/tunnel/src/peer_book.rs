@@ -38,7 +38,7 @@ impl Peer {
     }
 
     /// The key that it has, and the one that it had.
-    fn keys(&self) -> impl Iterator<Item = PublicKey> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = PublicKey> {
         [Some(*self.key()), self.previous].into_iter().flatten()
     }
 }

@@ -32,8 +32,9 @@ pub struct RelayNode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Relay {
     node: NodeName,
-    /// What it proves in address discovery.
-    key: PublicKey,
+    /// What it proves in address discovery: its key, or the one before while the agent that
+    /// has that one hands over.
+    keys: BTreeSet<PublicKey>,
     /// By what this node reaches it.
     addresses: BTreeSet<RelayAddress>,
     /// By what anybody may mean it.
@@ -90,7 +91,7 @@ impl Relays {
         for relay in &self.relays {
             for address in &relay.addresses {
                 let at = keys.entry(address.socket_addr().ip()).or_default();
-                at.insert(relay.key);
+                at.extend(relay.keys.iter().copied());
             }
         }
         keys
@@ -167,7 +168,7 @@ fn relay(peer: &Arc<Peer>, named: &[RelayNode]) -> Option<Relay> {
     };
     (!addresses.is_empty()).then(|| Relay {
         node: peer.name().clone(),
-        key: *peer.key(),
+        keys: peer.keys().collect(),
         addresses,
         known_as,
         discovery_port: says.map_or(DISCOVERY_PORT, |relay| relay.address_discovery_port),
