@@ -121,6 +121,7 @@ pub(crate) async fn assemble(
     let sync = Sync::new(Parts {
         inputs: Inputs {
             source: source.clone(),
+            has_tunnel: through.is_some(),
             reachability: through.map_or_else(tunnel::no_peers, |tunnel| tunnel.reachability()),
             policy: policy_seen,
         },

@@ -5,6 +5,7 @@
 //! between, a look whether the kernel still has what it was given.
 
 mod ending;
+mod inputs;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,9 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_forward::{Destinations, Forwarder};
-use edgemesh_plan::{Plan, Policy, Reachability, plan, plan_since};
+use edgemesh_plan::{Plan, plan, plan_since};
 use edgemesh_rules::{Backend, Family, HostNetwork, HostNetworkChanges, Mark, Repair, Ruleset};
-use edgemesh_watch::SourceState;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,7 @@ use crate::undoings::Undoings;
 use crate::wanted;
 
 pub(crate) use ending::Withdrawn;
+pub(crate) use inputs::Inputs;
 
 /// Pause after the first failure to program the kernel; doubled for each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -40,16 +41,6 @@ const LOOKING_SHARE: u32 = 50;
 
 /// However long such a look took, another may follow after this time.
 const LONGEST_NOT_LOOKING: Duration = Duration::from_millis(500);
-
-/// What the loop reads.
-pub(crate) struct Inputs {
-    /// The catalog.
-    pub(crate) source: watch::Receiver<SourceState>,
-    /// Which nodes are reached through the tunnel.
-    pub(crate) reachability: watch::Receiver<Reachability>,
-    /// What the operator decided.
-    pub(crate) policy: watch::Receiver<Policy>,
-}
 
 /// What one family has in the kernel, and what it is to be.
 struct FamilyRules {
@@ -215,6 +206,10 @@ impl Sync {
             return Ok(());
         }
         self.health.set(Condition::Catalog, Ok(()));
+        if !self.inputs.knows_ways(&catalog) {
+            // The tunnel tells in a moment, which brings us back.
+            return Ok(());
+        }
         let policy = self.inputs.policy.borrow_and_update().clone();
         let reachability = self.inputs.reachability.borrow_and_update().clone();
         let plan = match self.telling.last_planned() {

@@ -61,6 +61,12 @@ impl Reachability {
         }
     }
 
+    /// Whether there is a tunnel, if only one that leads nowhere yet.
+    #[must_use]
+    pub fn has_tunnel(&self) -> bool {
+        self.peers.is_some()
+    }
+
     /// The nodes that are reached through the tunnel, sorted; none without a tunnel.
     pub fn peers(&self) -> impl Iterator<Item = &NodeName> {
         self.peers.iter().flat_map(|peers| &**peers)
@@ -129,5 +135,6 @@ mod tests {
         assert_eq!(reason(&none, Some("cloud")), WayReason::NoTunnel);
         assert_eq!(none.peers().count(), 0);
         assert_ne!(none, Reachability::with_peers([]));
+        assert!(!none.has_tunnel() && Reachability::with_peers([]).has_tunnel());
     }
 }

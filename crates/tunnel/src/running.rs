@@ -210,6 +210,10 @@ impl Follower {
 
     fn follow(&mut self) {
         let exits = Arc::clone(&self.exits.borrow_and_update());
+        if exits.catalog().is_empty() && !self.reachability.borrow().has_tunnel() {
+            // Nobody has looked yet. "No peers" would be taken for the cluster's word.
+            return;
+        }
         let peers = self.book.follow(exits.catalog(), &self.own, &self.own_keys);
         let peers = Arc::new(peers);
         let reachability = Reachability::with_peers(peers.iter().map(|peer| peer.name().clone()));

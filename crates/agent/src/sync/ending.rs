@@ -24,6 +24,7 @@ impl Sync {
     ///
     /// When the kernel or a program refuses.
     pub(crate) async fn take_over(&mut self) -> Result<(), SyncError> {
+        self.inputs.ways_known().await;
         match self.follow_catalog().await {
             Err(error) if !error.is_in_force() => Err(error),
             in_force => {
