@@ -101,6 +101,17 @@ pub enum KeyError {
         /// What is wrong with it. Never a part of its content.
         source: NotAKey,
     },
+    /// The file for the next start holds no key; the one in use may be all right.
+    #[error(
+        "{} holds no key that can be used: remove it, and the agent goes on with the key that \
+         it has; then make another with rotate-key", path.display()
+    )]
+    DamagedNext {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it. Never a part of its content.
+        source: NotAKey,
+    },
     /// There is nothing to be rotated.
     #[error(
         "there is no {}: the agent makes one when it starts for the first time", path.display()
@@ -270,9 +281,13 @@ fn read(path: &Path) -> Result<Option<NodeKey>, KeyError> {
         Err(error) => return Err(at("read", path)(error)),
     };
     check_access(&file, path)?;
-    let damaged = |source| KeyError::Damaged {
-        path: path.to_owned(),
-        source,
+    let damaged = |source| {
+        let path = path.to_owned();
+        if path.ends_with(NEXT) {
+            KeyError::DamagedNext { path, source }
+        } else {
+            KeyError::Damaged { path, source }
+        }
     };
     let mut bytes = Vec::new();
     file.take(LONGEST + 1)

@@ -163,9 +163,9 @@ fn word_of_a_key_counts_for_the_one_key_that_it_is_about() {
 }
 
 #[test]
-fn file_whose_statement_is_for_another_key_is_damaged() {
+fn waiting_key_whose_statement_is_for_another_key_is_damaged_and_can_be_removed() {
     let at = dir();
-    key(&at);
+    let in_use = key(&at).public();
     NodeKey::rotate(at.path()).unwrap();
     let waiting = at.path().join(NEXT);
     let text = fs::read_to_string(&waiting).unwrap();
@@ -177,6 +177,8 @@ fn file_whose_statement_is_for_another_key_is_damaged() {
     let error = NodeKey::load_or_create(at.path()).unwrap_err();
     assert!(matches!(
         error,
-        KeyError::Damaged { path, source: NotAKey::WrongStatement } if path == waiting
+        KeyError::DamagedNext { path, source: NotAKey::WrongStatement } if path == waiting
     ));
+    fs::remove_file(waiting).unwrap();
+    assert_eq!(key(&at).public(), in_use);
 }

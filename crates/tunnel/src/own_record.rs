@@ -63,7 +63,8 @@ struct Now<'a> {
 }
 
 impl OwnRecord {
-    /// Says it at once and whenever it changes, until `stop`.
+    /// Says it as soon as the cluster has a Node for it, and whenever it changes, until
+    /// `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut addresses = self.endpoint.watch_addr().stream();
         let mut statuses = self.endpoint.home_relay_status().stream();
@@ -94,6 +95,11 @@ impl OwnRecord {
     fn say(&mut self, home: Option<&RelayUrl>) {
         let exits = Arc::clone(&self.exits.borrow_and_update());
         let own_relay = *self.own_relay.borrow_and_update();
+        if exits.catalog().node(&self.facts.node).is_none() {
+            // Without its Node it is nobody's peer; and as long as the cluster is not known,
+            // nothing tells which of its addresses are its pods'.
+            return;
+        }
         let relays = self.book.get();
         let said = self.facts.mesh_node(&Now {
             found: self.endpoint.addr().ip_addrs().copied().collect(),

@@ -104,6 +104,10 @@ struct Saying {
 
 impl Saying {
     async fn start() -> Self {
+        Self::start_with(exits(&[])).await
+    }
+
+    async fn start_with(exits: Arc<Exits>) -> Self {
         let endpoint = bind_endpoint(&EndpointOptions {
             key: NodeKey::of_seed(1),
             alpns: vec![b"test".to_vec()],
@@ -115,7 +119,7 @@ impl Saying {
         })
         .await
         .unwrap();
-        let (exits, following) = watch::channel(exits(&[]));
+        let (exits, following) = watch::channel(exits);
         let told = watch::Sender::new(None);
         let own = told.subscribe();
         let record = OwnRecord {
@@ -179,6 +183,16 @@ async fn first_word_comes_at_once_and_changes_that_come_together_are_one() {
     }
     let second = saying.next().await;
     assert_eq!(second.pod_cidrs, ["10.244.3.0/24".parse().unwrap()]);
+    saying.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_said_before_the_cluster_is_known() {
+    let mut saying = Saying::start_with(exits_of(Catalog::default())).await;
+    tokio::task::yield_now().await;
+    assert_eq!(*saying.own.borrow(), None);
+    saying.exits.send_replace(exits(&["10.244.1.0/24"]));
+    assert_eq!(saying.next().await.pod_cidrs.len(), 1);
     saying.end().await;
 }
 

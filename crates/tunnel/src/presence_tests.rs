@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use edgemesh_catalog::{Catalog, Change, Fold, Node};
+use edgemesh_catalog::{Change, Fold, Node};
 use edgemesh_plan::{FilterMode, Policy};
 use iroh::address_lookup::MemoryLookup;
 use tokio::task::JoinSet;
@@ -48,7 +48,8 @@ impl Member {
             ipv4: true,
             ipv6: true,
         };
-        let exits = watch::Sender::new(Arc::new(Exits::new(Catalog::default(), policy)));
+        let exits = Exits::new(cluster_of(&node).catalog(), policy);
+        let exits = watch::Sender::new(Arc::new(exits));
         let peers = watch::Sender::new(Arc::new(Peers::default()));
         let options = PresenceOptions {
             node: node.clone(),
@@ -92,12 +93,7 @@ impl Member {
     fn hears(&self, mesh_nodes: &[&MeshNode]) {
         let mut fold = Fold::default();
         for mesh_node in mesh_nodes {
-            fold.apply(Change::Node(Node {
-                name: mesh_node.name.clone(),
-                zone: None,
-                pod_cidrs: Vec::new(),
-                addresses: Vec::new(),
-            }));
+            fold.apply(Change::Node(node(&mesh_node.name)));
             fold.apply(Change::MeshNode((*mesh_node).clone()));
         }
         let peers = PeerBook::default().follow(&fold.catalog(), &self.node, &[]);
@@ -121,6 +117,21 @@ impl Member {
         }
         self.endpoint.close().await;
     }
+}
+
+fn node(name: &NodeName) -> Node {
+    Node {
+        name: name.clone(),
+        zone: None,
+        pod_cidrs: Vec::new(),
+        addresses: Vec::new(),
+    }
+}
+
+fn cluster_of(name: &NodeName) -> Fold {
+    let mut fold = Fold::default();
+    fold.apply(Change::Node(node(name)));
+    fold
 }
 
 #[tokio::test]
