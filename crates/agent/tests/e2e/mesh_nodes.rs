@@ -27,16 +27,23 @@ const MESH_NODES: &str = "/apis/edgemesh.kubeedge.io/v1alpha1/meshnodes";
 const CLUSTER_ROLE: &str = include_str!("../../../../deploy/rbac/cluster-role.yaml");
 const EVENTS_ROLE: &str = include_str!("../../../../deploy/rbac/events-role.yaml");
 const POLICY: &str = include_str!("../../../../deploy/rbac/own-mesh-node.yaml");
+/// What the policy says to whom it denies something.
+const DENIED: &str = "by the agent of that node only";
 /// How long an API server may take to act on a policy that it was given.
 const POLICY_IN_FORCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn the_crd_takes_what_an_agent_says_and_nothing_else() -> Result<()> {
-    edgemesh_lab::test(|lab| in_cluster(lab, CUSTOM_RESOURCES, taken_and_refused))
+    edgemesh_lab::test(|lab| in_cluster(lab, SERVER_SIDE_APPLY, taken_and_refused))
 }
 
 #[test]
-fn an_agent_publishes_its_own_mesh_node_and_no_other() -> Result<()> {
+fn an_agent_publishes_what_it_is_with_no_more_than_its_rights() -> Result<()> {
+    edgemesh_lab::test(|lab| in_cluster(lab, SERVER_SIDE_APPLY, published_and_kept))
+}
+
+#[test]
+fn an_agent_writes_its_own_mesh_node_and_no_other() -> Result<()> {
     edgemesh_lab::test(|lab| in_cluster(lab, POLICIES, own_and_no_other))
 }
 
@@ -60,19 +67,29 @@ fn taken_and_refused(cluster: &Cluster) -> Result<()> {
     apply(&good)
 }
 
+fn published_and_kept(cluster: &Cluster) -> Result<()> {
+    let api = cluster.api()?;
+    cluster.apply_crd(&api)?;
+    let kubeconfig = cluster.kubeconfig_of_the_agents_pod(&api)?;
+    cluster.at_the_node(|| publish(&api, &kubeconfig))
+}
+
 fn own_and_no_other(cluster: &Cluster) -> Result<()> {
     let api = cluster.api()?;
     cluster.apply_crd(&api)?;
+    for (path, document) in policy_documents() {
+        api.apply(path, document)?;
+    }
     let kubeconfig = cluster.kubeconfig_of_the_agents_pod(&api)?;
     await_ok(POLICY_IN_FORCE, "the policy is in force", || {
         let other = good_named("another");
         let by_agent = KubeApi::new(cluster.node.namespace(), kubeconfig.clone());
         let refused = by_agent.apply(&path("another"), other.to_string());
         let said = format!("{:#}", refused.err().context("it was let")?);
-        ensure!(said.contains("by the agent of that node only"), "{said}");
+        ensure!(said.contains(DENIED), "{said}");
         Ok(())
     })?;
-    cluster.at_the_node(|| publish(&api, &kubeconfig))
+    cluster.at_the_node(|| publish_as_two(&kubeconfig))
 }
 
 /// With the rights of the agent of `edge-1`, and as the agent does it.
@@ -84,36 +101,46 @@ async fn publish(api: &KubeApi, kubeconfig: &Path) -> Result<()> {
     tasks.spawn(source.run(CancellationToken::new()));
 
     let mut own = publisher(&mut tasks, &settings, "edge-1", &states);
-    until(&mut own, |seen| seen.written_at.is_some()).await?;
-    let peers_read = |catalog: &Catalog| {
-        let node = catalog.mesh_node(&NodeName::new("edge-1"))?;
-        node.uid.as_deref()?;
-        Some(MeshNode {
-            uid: None,
-            ..(**node).clone()
-        })
-    };
+    let written = until(&mut own, |seen| seen.written_at.is_some()).await?;
+    ensure!(written.trouble.is_none(), "{written:?}");
     until(&mut states, |state| {
         peers_read(&state.catalog) == Some(own_node("edge-1"))
     })
-    .await?;
+    .await
+    .context("peers read what was written")?;
     let object = api.get(&path("edge-1"))?;
     let ready = &object["status"]["conditions"][0];
-    ensure!(
-        ready["type"] == "Ready",
-        "the status is {}",
-        object["status"]
-    );
-
-    let mut foreign = publisher(&mut tasks, &settings, "edge-2", &states);
-    let failed = until(&mut foreign, |seen| seen.trouble.is_some()).await?;
-    let said = failed.trouble.unwrap_or_default();
-    ensure!(said.contains("by the agent of that node only"), "{said}");
+    ensure!(ready["type"] == "Ready", "without status: {object}");
 
     api.call(Method::DELETE, &path("edge-1"), "", String::new())?;
     until(&mut own, |seen| seen.overwritten > 0).await?;
     await_back(&mut states, &object["metadata"]["uid"]).await?;
     tell_of_a_peer(api, &settings, &states).await
+}
+
+/// What the catalog has of `edge-1`, without what the server added.
+fn peers_read(catalog: &Catalog) -> Option<MeshNode> {
+    let node = catalog.mesh_node(&NodeName::new("edge-1"))?;
+    node.uid.as_deref()?;
+    Some(MeshNode {
+        uid: None,
+        ..(**node).clone()
+    })
+}
+
+/// With the token of the agent of `edge-1`, once as that and once as another node's.
+async fn publish_as_two(kubeconfig: &Path) -> Result<()> {
+    let settings = settings(kubeconfig);
+    let mut tasks = JoinSet::new();
+    let (_, states) = watch::channel(SourceState::default());
+    let mut own = publisher(&mut tasks, &settings, "edge-1", &states);
+    until(&mut own, |seen| seen.written_at.is_some()).await?;
+    let mut foreign = publisher(&mut tasks, &settings, "edge-2", &states);
+    let failed = until(&mut foreign, |seen| seen.trouble.is_some()).await?;
+    let said = failed.trouble.unwrap_or_default();
+    ensure!(said.contains(DENIED), "{said}");
+    ensure!(failed.written_at.is_none(), "it was written all the same");
+    Ok(())
 }
 
 async fn await_back(states: &mut watch::Receiver<SourceState>, before: &Value) -> Result<()> {
@@ -163,7 +190,8 @@ fn publisher(
             kind: "Ready".into(),
             status: Some(true),
             reason: "Listening".into(),
-            message: "".into(),
+            // Not empty: a 1.20 that was built with Go 1.18 or later takes "" for null.
+            message: "UDP port 20006".into(),
             since: UNIX_EPOCH,
         }],
     }));
@@ -201,9 +229,8 @@ struct Cluster {
     node: Node,
 }
 
-/// Debian's build of Kubernetes 1.20 dies of the first custom resource: its JSON encoder
-/// (modern-go/reflect2 1.0.1) does not know the maps of Go 1.18 and later.
-const CUSTOM_RESOURCES: u32 = 21;
+/// Server-side apply, since 1.18 in every server.
+const SERVER_SIDE_APPLY: u32 = 18;
 /// Policies, and tokens that tell the node of their pod.
 const POLICIES: u32 = 30;
 
@@ -302,9 +329,10 @@ fn agents_documents() -> Vec<(&'static str, String)> {
     pod["spec"] = json!({
         "nodeName": "edge-1",
         "serviceAccountName": "edgemesh-agent",
+        // Servers before 1.21 else wait for a controller that does not run here.
+        "automountServiceAccountToken": false,
         "containers": [{"name": "agent", "image": "edgemesh-agent"}],
     });
-    let (policy, policy_binding) = POLICY.split_once("\n---\n").unwrap_or((POLICY, ""));
     vec![
         (
             "/apis/rbac.authorization.k8s.io/v1/clusterroles/edgemesh-agent",
@@ -324,16 +352,6 @@ fn agents_documents() -> Vec<(&'static str, String)> {
             binding("Role", "edgemesh-agent-events").to_string(),
         ),
         (
-            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/\
-             edgemesh-agent-own-mesh-node",
-            policy.to_owned(),
-        ),
-        (
-            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/\
-             edgemesh-agent-own-mesh-node",
-            policy_binding.to_owned(),
-        ),
-        (
             "/api/v1/namespaces/kubeedge",
             named("Namespace", "kubeedge").to_string(),
         ),
@@ -344,6 +362,22 @@ fn agents_documents() -> Vec<(&'static str, String)> {
         (
             "/api/v1/namespaces/kubeedge/pods/edgemesh-agent-x",
             pod.to_string(),
+        ),
+    ]
+}
+
+fn policy_documents() -> [(&'static str, String); 2] {
+    let (policy, binding) = POLICY.split_once("\n---\n").unwrap_or((POLICY, ""));
+    [
+        (
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/\
+             edgemesh-agent-own-mesh-node",
+            policy.to_owned(),
+        ),
+        (
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/\
+             edgemesh-agent-own-mesh-node",
+            binding.to_owned(),
         ),
     ]
 }

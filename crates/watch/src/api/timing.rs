@@ -19,7 +19,7 @@ pub struct ApiTiming {
     /// server anew what it offers. Default 60 s.
     pub long_outage: Duration,
     /// How often to look for what the server did not offer (EndpointSlices, Nodes).
-    /// Default 10 min.
+    /// Default 10 min; for Nodes with jitter, up to twice as long.
     pub look_again: Duration,
     /// The same for MeshNodes at first, for their CRD may come with the agent: 5 s. Each
     /// further pause is twice as long, with jitter.
