@@ -7,8 +7,9 @@ use std::time::Duration;
 use edgemesh_catalog::MeshNode;
 use edgemesh_wire::{ALPN, Hello};
 use futures_util::future::OptionFuture;
-use iroh::Endpoint;
+use iroh::address_lookup::MemoryLookup;
 use iroh::endpoint::Connection;
+use iroh::{Endpoint, EndpointAddr};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -18,7 +19,8 @@ use tracing::{debug, error, info};
 use crate::codes;
 use crate::counters::Counters;
 use crate::fault::OpenFault;
-use crate::peer_address::peer_address;
+use crate::peer_address::endpoint_id;
+use crate::relay_book::RelayBook;
 use crate::session::{Serving, Session};
 use crate::settings::{Limits, Timing};
 
@@ -31,6 +33,16 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 const WANTED_FOR: Duration = Duration::from_secs(30);
 /// Connections that the peer has begun and that wait to be taken over.
 const MOST_ADOPTED: usize = 8;
+
+/// What connections are made with.
+#[derive(Clone, Debug)]
+pub(crate) struct Transport {
+    pub(crate) endpoint: Endpoint,
+    /// Told where peers are.
+    pub(crate) lookup: MemoryLookup,
+    /// By what peers are reached.
+    pub(crate) book: RelayBook,
+}
 
 /// The way to a peer, as those see it who open streams.
 #[derive(Debug)]
@@ -61,7 +73,7 @@ impl Link {
     /// The way to `mesh_node`, and its owner.
     pub(crate) fn new(
         mesh_node: Arc<MeshNode>,
-        endpoint: Endpoint,
+        transport: Transport,
         serving: Serving,
         limits: &Limits,
         timing: Timing,
@@ -82,7 +94,7 @@ impl Link {
         });
         let owner = LinkOwner {
             link: Arc::clone(&link),
-            endpoint,
+            transport,
             serving,
             timing,
             counters,
@@ -158,7 +170,7 @@ impl Link {
 #[derive(Debug)]
 pub(crate) struct LinkOwner {
     link: Arc<Link>,
-    endpoint: Endpoint,
+    transport: Transport,
     serving: Serving,
     timing: Timing,
     counters: Arc<Counters>,
@@ -207,7 +219,11 @@ impl LinkOwner {
                 () = sleep_until(retry_at), if retry => {}
             }
         }
-        let code = if self.endpoint.is_closed() {
+        let mesh_node = Arc::clone(&self.mesh_node.borrow());
+        if let Some(id) = endpoint_id(&mesh_node.public_key) {
+            self.transport.lookup.remove_endpoint_info(id);
+        }
+        let code = if self.transport.endpoint.is_closed() {
             codes::ENDING
         } else {
             codes::NOT_A_PEER
@@ -273,12 +289,12 @@ impl LinkOwner {
                     .close(codes::SUPERSEDED, b"nothing was heard of you");
             }
         }
-        let endpoint = self.endpoint.clone();
+        let endpoint = self.transport.endpoint.clone();
+        let address = self.tell_address();
         let mesh_node = Arc::clone(&self.mesh_node.borrow());
         let within = self.timing.connect;
         Box::pin(async move {
-            let address = peer_address(&mesh_node)?;
-            match timeout(within, endpoint.connect(address, ALPN)).await {
+            match timeout(within, endpoint.connect(address?, ALPN)).await {
                 Ok(Ok(connection)) => Some(connection),
                 Ok(Err(error)) => {
                     debug!(peer = %mesh_node.name, %error, "the peer is not to be reached");
@@ -290,6 +306,14 @@ impl LinkOwner {
                 }
             }
         })
+    }
+
+    /// Tells the transport by what the peer can be reached now.
+    fn tell_address(&self) -> Option<EndpointAddr> {
+        let Transport { lookup, book, .. } = &self.transport;
+        let address = book.get().address_of(&self.mesh_node.borrow())?;
+        lookup.set_endpoint_info(address.clone());
+        Some(address)
     }
 
     fn connected(&mut self, connection: Option<Connection>) {
@@ -336,6 +360,10 @@ impl LinkOwner {
     fn mesh_node_changed(&mut self) {
         self.failed_at = None;
         let boot_id = Arc::clone(&self.mesh_node.borrow_and_update().boot_id);
+        if !self.sessions.is_empty() {
+            // For a connection whose paths have all failed.
+            self.tell_address();
+        }
         if self.boot_id == boot_id {
             return;
         }

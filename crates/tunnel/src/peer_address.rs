@@ -1,7 +1,7 @@
-//! Where a peer is, in the transport's words.
+//! Who a peer is, in the transport's words.
 
-use edgemesh_catalog::{MeshNode, PublicKey};
-use iroh::{EndpointAddr, EndpointId, RelayUrl, TransportAddr};
+use edgemesh_catalog::PublicKey;
+use iroh::EndpointId;
 
 /// The transport's name for a key; none when the bytes are no key of the curve.
 pub(crate) fn endpoint_id(key: &PublicKey) -> Option<EndpointId> {
@@ -11,16 +11,4 @@ pub(crate) fn endpoint_id(key: &PublicKey) -> Option<EndpointId> {
 /// The key behind the transport's name.
 pub(crate) fn public_key(id: &EndpointId) -> PublicKey {
     PublicKey::from_bytes(*id.as_bytes())
-}
-
-/// All ways to a peer that its MeshNode names; none when its key is no key.
-pub(crate) fn peer_address(mesh_node: &MeshNode) -> Option<EndpointAddr> {
-    let direct = mesh_node.addresses.iter().copied().map(TransportAddr::Ip);
-    let relayed = mesh_node
-        .relay_url
-        .iter()
-        .filter_map(|url| url.parse::<RelayUrl>().ok())
-        .map(TransportAddr::Relay);
-    let id = endpoint_id(&mesh_node.public_key)?;
-    Some(EndpointAddr::from_parts(id, direct.chain(relayed)))
 }

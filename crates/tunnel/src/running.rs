@@ -24,6 +24,7 @@ use crate::exit::Exit;
 use crate::identity::NodeKey;
 use crate::jobs::Jobs;
 use crate::peer_book::{PeerBook, Peers};
+use crate::presence::{Presence, PresenceOptions};
 use crate::relay_trust::RelayTrust;
 use crate::settings::Settings;
 use crate::tunnel::{Inner, Tunnel};
@@ -86,11 +87,11 @@ impl Tunnel {
         let lookup = MemoryLookup::new();
         let trust = RelayTrust::default();
         let endpoint = bind_endpoint(&EndpointOptions {
-            key,
+            key: key.clone(),
             alpns: vec![ALPN.to_vec()],
             bind: settings.bind,
             port: settings.listen_port,
-            advertise: settings.advertise,
+            advertise: settings.advertise.clone(),
             lookup: lookup.clone(),
             trust: trust.clone(),
         })
@@ -107,8 +108,27 @@ impl Tunnel {
         let peers = watch::Sender::new(Arc::new(Peers::default()));
         let reachability = watch::Sender::new(Reachability::default());
         let stop = CancellationToken::new();
+        let (presence, of_presence) = Presence::new(
+            PresenceOptions {
+                node: settings.node.clone(),
+                key,
+                endpoint: endpoint.clone(),
+                trust,
+                relay_nodes: settings.relay_nodes,
+                relay: settings.relay,
+                advertise: settings.advertise,
+                never: settings.never,
+                version: settings.version,
+                boot_id: hello.boot_id_text().into(),
+                peers: peers.subscribe(),
+                exits: exits.clone(),
+            },
+            &stop,
+        );
         let inner = Arc::new(Inner {
             endpoint,
+            lookup,
+            presence,
             hello,
             limits: settings.limits,
             timing: settings.timing,
@@ -132,6 +152,9 @@ impl Tunnel {
             reachability,
         };
         let mut tasks = JoinSet::new();
+        for (name, task) in of_presence {
+            tasks.spawn(named(name, task));
+        }
         tasks.spawn(named(
             "the tunnel's follower of the cluster",
             follower.run(),

@@ -1,9 +1,13 @@
 //! What the tunnel is told at its start.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_catalog::NodeName;
+
+use crate::relay_book::RelayNode;
+use crate::relay_server::RelaySettings;
 
 /// Everything the tunnel needs to know besides the cluster.
 #[derive(Clone, Debug)]
@@ -18,6 +22,16 @@ pub struct Settings {
     /// Addresses by which others reach this node although it does not have them itself.
     /// Default none.
     pub advertise: Vec<SocketAddr>,
+    /// Nodes that may be relays, and where they are. Empty: every peer that says it is one.
+    /// Default empty.
+    pub relay_nodes: Vec<RelayNode>,
+    /// How this node is a relay, if it is one. Default none.
+    pub relay: Option<RelaySettings>,
+    /// Addresses of this host that peers are never told, such as the one that portals lead
+    /// to. Default none.
+    pub never: Vec<IpAddr>,
+    /// Version of the agent, for others to see. Default empty.
+    pub version: Arc<str>,
     /// Whether connections with peers stay when nobody uses them. Default false.
     pub keep_alive: bool,
     /// Firewall mark (`SO_MARK`) of the exit's sockets. Default none.
@@ -37,6 +51,10 @@ impl Settings {
             bind: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
             listen_port: 20_006,
             advertise: Vec::new(),
+            relay_nodes: Vec::new(),
+            relay: None,
+            never: Vec::new(),
+            version: "".into(),
             keep_alive: false,
             mark: None,
             limits: Limits::default(),

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use edgemesh_catalog::{NodeName, ServicePortName};
+use edgemesh_catalog::{MeshNode, NodeName, ServicePortName};
 use edgemesh_plan::Reachability;
 use edgemesh_wire::{Hello, Request};
 use iroh::Endpoint;
+use iroh::address_lookup::MemoryLookup;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -15,11 +16,13 @@ use crate::counters::Counters;
 use crate::exit::{Exit, Quota};
 use crate::fault::OpenFault;
 use crate::jobs::Jobs;
-use crate::link::{Link, State};
+use crate::link::{Link, State, Transport};
 use crate::open::{Opened, TunnelStream, connect};
 use crate::peer_book::{Peers, RefusedPeer};
 use crate::peer_status::PeerStatus;
 use crate::peer_stream::PeerStream;
+use crate::presence::Presence;
+use crate::relay_counters::RelayCounters;
 use crate::session::{Serving, Session};
 use crate::settings::{Limits, Timing};
 use crate::udp_flow::UdpFlow;
@@ -43,6 +46,8 @@ pub struct Tunnel(pub(crate) Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) endpoint: Endpoint,
+    pub(crate) lookup: MemoryLookup,
+    pub(crate) presence: Presence,
     pub(crate) hello: Hello,
     pub(crate) limits: Limits,
     pub(crate) timing: Timing,
@@ -116,6 +121,19 @@ impl Tunnel {
     #[must_use]
     pub fn reachability(&self) -> watch::Receiver<Reachability> {
         self.0.reachability.clone()
+    }
+
+    /// What this node is to publish of itself, renewed whenever that changes; none until its
+    /// addresses are known.
+    #[must_use]
+    pub fn own_record(&self) -> watch::Receiver<Option<MeshNode>> {
+        self.0.presence.own.clone()
+    }
+
+    /// What the relay of this node has done; all zero when it is none.
+    #[must_use]
+    pub fn relay_counters(&self) -> Arc<RelayCounters> {
+        Arc::clone(&self.0.presence.relay_counters)
     }
 
     /// Which run of the agent this is, as the MeshNode shows it.
@@ -198,7 +216,11 @@ impl Inner {
         }
         let (link, owner) = Link::new(
             Arc::clone(&peer.mesh_node),
-            self.endpoint.clone(),
+            Transport {
+                endpoint: self.endpoint.clone(),
+                lookup: self.lookup.clone(),
+                book: self.presence.book.clone(),
+            },
             self.serving(),
             &self.limits,
             self.timing,
