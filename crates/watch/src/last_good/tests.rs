@@ -290,7 +290,32 @@ fn any_catalog() -> impl Strategy<Value = Catalog> {
                     .collect(),
             })
         });
-    prop::collection::vec(prop_oneof![service, slice], 0..12).prop_map(|changes| {
+    let mesh_node = (
+        name,
+        any::<[u8; 32]>(),
+        prop::collection::vec(any::<(std::net::IpAddr, u16)>(), 0..3),
+        any::<bool>(),
+    )
+        .prop_map(|(text, key, addresses, is_bare)| {
+            let whole = MeshNode {
+                name: NodeName::new(text.clone()),
+                public_key: PublicKey::from_bytes(key),
+                addresses: addresses.into_iter().map(Into::into).collect(),
+                version: text.clone().into(),
+                boot_id: text.into(),
+                ..mesh_node()
+            };
+            let bare = MeshNode {
+                uid: None,
+                relay_url: None,
+                relay_server: None,
+                pod_cidrs: Vec::new(),
+                previous_key: None,
+                ..whole.clone()
+            };
+            Change::MeshNode(if is_bare { bare } else { whole })
+        });
+    prop::collection::vec(prop_oneof![service, slice, mesh_node], 0..12).prop_map(|changes| {
         let mut fold = Fold::default();
         for change in changes {
             fold.apply(change);

@@ -135,8 +135,10 @@ fn may_be_another_nodes(address: SocketAddr) -> bool {
         IpAddr::V4(ip) => ip.is_broadcast(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
+    let names_a_link = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
     address.port() > 0
         && !unusable
+        && !names_a_link
         && !ip.is_unspecified()
         && !ip.is_loopback()
         && !ip.is_multicast()

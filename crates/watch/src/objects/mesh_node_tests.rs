@@ -123,6 +123,7 @@ fn addresses_that_lead_to_no_other_node_are_left_out() {
         "224.0.0.1:1",
         "[ff02::1]:1",
         "[fe80::1]:1",
+        "[2001:db8::7%2]:1",
         "203.0.113.7:0",
         "203.0.113.7",
         "relay.example.org:20006",
