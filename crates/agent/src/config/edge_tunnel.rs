@@ -95,7 +95,6 @@ impl EdgeTunnelConfig {
 
     /// Whether `node` is to be a relay.
     #[must_use]
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the relay"))]
     pub(crate) fn is_relay(&self, node: &str) -> bool {
         self.relay_nodes.iter().any(|relay| relay.node_name == node)
     }

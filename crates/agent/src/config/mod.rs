@@ -28,9 +28,9 @@ mod settings;
 mod tunnel_addresses;
 mod values;
 
-pub(crate) use edge_tunnel::TunnelLimits;
 #[cfg(test)]
-pub(crate) use edge_tunnel::EdgeTunnelConfig;
+pub(crate) use edge_tunnel::AdvertisedAddress;
+pub(crate) use edge_tunnel::{EdgeTunnelConfig, RelayNode, TunnelLimits};
 pub(crate) use file::read;
 pub(crate) use findings::ConfigErrors;
 pub(crate) use near_match::near_matches;

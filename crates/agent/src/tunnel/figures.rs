@@ -23,6 +23,7 @@ impl Figures for Tunnel {
         all.extend(streams(self));
         all.extend(traffic(self));
         all.extend(trouble(self));
+        all.extend(relay(self));
         all
     }
 }
@@ -179,6 +180,55 @@ fn trouble(tunnel: &Tunnel) -> Vec<Sample> {
             counters.offences(),
         ),
     ]
+}
+
+fn relay(tunnel: &Tunnel) -> Vec<Sample> {
+    let relay = tunnel.relay_counters();
+    let refused = [
+        ("stranger", relay.denied()),
+        ("peer_no_more", relay.cut()),
+        ("too_many", relay.turned_away()),
+        ("too_many_observers", relay.observers_turned_away()),
+    ];
+    let mut all: Vec<Sample> = refused
+        .map(|(reason, value)| {
+            counter(
+                "edgemesh_relay_refused",
+                "Connections to this node's relay that were refused or cut, by reason",
+                vec![("reason", reason.to_owned())],
+                value,
+            )
+        })
+        .into();
+    all.extend(
+        [("in", relay.bytes_in()), ("out", relay.bytes_out())].map(|(direction, value)| {
+            counter(
+                "edgemesh_relay_bytes",
+                "Bytes carried by this node's relay; in is from its clients",
+                vec![("direction", direction.to_owned())],
+                value,
+            )
+        }),
+    );
+    all.push(gauge(
+        "edgemesh_relay_clients",
+        "Peers connected with this node's relay",
+        vec![],
+        relay.clients() as u64,
+    ));
+    all.push(counter(
+        "edgemesh_relay_packets_dropped",
+        "Packets for a client of this node's relay that is not there or too slow",
+        vec![],
+        relay.packets_dropped(),
+    ));
+    all.push(counter(
+        "edgemesh_relay_slowed_down",
+        "Clients of this node's relay that were slowed down, for they sent more than one may",
+        vec![],
+        relay.slowed_down(),
+    ));
+    all
 }
 
 fn counter(

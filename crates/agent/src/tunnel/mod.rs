@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::exits_feed::ExitsFeed;
-use self::own_record::{Standing, keep_saying};
+use self::own_record::keep_saying;
 use crate::health::Health;
 use crate::supervisor::Start;
 
@@ -76,13 +76,11 @@ pub(crate) async fn open(
     let key = NodeKey::load_or_create(&start.state_dir)
         .context("get this node's key for the tunnel (modules.edgeTunnel)")?;
     let settings = settings::settings(&start.config, &start.node);
-    let advertised = settings.advertise.clone();
     let (feed, exits) = ExitsFeed::new(source.clone(), policy.clone());
-    let (tunnel, running) = Tunnel::start(settings, key.clone(), exits.clone())
+    let (tunnel, running) = Tunnel::start(settings, key.clone(), exits)
         .await
         .context("open the tunnel (modules.edgeTunnel)")?;
     tracing::info!(key = %key.public(), listening = ?tunnel.listening_at(), "the tunnel is open");
-    let standing = Standing::new(start.node.clone(), key.clone(), advertised, &tunnel);
     let (own, own_seen) = watch::channel(None);
     let (told, to_tell) = mpsc::channel(refused_peers::MOST_WAITING);
     run(
@@ -93,7 +91,7 @@ pub(crate) async fn open(
     run(
         tasks,
         "the keeper of this node's own record",
-        keep_saying(standing, exits, health.clone(), own, stop.clone()),
+        keep_saying(tunnel.own_record(), health.clone(), own, stop.clone()),
     );
     run(
         tasks,
