@@ -65,8 +65,8 @@ pub enum StartError {
 }
 
 impl Tunnel {
-    /// Opens the tunnel's socket and readies all the rest; nothing is accepted or sent before
-    /// [`Running::run`]. `exits` is followed from then on.
+    /// Opens the tunnel's socket and starts all its tasks, which run until
+    /// [`Running::shut_down`]. `exits` is followed from then on.
     ///
     /// # Errors
     ///

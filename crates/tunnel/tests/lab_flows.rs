@@ -141,7 +141,8 @@ fn a_burst_of_a_thousand_comes_whole_or_is_counted() -> Result<()> {
             let mut buffer = vec![0; 1 << 16];
             timeout(PATIENCE, sink.recv(&mut buffer)).await??;
             let receiver = Arc::clone(&sink);
-            let received = tokio::spawn(async move {
+            let mut receiving = JoinSet::new();
+            receiving.spawn(async move {
                 let mut seen = vec![false; 1000];
                 let mut buffer = vec![0; 1 << 16];
                 while let Ok(Ok(n)) =
@@ -161,7 +162,8 @@ fn a_burst_of_a_thousand_comes_whole_or_is_counted() -> Result<()> {
             for at in 0..1000 {
                 refused += u64::from(flow.send(&datagram(1000, at)).is_err());
             }
-            let received = received.await??;
+            let received = receiving.join_next().await.context("it was started")??;
+            let received: u64 = received?;
             let counted: u64 = [&near, &far]
                 .iter()
                 .flat_map(|member| {

@@ -1,4 +1,5 @@
 //! Several nodes' tunnels in one process, their endpoints on the lab's loopback device.
+#![allow(dead_code, reason = "each lab uses another part of it")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -273,5 +274,10 @@ impl Member {
         let known = reachability.wait_for(|r| r.peers().any(|peer| *peer == other.name));
         timeout(PATIENCE, known).await??;
         Ok(())
+    }
+
+    /// The address that its tunnel has, as text.
+    pub(crate) fn address(&self) -> String {
+        self.mesh_node.addresses[0].ip().to_string()
     }
 }
