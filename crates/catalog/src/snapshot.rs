@@ -92,6 +92,14 @@ impl Catalog {
         self.mesh_nodes.get(name)
     }
 
+    /// Whether Nodes and MeshNodes are the very ones of `earlier`. What is equal, but was made
+    /// anew, counts as different.
+    #[must_use]
+    pub fn has_nodes_of(&self, earlier: &Self) -> bool {
+        Arc::ptr_eq(&self.nodes, &earlier.nodes)
+            && Arc::ptr_eq(&self.mesh_nodes, &earlier.mesh_nodes)
+    }
+
     /// Whether nothing is known at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -23,6 +23,7 @@ use crate::peer_address::endpoint_id;
 use crate::relay_book::RelayBook;
 use crate::session::{Serving, Session};
 use crate::settings::{Limits, Timing};
+use crate::ways_to_dial::{is_of_this_host, ways_to_dial};
 
 /// Connections with one peer at a time. Both ends may begin one at the same moment, and a
 /// later run of its agent comes beside the earlier.
@@ -311,7 +312,8 @@ impl LinkOwner {
     /// Tells the transport by what the peer can be reached now.
     fn tell_address(&self) -> Option<EndpointAddr> {
         let Transport { lookup, book, .. } = &self.transport;
-        let address = book.get().address_of(&self.mesh_node.borrow())?;
+        let all = book.get().address_of(&self.mesh_node.borrow())?;
+        let address = ways_to_dial(all, is_of_this_host);
         lookup.set_endpoint_info(address.clone());
         Some(address)
     }

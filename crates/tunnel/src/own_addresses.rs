@@ -103,8 +103,8 @@ impl OwnAddresses<'_> {
     }
 }
 
-/// RFC 1918, RFC 6598 (carriers' NATs), RFC 4193.
-fn is_private(ip: IpAddr) -> bool {
+/// Whether another host may have it elsewhere: RFC 1918, RFC 6598 (carriers' NATs), RFC 4193.
+pub(crate) fn is_private(ip: IpAddr) -> bool {
     const CARRIERS: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 0);
     match ip {
         IpAddr::V4(ip) => ip.is_private() || ip.to_bits() >> 22 == CARRIERS.to_bits() >> 22,

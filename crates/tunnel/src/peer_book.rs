@@ -142,12 +142,6 @@ impl Peers {
         self.by_key.get(key).filter(|peer| peer.key() == key)
     }
 
-    /// The peer that has or had this key: whose connections may go on.
-    #[must_use]
-    pub fn that_has_or_had(&self, key: &PublicKey) -> Option<&Arc<Peer>> {
-        self.by_key.get(key)
-    }
-
     /// All, sorted by name.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Peer>> {
         self.by_node.values()

@@ -1,19 +1,19 @@
 //! The tunnel's start, its tasks, and its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use edgemesh_catalog::{NodeName, PublicKey};
+use edgemesh_catalog::{Catalog, NodeName, PublicKey};
 use edgemesh_plan::{Exits, Reachability};
 use edgemesh_sockets::OutwardSockets;
 use edgemesh_wire::{ALPN, Hello};
 use iroh::address_lookup::MemoryLookup;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -33,6 +33,11 @@ use crate::tunnel::{Inner, Tunnel};
 const FAREWELL: Duration = Duration::from_secs(3);
 /// How often is looked whether the last stream has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long the key that a peer had before is still its own: connections made with it are at
+/// an agent that is ending, and none may take longer for that.
+const PREVIOUS_KEY_FOR: Duration = Duration::from_secs(3600);
+/// How often is looked whether that time is over.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// The tunnel's tasks. Nothing runs any more when it is dropped.
 #[derive(Debug)]
@@ -51,6 +56,10 @@ struct Follower {
     exits: watch::Receiver<Arc<Exits>>,
     peers: watch::Sender<Arc<Peers>>,
     reachability: watch::Sender<Reachability>,
+    /// What was followed last.
+    followed: Option<Catalog>,
+    /// Since when peers have another key than before.
+    rotated: BTreeMap<NodeName, Instant>,
 }
 
 /// Why the tunnel could not be started.
@@ -150,6 +159,8 @@ impl Tunnel {
             exits,
             peers,
             reachability,
+            followed: None,
+            rotated: BTreeMap::new(),
         };
         let mut tasks = JoinSet::new();
         for (name, task) in of_presence {
@@ -218,11 +229,13 @@ impl Inner {
 
 impl Follower {
     async fn run(mut self) {
+        let mut forget = interval(FORGET_EVERY);
         loop {
             self.follow();
             tokio::select! {
                 biased;
                 () = self.inner.stop.cancelled() => return,
+                _ = forget.tick() => self.forget_previous_keys(),
                 changed = self.exits.changed() => if changed.is_err() {
                     // The agent is ending; what was believed last stays.
                     return self.inner.stop.cancelled().await;
@@ -237,16 +250,59 @@ impl Follower {
             // Nobody has looked yet. "No peers" would be taken for the cluster's word.
             return;
         }
-        let peers = self.book.follow(exits.catalog(), &self.own, &self.own_keys);
-        let peers = Arc::new(peers);
+        let catalog = exits.catalog();
+        if self
+            .followed
+            .as_ref()
+            .is_some_and(|followed| catalog.has_nodes_of(followed))
+        {
+            return;
+        }
+        self.followed = Some(catalog.clone());
+        let peers = Arc::new(self.book.follow(catalog, &self.own, &self.own_keys));
+        self.note_rotations(&peers);
         let reachability = Reachability::with_peers(peers.iter().map(|peer| peer.name().clone()));
-        self.peers.send_replace(Arc::clone(&peers));
+        self.peers.send_if_modified(|known| {
+            let changed = *known != peers;
+            *known = Arc::clone(&peers);
+            changed
+        });
         self.inner.follow(&peers);
         self.reachability.send_if_modified(|known| {
             let changed = *known != reachability;
             *known = reachability;
             changed
         });
+    }
+}
+
+impl Follower {
+    fn note_rotations(&mut self, peers: &Peers) {
+        let rotated: BTreeSet<_> = peers
+            .iter()
+            .filter(|peer| peer.previous.is_some())
+            .map(|peer| peer.name().clone())
+            .collect();
+        self.rotated.retain(|node, _| rotated.contains(node));
+        for node in rotated {
+            self.rotated.entry(node).or_insert_with(Instant::now);
+        }
+    }
+
+    fn forget_previous_keys(&mut self) {
+        let over = |since: &Instant| since.elapsed() >= PREVIOUS_KEY_FOR;
+        let due: Vec<_> = self
+            .rotated
+            .iter()
+            .filter(|(_, since)| over(since))
+            .collect();
+        for (node, _) in &due {
+            self.book.forget_previous(node);
+        }
+        if !due.is_empty() {
+            // To be followed anew.
+            self.followed = None;
+        }
     }
 }
 
