@@ -31,7 +31,7 @@ use crate::status::Observer;
 use crate::supervisor::Start;
 use crate::sync::{FamilyParts, Inputs, Parts, Sync};
 use crate::sync_figures::SyncFigures;
-use crate::tunnel::{self, WriteTo};
+use crate::tunnel::{self, Around, WriteTo};
 
 /// How often the last good catalog is saved at the most: writing wears flash out.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
@@ -79,24 +79,28 @@ pub(crate) async fn assemble(
     // Before anything is changed on the node: a wrong folder, kubeconfig or key ends here.
     let (source, watch_counters, saver) = start_source(start, tasks, stop)?;
     let (policy, policy_seen) = watch::channel(policy(config, start, &intercepts));
-    let tunnel = tunnel::open(
-        start,
-        &source,
-        &policy_seen,
-        health,
-        write_to(start),
-        tasks,
-        stop,
-    )
-    .await?;
+    let key = tunnel::key(start)?;
     let pulses = pulses(&families, beside);
     for family in &mut families {
         // Listeners need their address first; routes come with the catalog.
         family.host.ensure_address().await?;
     }
-    let through = tunnel.as_ref().map(|opened| opened.tunnel.clone());
-    let forwarder = match bind_forwarder(start, beside, &intercepts, through.clone()) {
-        Ok(forwarder) => forwarder,
+    let opened = async {
+        // Addresses that come later make the transport open its sockets anew.
+        let around = Around {
+            start,
+            source: &source,
+            policy: &policy_seen,
+            health,
+            write_to: write_to(start),
+        };
+        let tunnel = tunnel::open(key, around, tasks, stop).await?;
+        let through = tunnel.as_ref().map(|opened| opened.tunnel.clone());
+        let forwarder = bind_forwarder(start, beside, &intercepts, through)?;
+        anyhow::Ok((tunnel, forwarder))
+    };
+    let (tunnel, forwarder) = match opened.await {
+        Ok(opened) => opened,
         Err(error) => {
             if beside == Beside::Nobody {
                 remove_addresses(families).await;
@@ -110,6 +114,7 @@ pub(crate) async fn assemble(
         beating.await;
         "the keeper of the gates"
     });
+    let through = tunnel.as_ref().map(|opened| opened.tunnel.clone());
     let mut told: Vec<Box<dyn Figures>> = vec![
         Box::new(Arc::clone(&figures)),
         Box::new(forwarder.counters()),

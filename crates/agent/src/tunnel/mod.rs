@@ -36,6 +36,17 @@ pub(crate) enum WriteTo {
     Manifests(std::path::PathBuf),
 }
 
+/// What the tunnel has to do with.
+pub(crate) struct Around<'a> {
+    pub(crate) start: &'a Start,
+    /// The catalog, by which it knows its peers.
+    pub(crate) source: &'a watch::Receiver<SourceState>,
+    pub(crate) policy: &'a watch::Receiver<Policy>,
+    /// What the MeshNode says of how the agent fares.
+    pub(crate) health: &'a Health,
+    pub(crate) write_to: WriteTo,
+}
+
 /// A tunnel that is open.
 pub(crate) struct Opened {
     pub(crate) tunnel: Tunnel,
@@ -56,25 +67,42 @@ pub(crate) fn no_peers() -> watch::Receiver<Reachability> {
     watch::channel(Reachability::default()).1
 }
 
-/// Opens the tunnel where the operator wants one, and starts what feeds it.
+/// This node's key, where the operator wants a tunnel.
 ///
 /// # Errors
 ///
-/// When there is no key to be had, or no socket.
+/// When there is none to be had.
+pub(crate) fn key(start: &Start) -> anyhow::Result<Option<NodeKey>> {
+    start
+        .config
+        .edge_tunnel
+        .enable
+        .then(|| NodeKey::load_or_create(&start.state_dir))
+        .transpose()
+        .context("get this node's key for the tunnel (modules.edgeTunnel)")
+}
+
+/// Opens the tunnel where there is a key, and starts what feeds it.
+///
+/// # Errors
+///
+/// When there is no socket to be had.
 pub(crate) async fn open(
-    start: &Start,
-    source: &watch::Receiver<SourceState>,
-    policy: &watch::Receiver<Policy>,
-    health: &Health,
-    write_to: WriteTo,
+    key: Option<NodeKey>,
+    around: Around<'_>,
     tasks: &mut JoinSet<&'static str>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Opened>> {
-    if !start.config.edge_tunnel.enable {
+    let Some(key) = key else {
         return Ok(None);
-    }
-    let key = NodeKey::load_or_create(&start.state_dir)
-        .context("get this node's key for the tunnel (modules.edgeTunnel)")?;
+    };
+    let Around {
+        start,
+        source,
+        policy,
+        health,
+        write_to,
+    } = around;
     let settings = settings::settings(&start.config, &start.node);
     let (feed, exits) = ExitsFeed::new(source.clone(), policy.clone());
     let (tunnel, running) = Tunnel::start(settings, key.clone(), exits)
