@@ -15,6 +15,7 @@ pub struct Counters {
     answered: [AtomicU64; Answer::ALL.len()],
     streams_in: AtomicU64,
     streams_out: AtomicU64,
+    flows: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     datagrams_in: AtomicU64,
@@ -182,6 +183,17 @@ impl Counters {
     /// Counts a stream that the exit serves, as long as the value lives.
     pub(crate) fn serving(self: &Arc<Self>) -> Going {
         Going::new(self, |counters| &counters.streams_in)
+    }
+
+    /// UDP flows among the streams that go on, in both directions.
+    #[must_use]
+    pub fn flows(&self) -> u64 {
+        get(&self.flows)
+    }
+
+    /// Counts a UDP flow, as long as the value lives.
+    pub(crate) fn flow(self: &Arc<Self>) -> Going {
+        Going::new(self, |counters| &counters.flows)
     }
 
     /// Counts a stream that was opened here, as long as the value lives.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::{Exits, NotExitable};
 use edgemesh_sockets::{EndpointAddr, OutwardSockets, ResetOnDrop};
-use edgemesh_wire::{Answer, REQUEST_HEADER, Request, request_length};
-use iroh::endpoint::RecvStream;
+use edgemesh_wire::{Answer, REQUEST_HEADER, Request, WireError, request_length};
+use iroh::endpoint::{ReadExactError, RecvStream};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
@@ -73,6 +73,11 @@ impl Exit {
         }
     }
 
+    /// Whether no new streams are taken any more.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// From now on takes no new streams.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
@@ -83,10 +88,12 @@ impl Exit {
         let _going = self.counters.serving();
         let request = match timeout(self.timing.request, read_request(&mut stream.recv)).await {
             Ok(Ok(request)) => request,
-            Ok(Err(error)) => {
+            Ok(Err(NoRequest::Broken(error))) => {
                 of.session().offended(&error);
                 return self.refuse(stream, Answer::Malformed).await;
             }
+            // An opener may give up at any moment, as it does while the network is away.
+            Ok(Err(NoRequest::GivenUp)) => return,
             Err(_) => {
                 of.session()
                     .offended(&"a stream that does not say what it wants");
@@ -113,6 +120,7 @@ impl Exit {
         match reached {
             Reached::Tcp(tcp) => self.carry_tcp(tcp, stream).await,
             Reached::Udp(socket) => {
+                let _flow = self.counters.flow();
                 ExitFlow::new(socket, stream, &of, &self.counters)
                     .run(self.timing.udp_idle)
                     .await;
@@ -121,7 +129,7 @@ impl Exit {
     }
 
     fn take_places(&self, quota: Quota) -> Result<Places, Answer> {
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             return Err(Answer::Draining);
         }
         let busy = |_| Answer::Busy;
@@ -196,15 +204,30 @@ async fn write_answer(stream: &mut PeerStream, answer: Answer) -> io::Result<()>
     Ok(stream.send.write_all(&[answer.encode()]).await?)
 }
 
-async fn read_request(recv: &mut RecvStream) -> io::Result<Request> {
+/// Why there is no request on a stream.
+enum NoRequest {
+    /// What is there is none.
+    Broken(WireError),
+    /// The opener has reset the stream, or the connection is lost.
+    GivenUp,
+}
+
+impl From<ReadExactError> for NoRequest {
+    fn from(error: ReadExactError) -> Self {
+        match error {
+            ReadExactError::FinishedEarly(_) => Self::Broken(WireError::Length("request")),
+            ReadExactError::ReadError(_) => Self::GivenUp,
+        }
+    }
+}
+
+async fn read_request(recv: &mut RecvStream) -> Result<Request, NoRequest> {
     let mut header = [0; REQUEST_HEADER];
-    recv.read_exact(&mut header)
-        .await
-        .map_err(io::Error::other)?;
-    let length = request_length(header).map_err(io::Error::other)?;
+    recv.read_exact(&mut header).await?;
+    let length = request_length(header).map_err(NoRequest::Broken)?;
     let mut body = vec![0; length];
-    recv.read_exact(&mut body).await.map_err(io::Error::other)?;
-    Request::decode(&body).map_err(io::Error::other)
+    recv.read_exact(&mut body).await?;
+    Request::decode(&body).map_err(NoRequest::Broken)
 }
 
 fn answer_for(error: &io::Error) -> Answer {

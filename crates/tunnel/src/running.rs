@@ -30,7 +30,7 @@ use crate::settings::Settings;
 use crate::tunnel::{Inner, Tunnel};
 
 /// How long peers may take to learn that this node is going.
-const FAREWELL: Duration = Duration::from_secs(3);
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How often is looked whether the last stream has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long the key that a peer had before is still its own: connections made with it are at
@@ -195,7 +195,8 @@ impl Running {
     }
 
     /// Takes no new streams, waits until those that go on have ended or `grace` is over, says
-    /// farewell to the peers and ends. Returns how many streams were cut.
+    /// farewell to the peers and ends. UDP flows, which know no end, are not waited for.
+    /// Returns how many TCP streams were cut.
     pub async fn shut_down(mut self, grace: Duration) -> u64 {
         self.inner.exit.drain();
         let drained = timeout(grace, self.inner.streams_ended()).await.is_ok();
@@ -214,9 +215,10 @@ impl Running {
 }
 
 impl Inner {
-    /// Streams that go on.
+    /// TCP streams that go on.
     fn streams(&self) -> u64 {
-        self.counters.streams_in() + self.counters.streams_out()
+        let all = self.counters.streams_in() + self.counters.streams_out();
+        all.saturating_sub(self.counters.flows())
     }
 
     async fn streams_ended(&self) {

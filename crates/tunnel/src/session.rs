@@ -352,6 +352,11 @@ impl Session {
             if quiet && self.is_superseded() {
                 self.close_superseded();
             }
+            if quiet && serving.exit.is_draining() {
+                // This node is ending, and would wait for nobody.
+                self.connection
+                    .close(codes::ENDING, b"nothing was heard of you");
+            }
             if self.streams() > 0 {
                 used = now;
             }

@@ -213,6 +213,7 @@ async fn run(
         Ok(opened) => opened,
         Err(fault) => return fault,
     };
+    let _flow = shared.counters.flow();
     let session = Arc::clone(opened.session());
     let number = opened.stream.number();
     let sink = Arc::clone(shared);

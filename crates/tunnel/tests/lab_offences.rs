@@ -157,6 +157,28 @@ fn who_offends_again_and_again_loses_the_connection() -> Result<()> {
 }
 
 #[test]
+fn giving_up_before_the_request_is_whole_is_no_offence() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let (victim, listener) = victim(cluster).await?;
+            let honest = Offender::join(cluster, &victim).await?;
+            let connection = honest.connect().await?;
+            let valid = valid_request()?;
+            for _ in 0..20 {
+                let (mut send, _recv) = connection.open_bi().await?;
+                send.write_all(&valid[..4]).await?;
+                send.reset(16_u32.into())?;
+            }
+            let answer = answer_to(&connection, &valid, false).await?;
+            ensure!(answer == Answer::Connected, "{answer:?}");
+            timeout(PATIENCE, listener.accept()).await??;
+            ensure!(victim.tunnel.counters().offences() == 0);
+            Ok(())
+        })
+    })
+}
+
+#[test]
 fn a_stream_that_does_not_say_what_it_wants_is_not_waited_for() -> Result<()> {
     edgemesh_lab::test(|_| {
         run(async |cluster| {
