@@ -144,3 +144,40 @@ fn without_signs_of_life_the_gate_is_renewed_by_transactions() -> Result<()> {
         })
     })
 }
+
+#[test]
+fn the_agent_that_let_go_leaves_the_table_that_the_next_one_made_in_its_place() -> Result<()> {
+    test(|lab| {
+        with_table(lab, |_, mut first, wanted| {
+            let mut next = OwnTable::open(Family::V4)?.without_owner_flag();
+            next.make(wanted)?;
+            assert!(!first.let_go()?);
+            assert_eq!(next.look(wanted)?, Look::Same);
+            assert!(next.let_go()?);
+            assert_eq!(next.look(wanted)?, Look::Gone);
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn of_two_owned_tables_each_agent_lets_go_of_its_own() -> Result<()> {
+    test(|lab| {
+        let node = lab.node("edge-1").create()?;
+        node.namespace().run(|| -> Result<()> {
+            let wanted = rules(3);
+            let mut first = OwnTable::open(Family::V4)?;
+            if !first.is_owned() {
+                // An older kernel: see the test before.
+                return Ok(());
+            }
+            first.make(&wanted)?;
+            let mut next = OwnTable::open(Family::V4)?;
+            next.make(&wanted)?;
+            assert_ne!(first.name(), next.name());
+            assert!(first.let_go()?);
+            assert_eq!(next.look(&wanted)?, Look::Same);
+            Ok(())
+        })?
+    })
+}
