@@ -303,6 +303,36 @@ fn a_long_connection_is_carried_to_its_end_by_the_agent_that_it_began_with() -> 
 }
 
 #[test]
+fn an_agent_that_drains_lets_the_next_one_in_without_waiting_for_its_connections() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour, "auto")?;
+        stage.start_kube_proxy()?;
+        let mut first = start_first(lab, &stage)?;
+        let mut open = stage.client.connect(ECHO)?;
+        exchange(&mut open, 1)?;
+        first.signal(Signal::SIGTERM)?;
+        await_ok(LONG, "kube-proxy serves", || {
+            stage.check_handled_by(Handler::KubeProxy, WEB[0])
+        })?;
+        let _second = start_next(lab, &stage, 1)?;
+        stage.check_handled_by(Handler::Agent, WEB[0])?;
+        exchange(&mut open, 2)?;
+        ensure!(first.ended()?.is_none(), "{}", first.log_tail(30));
+        drop(open);
+        ensure!(
+            first.wait(LONG)?.code() == Some(0),
+            "{}",
+            first.log_tail(30)
+        );
+        // The address that both used is not taken away.
+        for to in WEB {
+            stage.check_handled_by(Handler::Agent, to)?;
+        }
+        stage.check_precedence(&["default/all:http"])
+    })
+}
+
+#[test]
 fn without_the_flag_a_second_agent_refuses_and_says_what_would_let_it_in() -> Result<()> {
     test(|lab| {
         let stage = stage(lab, Flavour::Nft, "auto")?;
