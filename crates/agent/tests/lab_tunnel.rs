@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use edgemesh_lab::{
-    Agent, ClusterService, Flavour, KubeProxy, Lab, Place, Pod, Program, Serve, Server,
-    SharedManifests, Sites, await_ok, test,
+    Agent, ClusterService, Flavour, KubeProxy, Lab, Place, Pod, Program, Protocol, Serve, Server,
+    SharedManifests, Sites, Traffic, await_ok, test,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
@@ -37,11 +37,13 @@ impl Stage {
         let servers = vec![
             server.serve(8080, Serve::Identity)?,
             server.serve(5353, Serve::UdpIdentity)?,
+            server.serve(7777, Serve::Echo)?,
         ];
         let services = [ClusterService::new("default/web")
             .cluster_ip("10.96.10.1")
             .tcp("http", 80, 8080)
             .udp("dns", 53, 5353)
+            .tcp("echo", 7, 7777)
             .endpoint(&server)];
         let shared = SharedManifests::create(lab)?;
         shared.publish(&services)?;
@@ -171,6 +173,34 @@ fn an_agent_that_ends_in_order_is_known_to_be_gone_and_serves_again_when_it_is_b
         assert!(stage.client.ask(WEB, "hello").is_err());
         stage.cloud.start()?;
         stage.await_across()
+    })
+}
+
+#[test]
+fn a_node_is_handed_over_unnoticed_by_peers_and_the_next_agent_is_found_when_the_one_before_ends()
+-> Result<()> {
+    test(|lab| {
+        let mut stage = Stage::running(lab)?;
+        let held = stage
+            .client
+            .hold("10.96.10.1:7", Duration::from_millis(20))?;
+        let asking =
+            stage
+                .client
+                .keep_asking(Protocol::Tcp, WEB, Duration::from_millis(10), SOON)?;
+        let log = lab.folder().join("next.log");
+        let mut next = stage.cloud.run_command().arg("--take-over").start(log)?;
+        next.await_log(SOON, "this agent holds the node now")?;
+        next.await_log(SOON, "MeshNode is published")?;
+        held.await_echo(SOON)?.check_whole()?;
+        let asked = asking.stop()?;
+        ensure!(asked.failed() == 0, "{asked:?}");
+        // Peers stay with the one that they found first until it ends.
+        drop(held);
+        stage.cloud.stop()?;
+        stage.await_across()?;
+        next.stop(SOON)?;
+        Ok(())
     })
 }
 
