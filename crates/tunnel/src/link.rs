@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_catalog::MeshNode;
+use edgemesh_plan::Exits;
 use edgemesh_wire::{ALPN, Hello};
 use futures_util::future::OptionFuture;
 use iroh::address_lookup::MemoryLookup;
@@ -23,7 +24,7 @@ use crate::peer_address::endpoint_id;
 use crate::relay_book::RelayBook;
 use crate::session::{Serving, Session};
 use crate::settings::{Limits, Timing};
-use crate::ways_to_dial::{is_of_this_host, ways_to_dial};
+use crate::ways_to_dial::{is_own, ways_to_dial};
 
 /// Connections with one peer at a time. Both ends may begin one at the same moment, and a
 /// later run of its agent comes beside the earlier.
@@ -43,6 +44,8 @@ pub(crate) struct Transport {
     pub(crate) lookup: MemoryLookup,
     /// By what peers are reached.
     pub(crate) book: RelayBook,
+    /// What the cluster knows, of this node, too.
+    pub(crate) exits: watch::Receiver<Arc<Exits>>,
 }
 
 /// The way to a peer, as those see it who open streams.
@@ -107,6 +110,7 @@ impl Link {
             last_wanted: None,
             failed_at: None,
             boot_id,
+            told: None,
         };
         (link, owner)
     }
@@ -185,6 +189,8 @@ pub(crate) struct LinkOwner {
     failed_at: Option<Instant>,
     /// The run of the peer's agent that its MeshNode named last.
     boot_id: Arc<str>,
+    /// By what the transport was told to find it.
+    told: Option<EndpointAddr>,
 }
 
 type Connecting = Pin<Box<dyn Future<Output = Option<Connection>> + Send>>;
@@ -215,7 +221,13 @@ impl LinkOwner {
                 }
                 Some(ended) = self.serving_tasks.join_next() => self.forget_closed(ended.err()),
                 () = changed.notified() => self.sessions_changed(),
-                Ok(()) = self.mesh_node.changed() => self.mesh_node_changed(),
+                Ok(()) = self.mesh_node.changed() => {
+                    if self.mesh_node_changed() && is_connecting {
+                        // The attempt under way does not know of it.
+                        connecting = None.into();
+                        is_connecting = false;
+                    }
+                }
                 () = link.wanted.notified() => self.last_wanted = Some(Instant::now()),
                 () = sleep_until(retry_at), if retry => {}
             }
@@ -282,7 +294,7 @@ impl LinkOwner {
         });
     }
 
-    fn connect(&self) -> Connecting {
+    fn connect(&mut self) -> Connecting {
         for session in &self.sessions {
             if session.is_hopeless(self.timing.given_up) {
                 session
@@ -292,6 +304,7 @@ impl LinkOwner {
         }
         let endpoint = self.transport.endpoint.clone();
         let address = self.tell_address();
+        self.told.clone_from(&address);
         let mesh_node = Arc::clone(&self.mesh_node.borrow());
         let within = self.timing.connect;
         Box::pin(async move {
@@ -313,7 +326,12 @@ impl LinkOwner {
     fn tell_address(&self) -> Option<EndpointAddr> {
         let Transport { lookup, book, .. } = &self.transport;
         let all = book.get().address_of(&self.mesh_node.borrow())?;
-        let address = ways_to_dial(all, is_of_this_host);
+        let exits = Arc::clone(&self.transport.exits.borrow());
+        // What this node said last, also while it cannot find out its public address.
+        let own = exits.catalog().mesh_node(&exits.policy().node);
+        let own = own.map_or(&[][..], |own| &own.addresses);
+        let listening = self.transport.endpoint.bound_sockets();
+        let address = ways_to_dial(all, own, |ip| is_own(ip, &listening));
         lookup.set_endpoint_info(address.clone());
         Some(address)
     }
@@ -358,16 +376,16 @@ impl LinkOwner {
     }
 
     /// The cluster says something new about the peer: where it is, or that it was started
-    /// again.
-    fn mesh_node_changed(&mut self) {
+    /// again. Tells whether it is to be found by other ways than before.
+    fn mesh_node_changed(&mut self) -> bool {
         self.failed_at = None;
         let boot_id = Arc::clone(&self.mesh_node.borrow_and_update().boot_id);
-        if !self.sessions.is_empty() {
-            // For a connection whose paths have all failed.
-            self.tell_address();
-        }
+        // Also for a connection whose paths have all failed.
+        let told = self.told.take();
+        self.told = self.tell_address();
+        let is_elsewhere = self.told != told;
         if self.boot_id == boot_id {
-            return;
+            return is_elsewhere;
         }
         self.boot_id = Arc::clone(&boot_id);
         for session in &self.sessions {
@@ -376,6 +394,7 @@ impl LinkOwner {
                 session.supersede();
             }
         }
+        is_elsewhere
     }
 
     /// Somebody said hello, fell silent or is heard again.

@@ -146,6 +146,7 @@ impl Tunnel {
             exit: Arc::new(exit),
             jobs,
             places: Arc::new(Semaphore::new(settings.limits.streams_out)),
+            exits: exits.clone(),
             peers: peers.subscribe(),
             reachability: reachability.subscribe(),
             links: Mutex::new(BTreeMap::new()),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edgemesh_catalog::{MeshNode, NodeName, ServicePortName};
-use edgemesh_plan::Reachability;
+use edgemesh_plan::{Exits, Reachability};
 use edgemesh_wire::{Hello, Request};
 use iroh::Endpoint;
 use iroh::address_lookup::MemoryLookup;
@@ -56,6 +56,7 @@ pub(crate) struct Inner {
     pub(crate) exit: Arc<Exit>,
     pub(crate) jobs: Jobs,
     pub(crate) places: Arc<Semaphore>,
+    pub(crate) exits: watch::Receiver<Arc<Exits>>,
     pub(crate) peers: watch::Receiver<Arc<Peers>>,
     pub(crate) reachability: watch::Receiver<Reachability>,
     pub(crate) links: Mutex<BTreeMap<NodeName, Arc<Link>>>,
@@ -220,6 +221,7 @@ impl Inner {
                 endpoint: self.endpoint.clone(),
                 lookup: self.lookup.clone(),
                 book: self.presence.book.clone(),
+                exits: self.exits.clone(),
             },
             self.serving(),
             &self.limits,
