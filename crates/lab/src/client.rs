@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::await_until::await_ok;
 use crate::namespace::Namespace;
 use crate::process::Program;
 
 /// How long a client waits for a connection or for the next bytes.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long for a link that was made just now to carry packets.
+const LINK_PATIENCE: Duration = Duration::from_secs(30);
 /// How long for the answer to a datagram.
 const UDP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -202,11 +205,11 @@ pub fn request(mut stream: TcpStream, text: &str) -> Result<Answer> {
 pub(crate) fn await_link(namespace: &Namespace, address: IpAddr) -> Result<()> {
     // Nobody listens on the discard port (RFC 863): being refused takes a packet each way.
     let to = SocketAddr::new(address, 9);
-    match connect_from(namespace, to) {
+    let what = format!("{} has a link to {address}", namespace.name());
+    // On a machine that is busy enough, even the kernel gives up asking for a neighbour.
+    await_ok(LINK_PATIENCE, &what, || match connect_from(namespace, to) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) => {
-            Err(error).with_context(|| format!("{} has no link to {address}", namespace.name()))
-        }
-    }
+        Err(error) => Err(error.into()),
+    })
 }
