@@ -15,7 +15,7 @@ build: ## the agent, as it is shipped: target/release/edgemesh-agent
 	$(CARGO) build --locked --release -p edgemesh-agent
 
 demo: ## the main job on this machine, in private namespaces, without a cluster
-	@tools/prerequisites cc iptables ip unshare
+	@tools/prerequisites cc iptables conntrack nft ip unshare
 	@$(CARGO) build --locked --quiet -p edgemesh-agent
 	@target/debug/edgemesh-agent playground
 

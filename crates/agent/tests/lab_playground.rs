@@ -7,19 +7,33 @@ use anyhow::Result;
 use edgemesh_lab::{Program, Signal};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
+/// Columns of a terminal.
+const WIDTH: usize = 80;
 
 #[test]
-fn every_promise_is_kept_in_both_flavours() -> Result<()> {
+fn two_at_once_keep_every_promise_one_in_each_flavour() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut running = Vec::new();
     for flavour in ["nft", "legacy"] {
-        let shown = Program::new(AGENT)
+        let playground = Program::new(AGENT)
             .args(["playground", "--flavour", flavour])
-            .output()?;
-        let screen = format!("{}{}", shown.stdout, shown.stderr);
-        assert!(shown.status.success(), "{screen}");
-        assert!(screen.contains("EDGEMESH-PORTALS-CONTAINER"), "{screen}");
+            .start(folder.path().join(flavour))?;
+        running.push(playground);
+    }
+    for mut playground in running {
+        let status = playground.wait(LONG)?;
+        let screen = playground.log();
+        assert_eq!(status.code(), Some(0), "{screen}");
+        for shown in ["KUBE-SERVICES", "direct", "hole-punched", "relayed"] {
+            assert!(screen.contains(shown), "no {shown}:\n{screen}");
+        }
         assert!(!screen.contains("   NO  "), "{screen}");
         assert!(screen.contains("promises kept"), "{screen}");
+        // To a file, so without colours.
+        assert!(!screen.contains('\x1b'), "{screen}");
+        let wide = screen.lines().find(|line| line.chars().count() > WIDTH);
+        assert_eq!(wide, None, "{screen}");
     }
     Ok(())
 }
@@ -36,10 +50,15 @@ fn held_it_tells_the_way_in_and_goes_on_when_interrupted() -> Result<()> {
         .lines()
         .find_map(|line| line.trim().strip_prefix("in=\"")?.strip_suffix('"'))
         .unwrap_or_default();
-    let rules = Program::new("sh")
-        .args(["-c", &format!("{way_in} edge-1 iptables-nft -t nat -S")])
-        .run()?;
-    assert!(rules.contains("default/web:http"), "{rules}");
+    let inside = |command: &str| {
+        Program::new("sh")
+            .args(["-c", &format!("{way_in} edge-1 {command}")])
+            .run()
+    };
+    let rules = inside("iptables-nft -t nat -S")?;
+    assert!(rules.contains("default/camera:http"), "{rules}");
+    let status = inside(&format!("{AGENT} status"))?;
+    assert!(status.contains("cloud-1: direct"), "{status}");
 
     playground.signal(Signal::SIGINT)?;
     let status = playground.wait(LONG)?;

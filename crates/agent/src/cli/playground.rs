@@ -1,38 +1,40 @@
 //! `edgemesh-agent playground`: the main job on this machine, in private namespaces, with
 //! every promise checked.
 //!
-//! Nodes, pods and kube-proxy's rules are the lab's; the agent, the kernel and the requests
-//! are real.
+//! Sites, nodes, pods and kube-proxy's rules are the lab's; the agents, the kernel and the
+//! requests are real.
 
+mod across;
+mod cluster;
+mod contract;
+mod crossing;
+mod paint;
+mod path;
+mod request;
 mod screen;
-mod site;
 mod way;
 
-use std::collections::BTreeSet;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use edgemesh_lab::{Entered, Flavour, Inside, await_ok, await_until, promises};
+use edgemesh_lab::traffic::HeldConnection;
+use edgemesh_lab::{Entered, Flavour, Inside, Signal, await_ok, await_until, promises};
 
-use screen::Screen;
-use site::{ADDED_LABEL, From, Site, TO_ALL, TO_WEB, To, WEB_PORT, check_complete};
+use cluster::{Cluster, Member};
+use screen::{Screen, ms};
 use way::Way;
 
-/// Within what time a label on a live Service takes effect.
-const LABEL_PROMISE: Duration = Duration::from_secs(1);
-/// Within what time chains that were flushed or overtaken are repaired.
-const REPAIR_PROMISE: Duration = Duration::from_secs(2);
 /// How long to wait for what comes too late, to tell how late.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What `playground` can be told.
 #[derive(Debug, clap::Args)]
 pub(super) struct PlaygroundArguments {
-    /// Keep everything up before the agent is stopped, to look around; Ctrl-C goes on
+    /// Keep everything up before the agents are stopped, to look around; Ctrl-C goes on
     #[arg(long)]
     hold: bool,
-    /// Which of the two rule stores of iptables kube-proxy and the agent use
+    /// Which of the two rule stores of iptables kube-proxy and the agents use
     #[arg(long, value_enum, default_value_t = FlavourArgument::Nft)]
     flavour: FlavourArgument,
 }
@@ -55,150 +57,130 @@ pub(super) fn execute(arguments: &PlaygroundArguments) -> Result<ExitCode> {
     };
     let start = Instant::now();
     let mut tour = Tour {
-        site: Site::build(&inside.lab, flavour)?,
-        screen: Screen::default(),
+        cluster: Cluster::build(&inside.lab, flavour)?,
+        screen: Screen::new(),
+        held: None,
         inside,
     };
     tour.go(arguments.hold)?;
+    tour.screen.trouble(&tour.cluster);
     Ok(tour.screen.verdict(start.elapsed(), arguments.hold))
 }
 
-/// The tour of what the agent promises, on one site.
+/// The tour of what the agent promises, in one cluster.
 struct Tour {
     inside: Inside,
-    site: Site,
+    cluster: Cluster,
     screen: Screen,
+    /// From `edge1` to `edge2`, through all that happens.
+    held: Option<HeldConnection>,
 }
 
 impl Tour {
     fn go(&mut self, hold: bool) -> Result<()> {
-        self.screen.introduction(&self.site);
+        self.screen.introduction(&self.cluster);
+        self.step(Self::kube_proxy_alone)?;
+        self.step(Self::the_agents_start)?;
         let steps = [
-            Self::kube_proxy_alone,
-            Self::the_agent_starts,
-            Self::a_label_is_added,
-            Self::the_label_is_removed,
-            Self::everything_is_flushed,
+            Self::requests_cross,
+            Self::behind_a_symmetric_nat,
+            Self::an_uplink_is_cut,
+            Self::a_service_is_left_to_kube_proxy,
         ];
         for step in steps {
-            ensure!(!self.inside.interrupted(), "interrupted");
-            step(self)?;
+            if let Err(error) = self.step(step) {
+                self.screen.promise(Err(error));
+            }
         }
         if hold {
             self.hold()?;
         }
-        self.the_agent_stops()
+        self.the_agents_stop()
     }
 
-    fn kube_proxy_alone(&mut self) -> Result<()> {
-        self.screen.step("kube-proxy alone");
-        self.site.start_kube_proxy()?;
-        self.requests(&TO_ALL, Way::KubeProxy);
-        Ok(())
+    fn step(&mut self, step: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        ensure!(!self.inside.interrupted(), "interrupted");
+        step(self)
     }
 
-    fn the_agent_starts(&mut self) -> Result<()> {
-        self.screen.step("The agent starts beside it");
-        let start = Instant::now();
-        self.site.agent.start()?;
-        let ready = start.elapsed();
-        let stands = promises::check_precedence(&self.site.node, self.site.flavour, &[WEB_PORT])
-            .and_then(|()| check_complete(&self.site.portal_rules()?));
-        self.screen.promise(stands.map(|()| {
-            format!(
-                "ready after {}: its chains before KUBE-SERVICES, one rule per service port",
-                ms(ready)
-            )
-        }));
-        self.requests(&TO_ALL, Way::Agent);
-        self.screen.show_nat(&self.site)
-    }
-
-    fn a_label_is_added(&mut self) -> Result<()> {
-        self.screen
-            .step(&format!("default/web gets the label {ADDED_LABEL}"));
-        let open = self.site.open_connection();
-        let before = self.site.portal_rules()?;
-        let start = Instant::now();
-        self.site.set_label(true)?;
-        let gone = self.await_rules("default/web has no rule", start, |now| {
-            let left = now.iter().find(|rule| rule.contains(WEB_PORT));
-            ensure!(left.is_none(), "there is still {left:?}");
-            Ok(())
+    fn the_agents_start(&mut self) -> Result<()> {
+        self.screen.step("An agent starts on each node, beside it");
+        let begin = Instant::now();
+        for member in self.cluster.members_mut() {
+            member.agent.start_without_waiting()?;
+        }
+        for member in self.cluster.members_mut() {
+            member.agent.await_ready()?;
+        }
+        let ready = begin.elapsed();
+        let in_touch = self.cluster.members().into_iter().try_for_each(|member| {
+            let mut others = self.cluster.members().to_vec();
+            others.retain(|other| other.name() != member.name());
+            await_ok(PATIENCE, "all nodes can meet", || {
+                member.check_in_touch(&others)
+            })
         });
-        self.screen.change("out of both chains", &before, gone);
-        self.requests(&TO_WEB, Way::KubeProxy);
-        let goes_on = open.and_then(|mut open| open.goes_on());
-        self.screen
-            .promise(goes_on.map(|()| "the connection from before goes on".to_owned()));
-        Ok(())
-    }
-
-    fn the_label_is_removed(&mut self) -> Result<()> {
-        self.screen.step("The label is removed");
-        let before = self.site.portal_rules()?;
-        let start = Instant::now();
-        self.site.set_label(false)?;
-        let back = self.await_rules("default/web has its rules", start, check_complete);
-        self.screen.change("in both chains again", &before, back);
-        self.requests(&TO_WEB, Way::Agent);
-        Ok(())
-    }
-
-    fn everything_is_flushed(&mut self) -> Result<()> {
-        self.screen
-            .step("Somebody flushes the nat table; kube-proxy puts its own rules back, first");
-        self.site.flush_and_restart_kube_proxy()?;
-        let start = Instant::now();
-        let (node, flavour) = (&self.site.node, self.site.flavour);
-        let repaired = await_ok(PATIENCE, "EDGEMESH- stands before KUBE-SERVICES", || {
-            promises::check_precedence(node, flavour, &[WEB_PORT])
-        })
-        .and_then(|()| in_time(start.elapsed(), REPAIR_PROMISE));
-        self.screen.promise(repaired.map(|took| {
+        self.screen.promise(in_touch.map(|()| {
             format!(
-                "its chains are back before KUBE-SERVICES after {}",
-                ms(took)
+                "all three ready after {}; after {} each knows the others' keys and where to meet \
+                 them",
+                ms(ready),
+                ms(begin.elapsed())
             )
         }));
-        self.requests(&TO_ALL, Way::Agent);
-        Ok(())
+        self.show_precedence()
     }
 
     fn hold(&mut self) -> Result<()> {
-        self.screen.way_in(&self.site, &self.inside.nsenter());
-        let (inside, agent) = (&self.inside, &mut self.site.agent);
+        self.screen.way_in(&self.cluster, &self.inside.nsenter());
+        let (inside, mut members) = (&self.inside, self.cluster.members_mut());
         let mut ended = None;
         await_until(Duration::MAX, "the user goes on", || {
-            ended = agent
-                .process()
-                .and_then(|process| process.ended().ok())
-                .flatten();
+            ended = members.iter_mut().find_map(|member| {
+                let status = member.agent.process()?.ended().ok()??;
+                Some((status, member.agent.log().unwrap_or_default()))
+            });
             inside.interrupted() || ended.is_some()
         })?;
         match ended {
-            Some(status) => bail!("the agent ended by itself ({status}): {}", agent.log()?),
+            Some((status, log)) => bail!("an agent ended by itself ({status}): {log}"),
             None => Ok(()),
         }
     }
 
-    fn the_agent_stops(&mut self) -> Result<()> {
-        self.screen.step("The agent is told to stop (SIGTERM)");
-        let foreign = promises::foreign_rules(&self.site.node, self.site.flavour)?;
+    fn the_agents_stop(&mut self) -> Result<()> {
+        self.screen.step("The agents are told to stop (SIGTERM)");
+        let foreign = self.foreign_rules()?;
+        drop(self.held.take());
         let start = Instant::now();
-        let status = self.site.agent.stop()?;
+        let mut ends = Vec::new();
+        // The relay last: the others say farewell through it.
+        let Cluster {
+            cloud,
+            edge1,
+            edge2,
+            ..
+        } = &mut self.cluster;
+        for members in [vec![edge1, edge2], vec![cloud]] {
+            ends.extend(stop(members)?);
+        }
         let took = start.elapsed();
         let stopped = || {
-            ensure!(status.success(), "it ended with {status}");
-            promises::check_nothing_left(&self.site.node)?;
+            for (name, status) in ends {
+                ensure!(status.success(), "the one on {name} ended with {status}");
+            }
+            for member in self.cluster.members() {
+                promises::check_nothing_left(&member.node)
+                    .with_context(|| format!("on {}", member.name()))?;
+            }
             Ok(format!(
-                "gone after {}, and all it had put on the node",
+                "gone after {}, and all they had put on their nodes",
                 ms(took)
             ))
         };
         self.screen.promise(stopped());
         let kept = || {
-            let now = promises::foreign_rules(&self.site.node, self.site.flavour)?;
+            let now = self.foreign_rules()?;
             ensure!(
                 now == foreign,
                 "rules of others changed, from\n{foreign}to\n{now}"
@@ -207,55 +189,42 @@ impl Tour {
             Ok(format!("all {count} rules of others are as they were"))
         };
         self.screen.promise(kept());
-        self.requests(&TO_ALL, Way::KubeProxy);
+        self.ask_own_service(Way::KubeProxy);
+        self.nobody_else_was_contacted()
+    }
+
+    fn nobody_else_was_contacted(&mut self) -> Result<()> {
+        let strays = self.cluster.strays()?;
+        let listed: Vec<String> = strays.iter().map(ToString::to_string).collect();
+        let none = || {
+            ensure!(listed.is_empty(), "{}", listed.join("; "));
+            Ok("not one packet went to anybody outside the cluster".to_owned())
+        };
+        self.screen.promise(none());
         Ok(())
     }
 
-    /// Requests from pod and host.
-    fn requests(&mut self, to: &[To], expected: Way) {
-        for from in From::ALL {
-            let answers: Result<Vec<String>> = to
-                .iter()
-                .map(|to| {
-                    Ok(format!(
-                        "{to} {}",
-                        self.site.carry_out(from, *to, expected)?
-                    ))
-                })
-                .collect();
-            self.screen.promise(match answers {
-                Ok(answers) => Ok(format!("{from}  {expected}: {}", answers.join(", "))),
-                Err(error) => Err(error.context(format!("{from}"))),
-            });
-        }
-    }
-
-    /// Waits until the agent's rules are as `check` wants them; returns them and how long it took.
-    fn await_rules(
-        &self,
-        what: &str,
-        since: Instant,
-        check: impl Fn(&BTreeSet<String>) -> Result<()>,
-    ) -> Result<(BTreeSet<String>, Duration)> {
-        let rules = await_ok(PATIENCE, what, || {
-            let now = self.site.portal_rules()?;
-            check(&now).map(|()| now)
-        })?;
-        Ok((rules, in_time(since.elapsed(), LABEL_PROMISE)?))
+    fn foreign_rules(&self) -> Result<String> {
+        self.cluster
+            .members()
+            .iter()
+            .map(|member| promises::foreign_rules(&member.node, self.cluster.flavour))
+            .collect()
     }
 }
 
-fn in_time(took: Duration, promised: Duration) -> Result<Duration> {
-    ensure!(
-        took <= promised,
-        "done, but only after {}; {} is promised",
-        ms(took),
-        ms(promised)
-    );
-    Ok(took)
-}
-
-/// Times as the screen shows them.
-fn ms(time: Duration) -> String {
-    format!("{} ms", time.as_millis())
+/// Tells the agents to end, all at once, and returns how they did.
+fn stop(members: Vec<&mut Member>) -> Result<Vec<(String, ExitStatus)>> {
+    let mut ending = Vec::new();
+    for member in members {
+        let name = member.name().to_owned();
+        let process = member.agent.process();
+        let process = process.with_context(|| format!("no agent runs on {name}"))?;
+        process.signal(Signal::SIGTERM)?;
+        ending.push((name, process));
+    }
+    ending
+        .into_iter()
+        .map(|(name, process)| Ok((name, process.wait(PATIENCE)?)))
+        .collect()
 }
