@@ -1,7 +1,7 @@
 //! What the tunnel counts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use edgemesh_wire::Answer;
 
@@ -15,7 +15,9 @@ pub struct Counters {
     answered: [AtomicU64; Answer::ALL.len()],
     streams_in: AtomicU64,
     streams_out: AtomicU64,
-    flows: AtomicU64,
+    /// TCP streams that go on: those from before the ending began, and those since.
+    tcp: [AtomicU64; 2],
+    ending: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     datagrams_in: AtomicU64,
@@ -185,15 +187,28 @@ impl Counters {
         Going::new(self, |counters| &counters.streams_in)
     }
 
-    /// UDP flows among the streams that go on, in both directions.
-    #[must_use]
-    pub fn flows(&self) -> u64 {
-        get(&self.flows)
+    /// Counts a TCP stream of either direction, as long as the value lives.
+    pub(crate) fn tcp(self: &Arc<Self>) -> Going {
+        if self.ending.load(Ordering::Relaxed) {
+            Going::new(self, |counters| &counters.tcp[1])
+        } else {
+            Going::new(self, |counters| &counters.tcp[0])
+        }
     }
 
-    /// Counts a UDP flow, as long as the value lives.
-    pub(crate) fn flow(self: &Arc<Self>) -> Going {
-        Going::new(self, |counters| &counters.flows)
+    /// From now on TCP streams are told from those that go on already.
+    pub(crate) fn begin_ending(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// TCP streams that go on since before the ending began.
+    pub(crate) fn earlier_tcp(&self) -> u64 {
+        get(&self.tcp[0])
+    }
+
+    /// TCP streams that go on.
+    pub(crate) fn all_tcp(&self) -> u64 {
+        self.tcp.iter().map(get).sum()
     }
 
     /// Counts a stream that was opened here, as long as the value lives.
@@ -221,7 +236,7 @@ impl Going {
 
 impl Going {
     /// All counters, for what it moves.
-    pub(crate) fn counters(&self) -> &Counters {
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 }

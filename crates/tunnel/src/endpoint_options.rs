@@ -40,6 +40,9 @@ const WINDOW: u32 = 16_000_000;
 const SEND_WINDOW: u64 = 10_000_000;
 /// What of datagrams is kept for a reader and a sender that are late, in bytes each.
 const DATAGRAM_BUFFER: usize = 1 << 20;
+/// The round trip that is assumed before one was measured. A first packet that was lost is
+/// sent again after three of them, and every new connection waits for that.
+const FIRST_GUESS: Duration = Duration::from_millis(100);
 /// A path that is silent for this long is given up for another.
 const PATH_IDLE: Duration = Duration::from_secs(5);
 /// How often something is sent on a path, so that NATs keep it and its loss is noticed.
@@ -133,6 +136,7 @@ pub(crate) fn endpoint_builder(
 fn transport() -> QuicTransportConfig {
     QuicTransportConfig::builder()
         .max_concurrent_bidi_streams(STREAMS.into())
+        .initial_rtt(FIRST_GUESS)
         // The hello, and nothing else.
         .max_concurrent_uni_streams(1_u32.into())
         .stream_receive_window(STREAM_WINDOW.into())

@@ -100,6 +100,8 @@ impl Exit {
                 return self.refuse(stream, Answer::Malformed).await;
             }
         };
+        // From here on, so that an agent that ends does not overlook one that is being dialled.
+        let _tcp = (request.service_port.protocol == Protocol::Tcp).then(|| self.counters.tcp());
         let reached = async {
             let places = self.take_places(quota)?;
             self.authorize(&request)?;
@@ -120,7 +122,6 @@ impl Exit {
         match reached {
             Reached::Tcp(tcp) => self.carry_tcp(tcp, stream).await,
             Reached::Udp(socket) => {
-                let _flow = self.counters.flow();
                 ExitFlow::new(socket, stream, &of, &self.counters)
                     .run(self.timing.udp_idle)
                     .await;

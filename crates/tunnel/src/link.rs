@@ -33,6 +33,8 @@ const MOST_SESSIONS: usize = 4;
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// A peer that nobody has wanted for this long is not tried again.
 const WANTED_FOR: Duration = Duration::from_secs(30);
+/// How long the agent after one that ended may take before the peer counts as down.
+const SUCCESSION: Duration = Duration::from_secs(2);
 /// Connections that the peer has begun and that wait to be taken over.
 const MOST_ADOPTED: usize = 8;
 
@@ -111,6 +113,7 @@ impl Link {
             failed_at: None,
             boot_id,
             told: None,
+            farewell_at: None,
         };
         (link, owner)
     }
@@ -191,6 +194,8 @@ pub(crate) struct LinkOwner {
     boot_id: Arc<str>,
     /// By what the transport was told to find it.
     told: Option<EndpointAddr>,
+    /// When an agent of the peer's last said that it ends.
+    farewell_at: Option<Instant>,
 }
 
 type Connecting = Pin<Box<dyn Future<Output = Option<Connection>> + Send>>;
@@ -247,11 +252,12 @@ impl LinkOwner {
         self.serving_tasks.shutdown().await;
     }
 
+    /// The newest connection that lives, one with the peer's last run if there is any.
     fn usable(&self) -> Option<&Arc<Session>> {
-        self.sessions
-            .iter()
-            .rev()
-            .find(|session| session.is_usable())
+        let newest_first = || self.sessions.iter().rev().filter(|s| s.is_usable());
+        newest_first()
+            .find(|session| !session.is_superseded())
+            .or_else(|| newest_first().next())
     }
 
     fn is_wanted(&self) -> bool {
@@ -273,8 +279,9 @@ impl LinkOwner {
             Some(session) => State::Up(Arc::clone(session)),
             None if !self.is_wanted() => State::Idle,
             // A peer that was there, or was tried in vain, is known to be down; only the first
-            // attempt is waited for.
-            None if self.failed_at.is_some() || !self.sessions.is_empty() => State::Down,
+            // attempt is waited for, and an agent that said farewell is often followed by
+            // another.
+            None if self.is_known_to_be_down() => State::Down,
             None if is_connecting => State::Connecting,
             None => State::Idle,
         };
@@ -292,6 +299,12 @@ impl LinkOwner {
             }
             changed
         });
+    }
+
+    fn is_known_to_be_down(&self) -> bool {
+        let follows = self.farewell_at.is_some_and(|at| at.elapsed() < SUCCESSION);
+        let silent = self.sessions.iter().any(|session| !session.is_closed());
+        !follows && (self.failed_at.is_some() || silent)
     }
 
     fn connect(&mut self) -> Connecting {
@@ -371,6 +384,10 @@ impl LinkOwner {
     fn forget_closed(&mut self, panic: Option<tokio::task::JoinError>) {
         if let Some(panic) = panic {
             error!(%panic, "the task of a connection panicked; the connection was closed");
+        }
+        let said_farewell = self.sessions.iter().any(|session| session.said_farewell());
+        if said_farewell {
+            self.farewell_at = Some(Instant::now());
         }
         self.sessions.retain(|session| !session.is_closed());
     }

@@ -49,6 +49,7 @@ pub struct TunnelStream {
     _of: StreamOfSession,
     _places: [OwnedSemaphorePermit; 2],
     going: Going,
+    _tcp: Going,
 }
 
 impl TunnelStream {
@@ -98,6 +99,7 @@ pub(crate) async fn connect(
             stream: opened.stream,
             _of: opened.of,
             _places: opened.places,
+            _tcp: opened.going.counters().tcp(),
             going: opened.going,
         }),
     }

@@ -13,7 +13,7 @@ use edgemesh_wire::{ALPN, Hello};
 use iroh::address_lookup::MemoryLookup;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -31,6 +31,10 @@ use crate::tunnel::{Inner, Tunnel};
 
 /// How long peers may take to learn that this node is going.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long those that began lately may take once no new ones are taken.
+const LAST_STREAMS: Duration = Duration::from_millis(500);
+/// How long peers may take to read what was sent last.
+const LAST_READS: Duration = Duration::from_millis(300);
 /// How often is looked whether the last stream has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long the key that a peer had before is still its own: connections made with it are at
@@ -195,13 +199,20 @@ impl Running {
         }
     }
 
-    /// Takes no new streams, waits until those that go on have ended or `grace` is over, says
-    /// farewell to the peers and ends. UDP flows, which know no end, are not waited for.
-    /// Returns how many TCP streams were cut.
+    /// Waits until the TCP streams that go on have ended or `grace` is over, says farewell to
+    /// the peers and ends. Until then new streams are served as ever, for peers know no other
+    /// way to this node's endpoints as long as a connection with it is open. UDP flows, which
+    /// know no end, are not waited for. Returns how many TCP streams were cut.
     pub async fn shut_down(mut self, grace: Duration) -> u64 {
+        let counters = Arc::clone(&self.inner.counters);
+        counters.begin_ending();
+        let _ = timeout(grace, ended(|| counters.earlier_tcp())).await;
         self.inner.exit.drain();
-        let drained = timeout(grace, self.inner.streams_ended()).await.is_ok();
-        let cut = if drained { 0 } else { self.inner.streams() };
+        let _ = timeout(LAST_STREAMS, ended(|| counters.all_tcp())).await;
+        let cut = counters.all_tcp();
+        // What a peer has received, but not read yet, is lost when the connection is closed
+        // (RFC 9000 section 10.2).
+        sleep(LAST_READS).await;
         if timeout(FAREWELL, self.inner.endpoint.close())
             .await
             .is_err()
@@ -215,18 +226,11 @@ impl Running {
     }
 }
 
-impl Inner {
-    /// TCP streams that go on.
-    fn streams(&self) -> u64 {
-        let all = self.counters.streams_in() + self.counters.streams_out();
-        all.saturating_sub(self.counters.flows())
-    }
-
-    async fn streams_ended(&self) {
-        let mut looks = interval(LOOK_EVERY);
-        while self.streams() > 0 {
-            looks.tick().await;
-        }
+/// Waits until none goes on.
+async fn ended(going_on: impl Fn() -> u64) {
+    let mut looks = interval(LOOK_EVERY);
+    while going_on() > 0 {
+        looks.tick().await;
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgemesh_wire::{Datagram, Hello, MAX_DATAGRAM_OVERHEAD};
-use iroh::endpoint::{Connection, RecvStream, SendDatagramError, Side};
+use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendDatagramError, Side};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -115,11 +115,13 @@ impl Session {
 
     /// Whether new streams may be opened on it.
     pub(crate) fn is_usable(&self) -> bool {
-        !(self.is_closed() || self.is_quiet() || self.is_superseded())
+        !(self.is_closed() || self.is_quiet())
     }
 
     /// A later run of the peer's agent is there. This one may be carrying its last streams to
-    /// their end, or be dead: no new streams, and no patience when it falls silent.
+    /// their end, or be dead: others are preferred, and there is no patience when it falls
+    /// silent. Yet as long as it lives there may be no other way: the transport goes on
+    /// sending to where it is (see [`Session::is_hopeless`]).
     pub(crate) fn supersede(&self) {
         self.superseded.store(true, Ordering::Relaxed);
         if self.is_quiet() {
@@ -127,7 +129,7 @@ impl Session {
         }
     }
 
-    fn is_superseded(&self) -> bool {
+    pub(crate) fn is_superseded(&self) -> bool {
         self.superseded.load(Ordering::Relaxed)
     }
 
@@ -138,6 +140,16 @@ impl Session {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.connection.close_reason().is_some()
+    }
+
+    /// Whether the peer has closed it because its agent ends.
+    pub(crate) fn said_farewell(&self) -> bool {
+        matches!(
+            self.connection.close_reason(),
+            // 0 is what the transport itself says when it is closed as a whole.
+            Some(ConnectionError::ApplicationClosed(close))
+                if close.error_code == codes::ENDING || close.error_code == 0_u32.into()
+        )
     }
 
     /// Whether nothing was heard of the peer for a while.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use edgemesh_catalog::{MeshNode, NodeName, ServicePortName};
 use edgemesh_plan::{Exits, Reachability};
@@ -10,6 +11,7 @@ use edgemesh_wire::{Hello, Request};
 use iroh::Endpoint;
 use iroh::address_lookup::MemoryLookup;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
@@ -29,6 +31,9 @@ use crate::udp_flow::UdpFlow;
 
 /// Streams that a peer may have under way beyond its share, while they are being refused.
 const REFUSED_AT_ONCE: usize = 256;
+
+/// How long a peer that takes no new streams may take to say farewell.
+const FAREWELL_AFTER: Duration = Duration::from_secs(1);
 
 /// Which endpoint is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,11 +82,7 @@ impl Tunnel {
         let inner = Arc::clone(&self.0);
         let node = node.clone();
         async move {
-            let opened = inner.open(&node).await;
-            let connected = match opened {
-                Ok(opened) => connect(opened, &target.into_request()).await,
-                Err(fault) => Err(fault),
-            };
+            let connected = inner.connect(&node, &target.into_request()).await;
             match &connected {
                 Ok(_) => inner.counters.stream_opened(),
                 Err(fault) => inner.counters.open_failed_for(*fault),
@@ -191,6 +192,28 @@ impl Target {
 }
 
 impl Inner {
+    /// Connects, and once more where the connection with the peer ended before the answer: an
+    /// agent that ends has often been followed by another one already.
+    async fn connect(&self, node: &NodeName, request: &Request) -> Result<TunnelStream, OpenFault> {
+        let opened = self.open(node).await?;
+        let session = Arc::clone(opened.session());
+        let fault = match connect(opened, request).await {
+            Ok(connected) => return Ok(connected),
+            Err(fault) => fault,
+        };
+        let ends = match fault {
+            OpenFault::Draining => timeout(FAREWELL_AFTER, session.connection.closed())
+                .await
+                .is_ok(),
+            _ => fault == OpenFault::PeerDown && session.is_closed(),
+        };
+        if ends {
+            connect(self.open(node).await?, request).await
+        } else {
+            Err(fault)
+        }
+    }
+
     /// A stream to `node`, on which nothing has been asked for yet.
     async fn open(&self, node: &NodeName) -> Result<Opened, OpenFault> {
         let link = self.link(node)?;

@@ -213,7 +213,6 @@ async fn run(
         Ok(opened) => opened,
         Err(fault) => return fault,
     };
-    let _flow = shared.counters.flow();
     let session = Arc::clone(opened.session());
     let number = opened.stream.number();
     let sink = Arc::clone(shared);

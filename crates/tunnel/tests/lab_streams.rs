@@ -412,36 +412,69 @@ fn a_service_that_goes_ends_no_connection() -> Result<()> {
 }
 
 #[test]
-fn an_agent_that_ends_lets_its_streams_end_and_takes_no_new_ones() -> Result<()> {
+fn an_agent_that_ends_lets_its_streams_end_and_serves_others_meanwhile() -> Result<()> {
     edgemesh_lab::test(|_| {
         run(async |cluster| {
             let _echo = Echo::start(endpoint(1)).await?;
             let (near, far) = two_nodes(cluster).await?;
             let mut carried = Carried::over(open(&near.tunnel, &far).await?).await?;
             let name = far.name.clone();
-            let ending = tokio::task::LocalSet::new();
-            ending
-                .run_until(async {
-                    let ended = tokio::task::spawn_local(far.running.shut_down(PATIENCE));
-                    let draining = async {
-                        loop {
-                            let target = target("web", Tcp, endpoint(1));
-                            match near.tunnel.open_tcp(&name, target).await {
-                                Err(OpenFault::Draining) => return,
-                                Ok(_) | Err(_) => tokio::task::yield_now().await,
-                            }
-                        }
-                    };
-                    timeout(PATIENCE, draining).await?;
-                    carried.client.write_all(b"last words").await?;
-                    carried.client.shutdown().await?;
-                    let mut answer = Vec::new();
-                    carried.client.read_to_end(&mut answer).await?;
-                    ensure!(answer == b"last words");
-                    ensure!(timeout(PATIENCE, ended).await?? == 0, "a stream was cut");
-                    Ok(())
-                })
-                .await
+            let again = target("web", Tcp, endpoint(1));
+            let mut ending = JoinSet::new();
+            ending.spawn(far.running.shut_down(PATIENCE));
+            for _ in 0..20 {
+                let opened = near.tunnel.open_tcp(&name, again.clone()).await;
+                drop(opened.context("while it waits for an earlier one")?);
+            }
+            carried.client.write_all(b"last words").await?;
+            carried.client.shutdown().await?;
+            let mut answer = Vec::new();
+            carried.client.read_to_end(&mut answer).await?;
+            ensure!(answer == b"last words");
+            let cut = timeout(PATIENCE, ending.join_next()).await?;
+            ensure!(cut.context("it was started")?? == 0, "a stream was cut");
+            let gone = near.tunnel.open_tcp(&name, again).await.err();
+            ensure!(gone.is_some(), "it is still served");
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn a_loop_of_connections_passes_from_an_agent_that_ends_to_its_successor() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let _echo = Echo::start(endpoint(1)).await?;
+            let (near, far) = two_nodes(cluster).await?;
+            exchange(&near.tunnel, &far, b"x").await?;
+            let mut held = Carried::over(open(&near.tunnel, &far).await?).await?;
+            // Same node, same key, while the first still lives.
+            let next = cluster.join("far").await?;
+            let mut ending = JoinSet::new();
+            ending.spawn(far.running.shut_down(PATIENCE));
+            let mut served_by_next = false;
+            let served = async {
+                let mut round = 0;
+                while !served_by_next {
+                    exchange(&near.tunnel, &next, b"x")
+                        .await
+                        .with_context(|| format!("exchange {round}"))?;
+                    round += 1;
+                    if round == 20 {
+                        held.client.shutdown().await?;
+                    }
+                    served_by_next = next.tunnel.counters().answered(Answer::Connected) > 5;
+                }
+                anyhow::Ok(())
+            };
+            timeout(PATIENCE, served).await??;
+            let cut = timeout(PATIENCE, ending.join_next()).await?;
+            ensure!(cut.context("it was started")?? == 0, "a stream was cut");
+            ensure!(
+                held.ended().await?.is_ok(),
+                "the held one was not ended in order"
+            );
+            Ok(())
         })
     })
 }
