@@ -44,9 +44,9 @@ const DATAGRAM_BUFFER: usize = 1 << 20;
 /// sent again after three of them, and every new connection waits for that.
 const FIRST_GUESS: Duration = Duration::from_millis(100);
 /// A path that is silent for this long is given up for another.
-const PATH_IDLE: Duration = Duration::from_secs(5);
+const PATH_IDLE: Duration = Duration::from_millis(2500);
 /// How often something is sent on a path, so that NATs keep it and its loss is noticed.
-const KEEP_ALIVE: Duration = Duration::from_millis(1500);
+const KEEP_ALIVE: Duration = Duration::from_millis(800);
 /// How long a connection outlives the loss of all its paths, in milliseconds: an uplink may
 /// be away for a minute, and its connections go on.
 const MAX_IDLE_MS: u32 = 90_000;

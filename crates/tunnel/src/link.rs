@@ -33,6 +33,8 @@ const MOST_SESSIONS: usize = 4;
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// A peer that nobody has wanted for this long is not tried again.
 const WANTED_FOR: Duration = Duration::from_secs(30);
+/// How long a silent connection may take to follow a peer that is found by other ways now.
+const MOVED: Duration = Duration::from_secs(4);
 /// How long the agent after one that ended may take before the peer counts as down.
 const SUCCESSION: Duration = Duration::from_secs(2);
 /// Connections that the peer has begun and that wait to be taken over.
@@ -113,6 +115,7 @@ impl Link {
             failed_at: None,
             boot_id,
             told: None,
+            moved_at: None,
             farewell_at: None,
         };
         (link, owner)
@@ -137,6 +140,21 @@ impl Link {
                 () = self.ending.cancelled() => return Err(OpenFault::UnknownPeer),
                 changed = states.changed() => changed.map_err(|_| OpenFault::UnknownPeer)?,
             }
+        }
+    }
+
+    /// Waits until there is another connection with the peer than `session`, which is silent
+    /// or belongs to a run of its agent that is over.
+    pub(crate) async fn better_than(&self, session: &Arc<Session>) {
+        let is_better = |state: &State| match state {
+            State::Up(other) => {
+                !Arc::ptr_eq(other, session) && (session.is_superseded() || !session.is_usable())
+            }
+            State::Idle | State::Connecting | State::Down => false,
+        };
+        let mut states = self.state.subscribe();
+        if states.wait_for(is_better).await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -194,6 +212,8 @@ pub(crate) struct LinkOwner {
     boot_id: Arc<str>,
     /// By what the transport was told to find it.
     told: Option<EndpointAddr>,
+    /// When the peer last said that it is to be found by other ways.
+    moved_at: Option<Instant>,
     /// When an agent of the peer's last said that it ends.
     farewell_at: Option<Instant>,
 }
@@ -262,7 +282,10 @@ impl LinkOwner {
 
     fn is_wanted(&self) -> bool {
         let wanted = self.last_wanted.is_some_and(|at| at.elapsed() < WANTED_FOR);
-        self.usable().is_none() && (wanted || self.sessions.iter().any(|s| s.streams() > 0))
+        let has_current = self
+            .usable()
+            .is_some_and(|session| !session.is_superseded());
+        !has_current && (wanted || self.sessions.iter().any(|s| s.streams() > 0))
     }
 
     fn should_connect_now(&self) -> bool {
@@ -309,7 +332,8 @@ impl LinkOwner {
 
     fn connect(&mut self) -> Connecting {
         for session in &self.sessions {
-            if session.is_hopeless(self.timing.given_up) {
+            let moved = self.moved_at.is_some_and(|at| at.elapsed() >= MOVED);
+            if session.is_hopeless(self.timing.given_up) || (moved && session.is_quiet()) {
                 session
                     .connection
                     .close(codes::SUPERSEDED, b"nothing was heard of you");
@@ -351,10 +375,7 @@ impl LinkOwner {
 
     fn connected(&mut self, connection: Option<Connection>) {
         match connection {
-            Some(connection) => {
-                self.failed_at = None;
-                self.add(connection);
-            }
+            Some(connection) => self.add(connection),
             None => {
                 self.counters.connect_failed();
                 self.failed_at = Some(Instant::now());
@@ -401,6 +422,9 @@ impl LinkOwner {
         let told = self.told.take();
         self.told = self.tell_address();
         let is_elsewhere = self.told != told;
+        if is_elsewhere {
+            self.moved_at = Some(Instant::now());
+        }
         if self.boot_id == boot_id {
             return is_elsewhere;
         }

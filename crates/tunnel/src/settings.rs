@@ -102,7 +102,7 @@ pub struct Timing {
     /// be shorter, for only the entry knows the client. Default 90 s.
     pub udp_idle: Duration,
     /// A peer that was not heard of for this long counts as down for new streams; those that
-    /// exist wait longer. Agents send something every 1.5 s. Default 5 s.
+    /// exist wait longer. Agents send something every 800 ms. Default 4 s.
     pub quiet: Duration,
     /// A peer that is wanted, and was not heard of for this long, is connected with anew,
     /// and its streams are given up for that. Without being wanted they wait for 90 s.
@@ -120,7 +120,7 @@ impl Default for Timing {
             connect: Duration::from_secs(3),
             dial: Duration::from_secs(2),
             udp_idle: Duration::from_secs(90),
-            quiet: Duration::from_secs(5),
+            quiet: Duration::from_secs(4),
             given_up: Duration::from_secs(45),
             unused: Duration::from_secs(60),
             request: Duration::from_secs(5),

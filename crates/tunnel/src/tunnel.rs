@@ -197,9 +197,16 @@ impl Inner {
     async fn connect(&self, node: &NodeName, request: &Request) -> Result<TunnelStream, OpenFault> {
         let opened = self.open(node).await?;
         let session = Arc::clone(opened.session());
-        let fault = match connect(opened, request).await {
-            Ok(connected) => return Ok(connected),
-            Err(fault) => fault,
+        let link = self.link(node)?;
+        let fault = tokio::select! {
+            connected = connect(opened, request) => match connected {
+                Ok(connected) => return Ok(connected),
+                Err(fault) => fault,
+            },
+            // Not one byte has gone to the endpoint, so another may be asked.
+            () = link.better_than(&session) => {
+                return connect(self.open(node).await?, request).await;
+            }
         };
         let ends = match fault {
             OpenFault::Draining => timeout(FAREWELL_AFTER, session.connection.closed())
