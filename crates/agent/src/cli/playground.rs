@@ -79,8 +79,8 @@ struct Tour {
 impl Tour {
     fn go(&mut self, hold: bool) -> Result<()> {
         self.screen.introduction(&self.cluster);
-        self.step(Self::kube_proxy_alone)?;
-        self.step(Self::the_agents_start)?;
+        self.kube_proxy_alone()?;
+        self.the_agents_start()?;
         let steps = [
             Self::requests_cross,
             Self::behind_a_symmetric_nat,
@@ -88,19 +88,16 @@ impl Tour {
             Self::a_service_is_left_to_kube_proxy,
         ];
         for step in steps {
-            if let Err(error) = self.step(step) {
+            ensure!(!self.inside.interrupted(), "interrupted");
+            if let Err(error) = step(self) {
                 self.screen.promise(Err(error));
             }
         }
+        ensure!(!self.inside.interrupted(), "interrupted");
         if hold {
             self.hold()?;
         }
         self.the_agents_stop()
-    }
-
-    fn step(&mut self, step: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        ensure!(!self.inside.interrupted(), "interrupted");
-        step(self)
     }
 
     fn the_agents_start(&mut self) -> Result<()> {
