@@ -116,7 +116,7 @@ impl Cluster {
             from_behind_nat: from.public_address_of_nat().is_some(),
             nat_of_other: to.public_address_of_nat(),
         };
-        Ok(peer.map_or(Path::None("idle".to_owned()), |peer| Path::of(peer, ends)))
+        Ok(peer.map_or(Path::Other("idle".to_owned()), |peer| Path::of(peer, ends)))
     }
 
     /// What any node has sent to anybody outside the cluster. What was meant for a private

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A request that crossed, and those after it.
 pub(super) struct Crossing {
-    /// From where to where; nothing in the lines that follow with the same.
+    /// From where to where; empty when the line above says it.
     nodes: String,
     request: String,
     first: Duration,
@@ -43,7 +43,7 @@ impl Crossing {
         expected: &Path,
     ) -> Result<Self> {
         let known = cluster.path(from, to)?;
-        if known != Path::None("idle".to_owned()) {
+        if known != Path::Other("idle".to_owned()) {
             bail!("{} knows {} already: {known}", from.name(), to.name());
         }
         let request = Request::new(from, to, Protocol::Tcp);
@@ -52,7 +52,7 @@ impl Crossing {
         let at_first = cluster.path(from, to)?;
         await_path(cluster, (from, to), expected)?;
         let settled = begin.elapsed();
-        let crossing = Self::measured(cluster, &request, first)?;
+        let crossing = Self::measured(cluster, &request, first, expected)?;
         Ok(Self {
             nodes: format!("{} -> {}", from.name(), to.name()),
             settled: (at_first != crossing.path).then_some(settled),
@@ -73,17 +73,21 @@ impl Crossing {
     ) -> Result<Self> {
         let first = request.make(cluster.flavour, Way::Agent)?;
         await_path(cluster, (request.of, request.to), expected)?;
-        let crossing = Self::measured(cluster, request, first)?;
-        if crossing.path != *expected {
-            bail!("{request}: {}, not {expected}", crossing.path);
-        }
-        Ok(crossing)
+        Self::measured(cluster, request, first, expected)
     }
 
-    /// Further requests, and the path after them.
-    fn measured(cluster: &Cluster, request: &Request<'_>, first: Duration) -> Result<Self> {
+    /// Further requests, after which the path must still be the expected one.
+    fn measured(
+        cluster: &Cluster,
+        request: &Request<'_>,
+        first: Duration,
+        expected: &Path,
+    ) -> Result<Self> {
         let warm = request.repeat(WARM)?.percentile(0.5);
         let path = cluster.path(request.of, request.to)?;
+        if path != *expected {
+            bail!("{request}: {path}, not {expected}");
+        }
         Ok(Self {
             nodes: String::new(),
             request: request.to_string(),
@@ -117,7 +121,7 @@ impl Crossing {
     pub(super) fn more(&self) -> Option<String> {
         let settled = self.settled?;
         Some(format!(
-            "{:19}the first by another path ({}); {} within {}",
+            "{:19}the first answer came {}; {} within {}",
             "",
             self.at_first,
             self.path,

@@ -14,8 +14,8 @@ pub(super) enum Path {
     HolePunched,
     /// Through a relay node.
     Relayed,
-    /// By none, or by one that the playground does not have; in the agent's words.
-    None(String),
+    /// None, or one that the playground does not have; in the agent's words.
+    Other(String),
 }
 
 /// What the playground knows of two nodes.
@@ -36,11 +36,11 @@ impl Path {
             "relayed" => Self::Relayed,
             "direct" => match ends.nat_of_other {
                 // An address that is nobody's there would be a mistake.
-                Some(nat) if address != Some(nat.into()) => Self::None(format!("direct to {by}")),
+                Some(nat) if address != Some(nat.into()) => Self::Other(format!("direct to {by}")),
                 Some(_) if ends.from_behind_nat => Self::HolePunched,
                 Some(_) | None => Self::Direct,
             },
-            other => Self::None(other.to_owned()),
+            other => Self::Other(other.to_owned()),
         }
     }
 }
@@ -51,7 +51,7 @@ impl fmt::Display for Path {
             Self::Direct => "direct",
             Self::HolePunched => "hole-punched",
             Self::Relayed => "relayed",
-            Self::None(word) => word,
+            Self::Other(word) => word,
         })
     }
 }
@@ -87,15 +87,15 @@ mod tests {
     }
 
     #[test]
-    fn a_straight_path_to_somebody_else_is_none() {
+    fn a_straight_path_to_an_address_of_nobody_is_told_as_it_is() {
         let private = path("direct", "192.168.1.11:20006", true, Some(NAT));
-        assert_eq!(private, Path::None("direct to 192.168.1.11:20006".into()));
+        assert_eq!(private, Path::Other("direct to 192.168.1.11:20006".into()));
     }
 
     #[test]
     fn a_relay_is_one_wherever_the_nodes_are() {
         let relay = "http://198.51.100.11:20006/";
         assert_eq!(path("relayed", relay, true, Some(NAT)), Path::Relayed);
-        assert_eq!(path("down", "", true, None), Path::None("down".into()));
+        assert_eq!(path("down", "", true, None), Path::Other("down".into()));
     }
 }
