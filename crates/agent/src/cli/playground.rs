@@ -195,7 +195,11 @@ impl Tour {
         let listed: Vec<String> = strays.iter().map(ToString::to_string).collect();
         let none = || {
             ensure!(listed.is_empty(), "{}", listed.join("; "));
-            Ok("not one packet went to anybody outside the cluster".to_owned())
+            Ok(
+                "nothing went to a public address outside the cluster, to name servers or for \
+                 port mappings"
+                    .to_owned(),
+            )
         };
         self.screen.promise(none());
         Ok(())
