@@ -51,6 +51,7 @@ mod session;
 mod settings;
 mod tunnel;
 mod udp_flow;
+mod ways_named;
 mod ways_to_dial;
 
 pub use carry::{Broken, Way};

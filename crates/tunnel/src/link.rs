@@ -24,6 +24,7 @@ use crate::peer_address::endpoint_id;
 use crate::relay_book::RelayBook;
 use crate::session::{Serving, Session};
 use crate::settings::{Limits, Timing};
+use crate::ways_named::WaysNamed;
 use crate::ways_to_dial::{is_own, ways_to_dial};
 
 /// Connections with one peer at a time. Both ends may begin one at the same moment, and a
@@ -92,6 +93,8 @@ impl Link {
         let mesh_node = watch::Sender::new(mesh_node);
         let mesh_node_here = mesh_node.subscribe();
         let boot_id = Arc::clone(&mesh_node.borrow().boot_id);
+        let mut ways_named = WaysNamed::default();
+        ways_named.add(&mesh_node.borrow());
         let link = Arc::new(Self {
             state: watch::Sender::new(State::Idle),
             wanted: Notify::new(),
@@ -115,6 +118,7 @@ impl Link {
             failed_at: None,
             boot_id,
             told: None,
+            ways_named,
             moved_at: None,
             farewell_at: None,
         };
@@ -212,7 +216,9 @@ pub(crate) struct LinkOwner {
     boot_id: Arc<str>,
     /// By what the transport was told to find it.
     told: Option<EndpointAddr>,
-    /// When the peer last said that it is to be found by other ways.
+    /// By what its MeshNode has named.
+    ways_named: WaysNamed,
+    /// When it last named a way that it had not named before.
     moved_at: Option<Instant>,
     /// When an agent of the peer's last said that it ends.
     farewell_at: Option<Instant>,
@@ -422,7 +428,7 @@ impl LinkOwner {
         let told = self.told.take();
         self.told = self.tell_address();
         let is_elsewhere = self.told != told;
-        if is_elsewhere {
+        if self.ways_named.add(&self.mesh_node.borrow()) {
             self.moved_at = Some(Instant::now());
         }
         if self.boot_id == boot_id {
