@@ -1,6 +1,7 @@
 //! The agent under test.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -26,11 +27,22 @@ pub(crate) enum Backend {
     Nftables,
 }
 
+/// The relay node of `modules.edgeTunnel.relayNodes`.
+#[derive(Debug, Clone)]
+pub(crate) struct RelayNode {
+    /// Its name.
+    pub(crate) node: String,
+    /// Where all nodes reach it.
+    pub(crate) address: Ipv4Addr,
+}
+
 /// How the agent of a node is started.
 #[derive(Debug)]
 pub(crate) struct AgentSetup {
     /// For agents started from now on.
     pub(crate) backend: Backend,
+    /// With a tunnel and this relay, for agents started from now on; none by default.
+    pub(crate) tunnel: Option<RelayNode>,
     config: PathBuf,
     state: PathBuf,
     kubeconfig: PathBuf,
@@ -41,6 +53,7 @@ impl AgentSetup {
     pub(crate) fn new(folder: &Path, kubeconfig: PathBuf) -> Self {
         Self {
             backend: Backend::Auto,
+            tunnel: None,
             config: folder.join("edgemesh-agent.yaml"),
             state: folder.join("state"),
             kubeconfig,
@@ -85,6 +98,13 @@ impl AgentSetup {
                 format!("    backend: {}\n", self.backend)
             }
         };
+        let tunnel = match &self.tunnel {
+            None => String::new(),
+            Some(RelayNode { node, address }) => format!(
+                "  edgeTunnel:\n    enable: true\n    relayNodes:\n    - nodeName: {node}\n      \
+                 advertiseAddress: [{address}]\n"
+            ),
+        };
         format!(
             "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
              kind: EdgeMeshAgent\n\
@@ -93,7 +113,7 @@ impl AgentSetup {
              modules:\n\
              \x20 edgeProxy:\n\
              \x20   enable: true\n\
-             {mode}{backend}"
+             {mode}{backend}{tunnel}"
         )
     }
 }

@@ -31,9 +31,18 @@ pub(crate) struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts etcd and an API server, and waits until it is ready.
+    /// Starts etcd and an API server on a node of their own, and waits until it is ready.
     pub(crate) fn start(lab: &Lab, programs: &Programs, logs: &Path) -> Result<Self> {
-        let place = lab.node("control-plane").create()?;
+        Self::start_on(lab.node("control-plane").create()?, lab, programs, logs)
+    }
+
+    /// The same on this node.
+    pub(crate) fn start_on(
+        place: Node,
+        lab: &Lab,
+        programs: &Programs,
+        logs: &Path,
+    ) -> Result<Self> {
         let address = place.ipv4().to_string();
         let etcd = place
             .program(&programs.etcd)
@@ -95,11 +104,12 @@ impl ControlPlane {
         self.kubeconfig_at(PORT)
     }
 
-    /// A kubeconfig for who has this token.
-    pub(crate) fn kubeconfig_with_token(&self, token: &str) -> Result<PathBuf> {
+    /// A kubeconfig for `user`, who has this token.
+    pub(crate) fn kubeconfig_with_token(&self, user: &str, token: &str) -> Result<PathBuf> {
         let address = self.place.ipv4().to_string();
+        let name = format!("kubeconfig-of-{user}");
         self.credentials
-            .kubeconfig_with_token("kubeconfig-of-token", &address, PORT, token)
+            .kubeconfig_with_token(&name, &address, PORT, token)
     }
 
     fn api_at(&self, port: u16) -> Result<KubeApi> {

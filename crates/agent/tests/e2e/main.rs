@@ -5,6 +5,7 @@
 //! was promised within a time is measured and printed, and fails only when it is far off.
 
 mod agent;
+mod agents_rights;
 mod api;
 mod cluster;
 mod control_plane;
@@ -15,6 +16,7 @@ mod kube_proxy_table;
 mod logs;
 mod portals;
 mod programs;
+mod site_cluster;
 mod status;
 
 mod api_server_loss;
@@ -28,3 +30,4 @@ mod life;
 mod mesh_nodes;
 mod precedence;
 mod repair;
+mod tunnel;

@@ -1,6 +1,6 @@
 //! MeshNodes in the real API server: what it takes, from whom, and who learns of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::agents_rights::{apply_crd, kubeconfig_of_the_agents_pod};
 use crate::api::KubeApi;
 use crate::cluster::PATIENCE;
 use crate::control_plane::ControlPlane;
@@ -24,8 +25,6 @@ use crate::logs::{Logs, show};
 use crate::programs::Programs;
 
 const MESH_NODES: &str = "/apis/edgemesh.kubeedge.io/v1alpha1/meshnodes";
-const CLUSTER_ROLE: &str = include_str!("../../../../deploy/rbac/cluster-role.yaml");
-const EVENTS_ROLE: &str = include_str!("../../../../deploy/rbac/events-role.yaml");
 const POLICY: &str = include_str!("../../../../deploy/rbac/own-mesh-node.yaml");
 /// What the policy says to whom it denies something.
 const DENIED: &str = "by the agent of that node only";
@@ -49,7 +48,7 @@ fn an_agent_writes_its_own_mesh_node_and_no_other() -> Result<()> {
 
 fn taken_and_refused(cluster: &Cluster) -> Result<()> {
     let api = cluster.api()?;
-    cluster.apply_crd(&api)?;
+    apply_crd(&api, &cluster.node)?;
     let good = good();
     let apply = |object: &Value| api.apply(&path("edge-1"), object.to_string());
     await_ok(PATIENCE, "the server serves MeshNodes", || apply(&good))?;
@@ -69,18 +68,18 @@ fn taken_and_refused(cluster: &Cluster) -> Result<()> {
 
 fn published_and_kept(cluster: &Cluster) -> Result<()> {
     let api = cluster.api()?;
-    cluster.apply_crd(&api)?;
-    let kubeconfig = cluster.kubeconfig_of_the_agents_pod(&api)?;
+    apply_crd(&api, &cluster.node)?;
+    let kubeconfig = kubeconfig_of_the_agents_pod(&cluster.control_plane, &cluster.node)?;
     cluster.at_the_node(|| publish(&api, &kubeconfig))
 }
 
 fn own_and_no_other(cluster: &Cluster) -> Result<()> {
     let api = cluster.api()?;
-    cluster.apply_crd(&api)?;
+    apply_crd(&api, &cluster.node)?;
     for (path, document) in policy_documents() {
         api.apply(path, document)?;
     }
-    let kubeconfig = cluster.kubeconfig_of_the_agents_pod(&api)?;
+    let kubeconfig = kubeconfig_of_the_agents_pod(&cluster.control_plane, &cluster.node)?;
     await_ok(POLICY_IN_FORCE, "the policy is in force", || {
         let other = good_named("another");
         let by_agent = KubeApi::new(cluster.node.namespace(), kubeconfig.clone());
@@ -259,44 +258,6 @@ impl Cluster {
         self.control_plane.api()
     }
 
-    fn apply_crd(&self, api: &KubeApi) -> Result<()> {
-        let crd = self
-            .node
-            .program(env!("CARGO_BIN_EXE_edgemesh-agent"))
-            .arg("crd")
-            .run()?;
-        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-        api.apply(&format!("{path}/meshnodes.edgemesh.kubeedge.io"), crd)
-    }
-
-    /// Lets a pod with the rights of the agent be on the node, and has a token made for it
-    /// as kubelet would.
-    fn kubeconfig_of_the_agents_pod(&self, api: &KubeApi) -> Result<PathBuf> {
-        api.apply_node(&self.node)?;
-        for (path, document) in agents_documents() {
-            api.apply(path, document)?;
-        }
-        let namespace = "/api/v1/namespaces/kubeedge";
-        let pod = api.get(&format!("{namespace}/pods/edgemesh-agent-x"))?;
-        let request = json!({
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenRequest",
-            "spec": {"boundObjectRef": {
-                "apiVersion": "v1", "kind": "Pod",
-                "name": "edgemesh-agent-x", "uid": pod["metadata"]["uid"],
-            }},
-        });
-        let answer = api.call(
-            Method::POST,
-            &format!("{namespace}/serviceaccounts/edgemesh-agent/token"),
-            "application/json",
-            request.to_string(),
-        )?;
-        let answer: Value = serde_json::from_str(&answer)?;
-        let token = answer["status"]["token"].as_str().context("no token")?;
-        self.control_plane.kubeconfig_with_token(token)
-    }
-
     /// Runs this with the network of the node.
     fn at_the_node<F: Future<Output = Result<()>>>(
         &self,
@@ -309,61 +270,6 @@ impl Cluster {
                 .block_on(job())
         })?
     }
-}
-
-/// What the agents of a cluster need, and one pod of theirs.
-fn agents_documents() -> Vec<(&'static str, String)> {
-    let rbac = "rbac.authorization.k8s.io";
-    let binding = |kind: &str, name: &str| {
-        json!({
-            "apiVersion": format!("{rbac}/v1"), "kind": format!("{kind}Binding"),
-            "metadata": {"name": name},
-            "roleRef": {"apiGroup": rbac, "kind": kind, "name": name},
-            "subjects": [
-                {"kind": "ServiceAccount", "namespace": "kubeedge", "name": "edgemesh-agent"}
-            ],
-        })
-    };
-    let named = |kind: &str, name: &str| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}});
-    let mut pod = named("Pod", "edgemesh-agent-x");
-    pod["spec"] = json!({
-        "nodeName": "edge-1",
-        "serviceAccountName": "edgemesh-agent",
-        // Servers before 1.21 else wait for a controller that does not run here.
-        "automountServiceAccountToken": false,
-        "containers": [{"name": "agent", "image": "edgemesh-agent"}],
-    });
-    vec![
-        (
-            "/apis/rbac.authorization.k8s.io/v1/clusterroles/edgemesh-agent",
-            CLUSTER_ROLE.to_owned(),
-        ),
-        (
-            "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/edgemesh-agent",
-            binding("ClusterRole", "edgemesh-agent").to_string(),
-        ),
-        (
-            "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/edgemesh-agent-events",
-            EVENTS_ROLE.to_owned(),
-        ),
-        (
-            "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings/\
-             edgemesh-agent-events",
-            binding("Role", "edgemesh-agent-events").to_string(),
-        ),
-        (
-            "/api/v1/namespaces/kubeedge",
-            named("Namespace", "kubeedge").to_string(),
-        ),
-        (
-            "/api/v1/namespaces/kubeedge/serviceaccounts/edgemesh-agent",
-            named("ServiceAccount", "edgemesh-agent").to_string(),
-        ),
-        (
-            "/api/v1/namespaces/kubeedge/pods/edgemesh-agent-x",
-            pod.to_string(),
-        ),
-    ]
 }
 
 fn policy_documents() -> [(&'static str, String); 2] {

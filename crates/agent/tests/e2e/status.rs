@@ -3,9 +3,10 @@
 use std::fmt;
 
 use anyhow::{Context, Result, ensure};
-use edgemesh_lab::{Family, Flavour};
+use edgemesh_lab::{Family, Flavour, Node};
 use serde_json::Value;
 
+use crate::agent::AgentSetup;
 use crate::cluster::Cluster;
 
 /// How the agent's rules go into the kernel.
@@ -40,7 +41,12 @@ pub(crate) struct Status(Value);
 impl Status {
     /// Asks the agent of the node.
     pub(crate) fn of(cluster: &Cluster) -> Result<Self> {
-        let printed = cluster.agent.status(&cluster.node).run()?;
+        Self::ask(&cluster.agent, &cluster.node)
+    }
+
+    /// Asks the agent of this node.
+    pub(crate) fn ask(agent: &AgentSetup, node: &Node) -> Result<Self> {
+        let printed = agent.status(node).run()?;
         let answer = serde_json::from_str(&printed);
         answer
             .map(Self)
@@ -76,5 +82,39 @@ impl Status {
             value.with_context(|| format!("no figure {part}.{name}"))
         };
         Ok(figure("tcp", "accepted")? + figure("udp", "opened")?)
+    }
+
+    /// This node's public key for the tunnel.
+    pub(crate) fn public_key(&self) -> Result<&str> {
+        self.tunnel()["public_key"].as_str().context("no key")
+    }
+
+    /// How many nodes are believed to be who they say.
+    pub(crate) fn believed(&self) -> Result<u64> {
+        self.tunnel()["believed"].as_u64().context("no tunnel")
+    }
+
+    /// `way` and `by` of a peer: which path its packets take now.
+    pub(crate) fn path_to(&self, peer: &str) -> Result<(&str, &str)> {
+        let peer = self.of_node("peers", peer)?;
+        let word = |name: &str| peer[name].as_str().unwrap_or_default();
+        Ok((word("way"), word("by")))
+    }
+
+    /// `reason` and `why` of a MeshNode that is not believed.
+    pub(crate) fn refusal_of(&self, node: &str) -> Result<(&str, &str)> {
+        let refused = self.of_node("refused", node)?;
+        let word = |name: &str| refused[name].as_str().unwrap_or_default();
+        Ok((word("reason"), word("why")))
+    }
+
+    fn of_node(&self, list: &str, node: &str) -> Result<&Value> {
+        let all = self.tunnel()[list].as_array().context("no tunnel")?;
+        let found = all.iter().find(|entry| entry["node"] == node);
+        found.with_context(|| format!("{node} is not among the {list}: {all:?}"))
+    }
+
+    fn tunnel(&self) -> &Value {
+        &self.0["tunnel"]
     }
 }
