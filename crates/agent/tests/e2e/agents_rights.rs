@@ -13,6 +13,12 @@ use crate::control_plane::ControlPlane;
 
 const CLUSTER_ROLE: &str = include_str!("../../../../deploy/rbac/cluster-role.yaml");
 const EVENTS_ROLE: &str = include_str!("../../../../deploy/rbac/events-role.yaml");
+const POLICY: &str = include_str!("../../../../deploy/rbac/own-mesh-node.yaml");
+/// Where MeshNodes are.
+pub(crate) const MESH_NODES: &str = "/apis/edgemesh.kubeedge.io/v1alpha1/meshnodes";
+/// The minor version of Kubernetes since which there are policies, and tokens that tell the
+/// node of their pod.
+pub(crate) const POLICIES: u32 = 30;
 /// The namespace of the agents' pods.
 const NAMESPACE: &str = "/api/v1/namespaces/kubeedge";
 
@@ -24,6 +30,20 @@ pub(crate) fn apply_crd(api: &KubeApi, node: &Node) -> Result<()> {
         .run()?;
     let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
     api.apply(&format!("{path}/meshnodes.edgemesh.kubeedge.io"), crd)
+}
+
+/// Lets each agent write its own MeshNode only; for servers that know [`POLICIES`].
+pub(crate) fn apply_policy(api: &KubeApi) -> Result<()> {
+    let (policy, binding) = POLICY.split_once("\n---\n").context("one document")?;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    for (list, document) in [
+        ("validatingadmissionpolicies", policy),
+        ("validatingadmissionpolicybindings", binding),
+    ] {
+        let path = format!("{group}/{list}/edgemesh-agent-own-mesh-node");
+        api.apply(&path, document.to_owned())?;
+    }
+    Ok(())
 }
 
 /// Registers the node, lets a pod with the rights of the agent be on it, and has a token

@@ -17,15 +17,15 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::agents_rights::{apply_crd, kubeconfig_of_the_agents_pod};
+use crate::agents_rights::{
+    MESH_NODES, POLICIES, apply_crd, apply_policy, kubeconfig_of_the_agents_pod,
+};
 use crate::api::KubeApi;
 use crate::cluster::PATIENCE;
 use crate::control_plane::ControlPlane;
 use crate::logs::{Logs, show};
 use crate::programs::Programs;
 
-const MESH_NODES: &str = "/apis/edgemesh.kubeedge.io/v1alpha1/meshnodes";
-const POLICY: &str = include_str!("../../../../deploy/rbac/own-mesh-node.yaml");
 /// What the policy says to whom it denies something.
 const DENIED: &str = "by the agent of that node only";
 /// How long an API server may take to act on a policy that it was given.
@@ -76,9 +76,7 @@ fn published_and_kept(cluster: &Cluster) -> Result<()> {
 fn own_and_no_other(cluster: &Cluster) -> Result<()> {
     let api = cluster.api()?;
     apply_crd(&api, &cluster.node)?;
-    for (path, document) in policy_documents() {
-        api.apply(path, document)?;
-    }
+    apply_policy(&api)?;
     let kubeconfig = kubeconfig_of_the_agents_pod(&cluster.control_plane, &cluster.node)?;
     await_ok(POLICY_IN_FORCE, "the policy is in force", || {
         let other = good_named("another");
@@ -230,8 +228,6 @@ struct Cluster {
 
 /// Server-side apply, since 1.18 in every server.
 const SERVER_SIDE_APPLY: u32 = 18;
-/// Policies, and tokens that tell the node of their pod.
-const POLICIES: u32 = 30;
 
 /// Runs `scenario` in a new cluster, if Kubernetes is 1.`minor` or later.
 fn in_cluster(lab: &Lab, minor: u32, scenario: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
@@ -270,22 +266,6 @@ impl Cluster {
                 .block_on(job())
         })?
     }
-}
-
-fn policy_documents() -> [(&'static str, String); 2] {
-    let (policy, binding) = POLICY.split_once("\n---\n").unwrap_or((POLICY, ""));
-    [
-        (
-            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/\
-             edgemesh-agent-own-mesh-node",
-            policy.to_owned(),
-        ),
-        (
-            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/\
-             edgemesh-agent-own-mesh-node",
-            binding.to_owned(),
-        ),
-    ]
 }
 
 fn path(name: &str) -> String {

@@ -12,7 +12,9 @@ use edgemesh_lab::{
 use serde_json::Value;
 
 use crate::agent::{AgentSetup, FilterMode, RelayNode};
-use crate::agents_rights::{apply_crd, kubeconfig_of_the_agents_pod};
+use crate::agents_rights::{
+    MESH_NODES, POLICIES, apply_crd, apply_policy, kubeconfig_of_the_agents_pod,
+};
 use crate::api::KubeApi;
 use crate::control_plane::ControlPlane;
 use crate::kube_proxy::{KubeProxySetup, Mode};
@@ -21,8 +23,6 @@ use crate::portals::Portals;
 use crate::programs::Programs;
 use crate::status::Status;
 
-/// Where MeshNodes are.
-pub(crate) const MESH_NODES: &str = "/apis/edgemesh.kubeedge.io/v1alpha1/meshnodes";
 /// The bound of every wait. What shall be over within a time is measured elsewhere.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 
@@ -104,6 +104,9 @@ impl SiteCluster {
             _internet: internet,
         };
         cluster.populate()?;
+        if programs.minor >= POLICIES {
+            apply_policy(&cluster.api()?)?;
+        }
         Ok(cluster)
     }
 

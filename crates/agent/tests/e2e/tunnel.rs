@@ -9,8 +9,9 @@ use edgemesh_lab::{Nat, Traffic, await_ok, test_within};
 use http::Method;
 use serde_json::{Value, json};
 
+use crate::agents_rights::MESH_NODES;
 use crate::api::KubeApi;
-use crate::site_cluster::{MESH_NODES, Member, PATIENCE, SiteCluster, mesh_node};
+use crate::site_cluster::{Member, PATIENCE, SiteCluster, mesh_node};
 
 /// How long a scenario may take.
 const LIMIT: Duration = Duration::from_secs(240);
