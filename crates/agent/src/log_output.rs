@@ -46,11 +46,15 @@ pub(crate) fn start(form: Form, level: &str) -> anyhow::Result<()> {
 
 /// Below `debug`, the Kubernetes client's own warnings are left out: the source of the
 /// catalog says the same, once, and with what to do; the client repeats whole answers. So are
-/// those of the relay's library, which has a line for whatever any stranger sends to the port.
+/// those of the relay's library, which has a line for whatever any stranger sends to the port,
+/// and those of the transport's sockets, which call an orderly end an error.
 fn filter_of(level: &str) -> String {
     match level {
         "info" | "warn" => {
-            format!("{level},kube_client=error,kube_runtime=error,iroh=warn,iroh_relay=error")
+            format!(
+                "{level},kube_client=error,kube_runtime=error,iroh=warn,iroh::socket=off,noq=off,\
+                 iroh_relay=error"
+            )
         }
         other => other.to_owned(),
     }

@@ -1,6 +1,7 @@
 //! One connection with a peer: its streams, its flows, and whether it still lives.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -28,7 +29,6 @@ const LISTEN_EVERY: Duration = Duration::from_secs(1);
 const MOST_OFFENCES: usize = 8;
 
 /// A connection with a peer.
-#[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) connection: Connection,
     pub(crate) flows: Arc<FlowTable>,
@@ -75,6 +75,13 @@ impl StreamOfSession {
 impl Drop for StreamOfSession {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (number, streams) = (self.connection.stable_id(), self.streams());
+        write!(f, "Session({number:#x}, {streams} streams)")
     }
 }
 
@@ -189,7 +196,7 @@ impl Session {
     }
 
     /// The other end broke the protocol. It costs the stream; too often, the connection.
-    pub(crate) fn offended(&self, how: &dyn std::fmt::Display) {
+    pub(crate) fn offended(&self, how: &dyn fmt::Display) {
         self.counters.offence();
         debug!(%how, "the peer broke the protocol");
         if self.offences.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_OFFENCES {
