@@ -1,0 +1,132 @@
+//! UDP from one site to another keeps what was sent: nothing is merged, cut or answered to the
+//! wrong client. What is lost of a burst is printed beside what agents and kernels have counted.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use edgemesh_lab::traffic::Burst;
+use edgemesh_lab::{Nat, Place, Sites, SitesBuilder, Traffic};
+
+use crate::cluster::{Cluster, ECHO};
+use crate::places::{At, Here, Of, On};
+use crate::scenario::{in_lab_within, play};
+
+const LIMIT: Duration = Duration::from_secs(300);
+/// The largest datagram of UDP over IPv4.
+const LARGEST: usize = 65_507;
+
+/// Straight and relayed, to the cloud and from it.
+const ACROSS: [(On, On, &str); 3] = [
+    (On::Edge1, On::Cloud1, "direct"),
+    (On::Cloud1, On::Edge1, "direct"),
+    (On::Edge1, On::Edge2, "relayed"),
+];
+
+fn with_a_relay() -> SitesBuilder {
+    Sites::builder().edges_behind(Nat::Symmetric)
+}
+
+/// Those around what fits into a packet one by one, larger ones here and there.
+fn sizes() -> impl Iterator<Item = usize> {
+    (0..=1600)
+        .chain((1601..LARGEST).step_by(499))
+        .chain([LARGEST])
+}
+
+#[test]
+fn datagrams_of_all_sizes_come_back_whole_from_another_site() -> Result<()> {
+    in_lab_within(LIMIT, |lab| {
+        play(lab, with_a_relay(), |cluster| {
+            for (from, to, way) in ACROSS {
+                let (client, server) = settled(cluster, from, to, way)?;
+                let report = client.datagrams_of(server, sizes())?;
+                println!("{} to {}, {way}: {report}", from.name(), to.name());
+                report.check_all_answered()?;
+            }
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn bursts_of_datagrams_come_back_whole_and_to_their_clients_or_not_at_all() -> Result<()> {
+    in_lab_within(LIMIT, |lab| {
+        play(lab, with_a_relay(), |cluster| {
+            for (from, to, way) in ACROSS {
+                let (client, server) = settled(cluster, from, to, way)?;
+                for burst in bursts() {
+                    let counted = dropped(cluster)?;
+                    let report = client.burst(server, burst)?;
+                    let counted = dropped(cluster)? - counted;
+                    println!(
+                        "{} to {}, {way}, {burst:?}: {report}; {counted} counted as dropped",
+                        from.name(),
+                        to.name()
+                    );
+                    report.check_nothing_wrong()?;
+                    ensure!(report.answered > 0, "{report}");
+                }
+            }
+            Ok(())
+        })
+    })
+}
+
+/// All at once; with pauses that let sockets breathe; many clients; large ones.
+fn bursts() -> [Burst; 4] {
+    let burst = |count, size, clients, window| Burst {
+        count,
+        size,
+        clients,
+        window,
+    };
+    [
+        burst(1000, 200, 1, 1000),
+        burst(1000, 1200, 1, 50),
+        burst(1000, 100, 10, 20),
+        burst(1000, 9000, 1, 8),
+    ]
+}
+
+/// Client and server, after the way between them has become what it will be.
+fn settled(cluster: &Cluster, from: On, to: On, way: &str) -> Result<(Here, std::net::SocketAddr)> {
+    let server = At(to, Of::Pod).cluster_ip(ECHO);
+    let client = cluster.pod(from);
+    client
+        .exchange(server, 1, 1000)
+        .context("before the datagrams")?;
+    cluster.await_way(from, to, way)?;
+    Ok((client, server))
+}
+
+/// Datagrams that agents and kernels have dropped so far, and say so.
+fn dropped(cluster: &Cluster) -> Result<f64> {
+    let mut dropped = 0.0;
+    for on in On::ALL {
+        dropped += cluster.metrics(on)?.datagrams_dropped();
+        let server = cluster.member(on).server.namespace();
+        let namespaces = [
+            cluster.pod(on).0,
+            cluster.at(At(on, Of::Host)).0,
+            server.clone(),
+        ];
+        for namespace in namespaces {
+            dropped += kernel_drops(&Here(namespace))?;
+        }
+    }
+    Ok(dropped)
+}
+
+/// `InErrors` and `SndbufErrors` of UDP in a namespace: what found a socket full.
+fn kernel_drops(place: &Here) -> Result<f64> {
+    let page = place
+        .namespace()
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut lines = page.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next(), lines.next());
+    let (names, values) = names.zip(values).context("no figures of UDP")?;
+    let figures = names.split(' ').zip(values.split(' '));
+    let wanted = figures.filter(|(name, _)| ["InErrors", "SndbufErrors"].contains(name));
+    let values = wanted.map(|(_, value)| value.parse::<f64>());
+    Ok(values.sum::<Result<f64, _>>()?)
+}
