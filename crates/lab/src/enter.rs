@@ -307,7 +307,14 @@ fn run_again_in(way_in: WayIn, name: &str, case: &str, default_limit: Duration) 
     let output = written
         .try_clone()
         .context("cannot share the file for the test's output")?;
-    let arguments = ["--exact", name, "--nocapture", "--test-threads=1"];
+    // Whether a test is to be left out was decided outside.
+    let arguments = [
+        "--exact",
+        name,
+        "--include-ignored",
+        "--nocapture",
+        "--test-threads=1",
+    ];
     let mut first = start_inside(way_in, &arguments, case, Output::File(output))?;
     let ended = wait_within(&mut first.unshare, limit)?;
     let report = read_from_start(&mut written)?;
