@@ -78,7 +78,12 @@ fn refused_at_once(place: &impl Place) -> Result<()> {
     for to in DNS {
         let began = Instant::now();
         match place.udp_exchange(to, b"?") {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            // What a filter rejects on its way out, the host's own send is told of so.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied
+                ) => {}
             other => bail!("{to}: {other:?}"),
         }
         ensure!(began.elapsed() < AT_ONCE, "{to}: refused late");
@@ -223,6 +228,115 @@ fn without_kube_proxy_a_halted_agents_services_are_refused_and_not_left_hanging(
             check_handled(&stage, Handler::Agent)
         })
     })
+}
+
+#[test]
+fn with_nftables_too_and_without_kube_proxy_all_is_refused_at_once_until_somebody_serves_again()
+-> Result<()> {
+    test(|lab| {
+        let mut stage = stage_by(lab, "nftables", Flavour::Nft, false)?;
+        halt(&mut stage)?;
+        report("all is refused after SIGSTOP", "nftables", || {
+            check_refused(&stage)
+        })?;
+        go_on(&mut stage)?;
+        report("the agent serves after SIGCONT", "nftables", || {
+            check_handled(&stage, Handler::Agent)
+        })?;
+        stage.agent.kill()?;
+        report("all is refused after kill -9", "nftables", || {
+            check_refused(&stage)
+        })?;
+        ensure!(
+            explained(&stage, "default/both")?.contains("refused at once: nobody serves it"),
+            "explain does not tell that it is refused"
+        );
+        without_default_route(&stage, || refused_at_once(&stage.node))?;
+        stage.start_kube_proxy()?;
+        report("kube-proxy serves when it comes", "nftables", || {
+            check_handled(&stage, Handler::KubeProxy)
+        })?;
+        stage.agent.start()?;
+        report("the next agent serves", "nftables", || {
+            check_handled(&stage, Handler::Agent)
+        })?;
+        ensure!(
+            !tables(&stage)?.contains("edgemesh-refuse"),
+            "kube-proxy's Services are refused when the agent dies"
+        );
+        stage.agent.kill()?;
+        report("kube-proxy serves after kill -9", "nftables", || {
+            check_handled(&stage, Handler::KubeProxy)
+        })
+    })
+}
+
+#[test]
+fn with_nftables_a_service_that_is_left_alone_is_not_refused_and_an_end_in_order_leaves_nothing()
+-> Result<()> {
+    test(|lab| {
+        let mut stage = stage_by(lab, "nftables", Flavour::Nft, false)?;
+        for family in ["ip", "ip6"] {
+            let set = refused_set(&stage, family)?;
+            ensure!(set.matches("default/both").count() == 2, "{set}");
+        }
+        stage.publish(&[ClusterService::new("default/both")
+            .cluster_ip("10.96.10.1")
+            .cluster_ip("fd00:96::1")
+            .tcp("http", 80, 8080)
+            .label("service.edgemesh.kubeedge.io/service-proxy-name", "")])?;
+        await_ok(LENIENT, "the Service is left alone", || {
+            for family in ["ip", "ip6"] {
+                let set = refused_set(&stage, family)?;
+                ensure!(!set.contains("default/both"), "{set}");
+            }
+            Ok(())
+        })?;
+        assert_eq!(stage.agent.stop()?.code(), Some(0));
+        stage.check_nothing_left()?;
+
+        stage.agent.start()?;
+        stage.agent.kill()?;
+        await_ok(LENIENT, "the owned tables are gone", || {
+            let left = tables(&stage)?;
+            let own = left.lines().filter(|line| line.contains("edgemesh"));
+            ensure!(own.count() == 2, "{left}");
+            Ok(())
+        })?;
+        stage.agent.command("cleanup").run()?;
+        stage.check_nothing_left()
+    })
+}
+
+/// As where the uplink is down.
+fn without_default_route(stage: &SideBySide, check: impl FnOnce() -> Result<()>) -> Result<()> {
+    let ip = |family, words: &[&str]| stage.node.program("ip").arg(family).args(words).run();
+    let mut routes = Vec::new();
+    for family in ["-4", "-6"] {
+        let default = ip(family, &["route", "show", "default"])?;
+        ip(family, &["route", "delete", "default"])?;
+        routes.push((family, default));
+    }
+    check()?;
+    for (family, default) in routes {
+        let words: Vec<&str> = default.split_whitespace().collect();
+        ip(family, &[&["route", "add"], &words[..]].concat())?;
+    }
+    Ok(())
+}
+
+fn tables(stage: &SideBySide) -> Result<String> {
+    let nft = stage.node.program("nft");
+    nft.args(["list", "tables"]).run()
+}
+
+fn refused_set(stage: &SideBySide, family: &str) -> Result<String> {
+    let words = ["list", "set", family, "edgemesh-refuse", "portals"];
+    stage.node.program("nft").args(words).run()
+}
+
+fn explained(stage: &SideBySide, service: &str) -> Result<String> {
+    stage.agent.command("explain").args([service]).run()
 }
 
 #[test]

@@ -225,7 +225,10 @@ impl Backend {
             return Ok(Some(self.switched()));
         }
         match &mut self.way {
-            Way::Nftables(_) => Ok(None),
+            Way::Nftables(nftables) => {
+                nftables.reconsider().await;
+                Ok(None)
+            }
             Way::Iptables(iptables) => {
                 let moved = iptables.reconsider(wanted).await?;
                 self.choice = iptables.choice().clone().into();

@@ -9,10 +9,11 @@ use crate::host_network::remove_left_behind;
 use crate::iptables::installed::installed;
 use crate::leftover::may_hold_chains;
 use crate::nf_tables::NfTables;
-use crate::nftables::leftover::remove_leftovers;
+use crate::nftables::leftover::{Leftovers, remove_leftovers, remove_refusing};
+use crate::nftables::table_name::TableName;
 use crate::removal::remove_all;
 use crate::stale_flows::remove_stale_flows;
-use crate::{Family, Flavour, Mark, Removed, Ruleset};
+use crate::{Family, Flavour, Mark, NftablesError, Removed, Ruleset};
 
 /// What [`cleanup`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,7 +109,7 @@ fn clean_tables(done: &mut CleanedUp, family: Family) {
     if NfTables::open().is_err() {
         return;
     }
-    match remove_leftovers(family, None) {
+    match remove_tables(family) {
         Ok(leftovers) => {
             let tables = leftovers.removed.iter();
             done.removed
@@ -123,6 +124,15 @@ fn clean_tables(done: &mut CleanedUp, family: Family) {
         }
         Err(error) => done.problems.push(error.to_string()),
     }
+}
+
+/// What refuses while nobody serves stays where an agent turns out to run: it is in use.
+fn remove_tables(family: Family) -> Result<Leftovers, NftablesError> {
+    let mut leftovers = remove_leftovers(family, None)?;
+    if leftovers.held.is_empty() && remove_refusing(family)? {
+        leftovers.removed.push(TableName::refusing(family));
+    }
+    Ok(leftovers)
 }
 
 fn report(done: &mut CleanedUp, family: Family, flavour: Flavour, removed: &Removed) {

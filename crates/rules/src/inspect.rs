@@ -18,6 +18,7 @@ pub use nat_view::{Hook, KubeAction, KubeRule, NatView, PortalFound, StandingRul
 pub use nft_chains::{BaseChain, base_chains};
 
 pub use crate::nftables::own_tables::{ChainFound, ElementFound, TableFound, own_tables};
+pub use crate::nftables::refuse_table::refused_portals;
 
 /// One flavour's nat table of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use crate::error::RulesError;
 use crate::gate::remove_sets;
 use crate::iptables::installed::installed;
 use crate::nf_tables::NfTables;
-use crate::nftables::leftover::remove_leftovers;
+use crate::nftables::leftover::{remove_leftovers, remove_refusing};
 use crate::nftables::table_name::TableName;
 use crate::removal::remove_all;
 use crate::{BackendKind, Family, Flavour, OwnChain};
@@ -37,6 +37,11 @@ pub(crate) async fn remove_all_but(
             .map(|leftovers| !leftovers.removed.is_empty())
             .map_err(RulesError::from);
         tell(family, BackendKind::Nftables, tables);
+        // With nftables it is in use still, or was removed by whoever would use it.
+        if kept != BackendKind::Nftables {
+            let refusing = remove_refusing(family).map_err(RulesError::from);
+            tell(family, BackendKind::Nftables, refusing);
+        }
     }
 }
 

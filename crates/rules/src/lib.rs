@@ -46,10 +46,10 @@ pub use host_support::{HostSupport, host_supports};
 pub use inspect::{
     BaseChain, ChainFound, ElementFound, Hook, Inspected, KubeAction, KubeRule, NatView,
     NftElement, PortalFound, StandingRule, TableFound, ToolFound, base_chains, find_tools, inspect,
-    kube_proxy_element, kube_proxy_portals, own_tables,
+    kube_proxy_element, kube_proxy_portals, own_tables, refused_portals,
 };
 pub use iptables::{Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render};
-pub use nftables::{NftablesError, render_nftables};
+pub use nftables::{NftablesError, render_nftables, render_refusing};
 pub use precedence::Misplacement;
 pub use removal::Removed;
 pub use repair::Repair;

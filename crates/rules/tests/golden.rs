@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use edgemesh_catalog::Protocol::{self, Tcp, Udp};
 use edgemesh_plan::Frontend;
-use edgemesh_rules::{Gate, Mark, PortalRule, RuleComment, Ruleset, render, render_nftables};
+use edgemesh_rules::{
+    Gate, Mark, PortalRule, RuleComment, Ruleset, render, render_nftables, render_refusing,
+};
 
 /// ClusterIP, protocol, port, name, port of the agent that it leads to.
 type Portal = (&'static str, Protocol, u16, &'static str, u16);
@@ -43,7 +45,8 @@ fn check(name: &str, intercept: &str, gate: Gate, portals: &[Portal]) -> Result<
         rules.insert(frontend, PortalRule { comment, to_port })?;
     }
     compare(&format!("{name}.rules"), &render(&rules))?;
-    compare(&format!("{name}.nft"), &render_nftables(&rules))
+    compare(&format!("{name}.nft"), &render_nftables(&rules))?;
+    compare(&format!("{name}-refuse.nft"), &render_refusing(&rules))
 }
 
 fn compare(name: &str, text: &str) -> Result<()> {

@@ -9,7 +9,7 @@ use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
     BaseChain, Family, Inspected, NatView, NftElement, OwnChain, TableFound, base_chains, inspect,
-    kube_proxy_element, kube_proxy_portals, own_tables,
+    kube_proxy_element, kube_proxy_portals, own_tables, refused_portals,
 };
 use tokio::time::timeout;
 
@@ -32,6 +32,8 @@ pub(crate) struct Kernel {
     pub(crate) nats: Vec<Inspected>,
     /// The agent's own tables in nf_tables, in the order in which the kernel asks them.
     pub(crate) tables: Vec<TableFound>,
+    /// What the agent's other table refuses where nobody takes it, with the service port.
+    pub(crate) refused: BTreeMap<Frontend, String>,
     /// The base chains of nf_tables, per family.
     pub(crate) chains: Vec<(Family, BaseChain)>,
     /// The virtual services of IPVS.
@@ -70,6 +72,8 @@ impl Kernel {
             }
             // A kernel without nf_tables has none of its tables and chains.
             self.tables.extend(own_tables(family).unwrap_or_default());
+            self.refused
+                .extend(refused_portals(family).unwrap_or_default());
             let chains = base_chains(family).unwrap_or_default();
             self.chains
                 .extend(chains.into_iter().map(|chain| (family, chain)));
@@ -146,8 +150,13 @@ impl Kernel {
             .nft_portals
             .iter()
             .map(|(frontend, name)| (frontend, name.as_str()));
+        let refused = self
+            .refused
+            .iter()
+            .map(|(frontend, name)| (frontend, name.as_str()));
         // Of a portal that several have, the nat tables' name counts, and then ours.
         in_kube_proxys
+            .chain(refused)
             .chain(in_tables)
             .chain(in_nats)
             .map(|(frontend, name)| (*frontend, name.to_owned()))

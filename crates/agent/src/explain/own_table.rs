@@ -47,6 +47,38 @@ pub(super) fn by_own_table(
     ))
 }
 
+/// What nobody takes is refused, where there is no kube-proxy: by a table that outlives the
+/// agent and is asked behind all NAT.
+pub(super) fn refused(
+    chain: OwnChain,
+    frontend: &Frontend,
+    kernel: &Kernel,
+    agent: Agent,
+) -> Option<Verdict> {
+    let name = kernel.refused.get(frontend)?;
+    let hook = match chain {
+        OwnChain::Container => "forward",
+        OwnChain::Host => "output",
+    };
+    let mut verdict = by(
+        Handler::Nobody,
+        "refused at once: nobody serves it",
+        format!(
+            "nft set {} edgemesh-refuse portals ({name}), asked in the hook {hook}, behind all NAT",
+            Family::of(frontend.ip).nft_name()
+        ),
+        None,
+    );
+    let halted = holding(frontend, kernel).next().is_some();
+    // Of a table whose gate is closed it is said anyway what to do.
+    if agent == Agent::Silent && !halted {
+        verdict
+            .notes
+            .push("start the agent again, or run `edgemesh-agent cleanup`".to_owned());
+    }
+    Some(verdict)
+}
+
 /// That a table of the agent's would take the connection, were its gate open.
 pub(super) fn lets_pass(frontend: &Frontend, kernel: &Kernel, agent: Agent) -> Option<String> {
     let (table, _) = holding(frontend, kernel).find(|(table, _)| table.open_for.is_none())?;

@@ -173,3 +173,49 @@ fn without_an_agent_the_elements_name_their_services() {
     let named: Vec<String> = kernel.portals().into_values().collect();
     assert_eq!(named, ["default/web:http"]);
 }
+
+#[test]
+fn what_nobody_takes_is_refused_by_the_table_that_outlives_the_agent() {
+    let refused = BTreeMap::from([(web(), "default/web:http".to_owned())]);
+    let alone = Kernel {
+        refused,
+        ..Kernel::default()
+    };
+    let of_killed = verdict(OwnChain::Host, &web(), &alone, Agent::Silent);
+    assert_eq!(of_killed.handler, Handler::Nobody);
+    assert_eq!(of_killed.outcome, "refused at once: nobody serves it");
+    let place = of_killed.place.unwrap();
+    assert!(place.contains("ip edgemesh-refuse portals"), "{place}");
+    assert!(place.contains("hook output"), "{place}");
+    assert!(of_killed.notes[0].contains("start the agent again"));
+    let named: Vec<String> = alone.portals().into_values().collect();
+    assert_eq!(named, ["default/web:http"]);
+
+    let mut halted = alone.clone();
+    let closed = TableFound {
+        open_for: None,
+        ..table()
+    };
+    halted.tables.push(closed);
+    let of_halted = verdict(OwnChain::Container, &web(), &halted, Agent::Silent);
+    assert_eq!(of_halted.handler, Handler::Nobody);
+    assert_eq!(of_halted.notes.len(), 1, "{:?}", of_halted.notes);
+
+    let served = Kernel {
+        tables: vec![table()],
+        ..alone.clone()
+    };
+    let of_running = verdict(OwnChain::Host, &web(), &served, RUNS);
+    assert_eq!(of_running.handler, Handler::Edgemesh);
+    let beside_kube_proxy = Kernel {
+        refused: alone.refused,
+        ..before_iptables(&[])
+    };
+    let of_kube_proxy = verdict(
+        OwnChain::Container,
+        &web(),
+        &beside_kube_proxy,
+        Agent::Silent,
+    );
+    assert_eq!(of_kube_proxy.handler, Handler::KubeProxy);
+}

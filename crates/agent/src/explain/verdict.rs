@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::Decision;
 use super::kernel::Kernel;
-use super::own_table::{by_own_table, lets_pass};
+use super::own_table::{by_own_table, lets_pass, refused};
 
 /// Who handles a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub(crate) enum Handler {
     Edgemesh,
     /// kube-proxy.
     KubeProxy,
-    /// Nobody: it goes wherever the routing table sends the ClusterIP.
+    /// Nobody: it is refused, or goes wherever the routing table sends the ClusterIP.
     Nobody,
 }
 
@@ -98,6 +98,7 @@ pub(crate) fn verdict(
         .or_else(|| seen.iter().find_map(kube_proxys))
         .or_else(|| kube_proxys_table(frontend, kernel))
         .or_else(|| ipvs(frontend, kernel))
+        .or_else(|| refused(chain, frontend, kernel, agent))
         .unwrap_or_else(nobody);
     verdict.from = match chain {
         OwnChain::Container => "pods",

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::change::between;
 use super::heartbeat::Heartbeat;
+use super::refusal::Refusal;
 use super::table::{Look, OwnTable};
 use super::table_name::TableName;
 use super::transaction::NftablesError;
@@ -22,6 +23,7 @@ pub(crate) struct NftablesBackend {
     known: Option<Arc<Ruleset>>,
     heartbeat: Option<Heartbeat>,
     told_of_lost_beats: bool,
+    refusal: Refusal,
 }
 
 impl NftablesBackend {
@@ -42,11 +44,19 @@ impl NftablesBackend {
             known: None,
             heartbeat: None,
             told_of_lost_beats: false,
+            refusal: Refusal::new(family),
         })
     }
 
     /// Brings the kernel to hold `wanted`, in one atomic step.
     pub(crate) async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
+        self.refusal.withdraw(wanted).await;
+        let applied = self.bring_in(wanted).await?;
+        self.refusal.cover(wanted).await;
+        Ok(applied)
+    }
+
+    async fn bring_in(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
         let started = Instant::now();
         if let Some(known) = self.known.take()
             && let Some(changes) = between(&known, wanted)
@@ -93,6 +103,7 @@ impl NftablesBackend {
         if self.keep_open(wanted).await? {
             repairs.push(Repair::GateClosed);
         }
+        repairs.extend(self.refusal.verify(wanted).await);
         Ok(Verified {
             repairs,
             read_back,
@@ -100,9 +111,17 @@ impl NftablesBackend {
         })
     }
 
-    /// Takes the table out.
+    /// Looks again who else is there, where that takes more than a question to the kernel.
+    pub(crate) async fn reconsider(&mut self) {
+        self.refusal.look_around().await;
+    }
+
+    /// Takes the tables out. That which refuses goes first: whoever connects in this moment is
+    /// not refused, but tried again by the kernel a second later, when the next agent may be
+    /// there.
     pub(crate) async fn remove(&mut self) -> Result<Removed, RulesError> {
         self.heartbeat = None;
+        self.refusal.remove().await;
         let portals = self.known.take().map_or(0, |known| known.portals().len());
         let there = self.with_table(OwnTable::delete).await??;
         Ok(Removed {
@@ -114,9 +133,11 @@ impl NftablesBackend {
     /// Somebody else may have changed anything: the next call makes the table anew.
     pub(crate) fn forget(&mut self) {
         self.known = None;
+        self.refusal.forget();
     }
 
-    /// Takes out the table if it is still the one that was made here.
+    /// Takes out the table if it is still the one that was made here. That which refuses is
+    /// the next agent's now.
     pub(crate) async fn let_go(&mut self) -> Result<(), RulesError> {
         self.heartbeat = None;
         self.known = None;
@@ -200,7 +221,9 @@ fn applied(change: Change, lines: usize, started: Instant, repairs: Vec<Repair>)
     }
 }
 
-async fn in_background<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn in_background<T: Send + 'static>(
+    job: impl FnOnce() -> T + Send + 'static,
+) -> T {
     match tokio::task::spawn_blocking(job).await {
         Ok(outcome) => outcome,
         Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),

@@ -8,6 +8,7 @@ use edgemesh_plan::Frontend;
 use proptest::prelude::*;
 
 use super::change::{Changes, between, everything};
+use super::refusing_rules::SetChanges;
 use super::render::render_nftables;
 use crate::{Mark, PortalRule, RuleComment, Ruleset};
 
@@ -30,6 +31,23 @@ fn holding(rules: &Ruleset) -> Map {
     let mut map = Map::new();
     change(&mut map, &everything(rules));
     map
+}
+
+/// As the kernel does, in the set of what is refused.
+fn refused(
+    mut set: BTreeMap<Frontend, String>,
+    steps: &[SetChanges],
+) -> BTreeMap<Frontend, String> {
+    for changes in steps {
+        for frontend in &changes.delete {
+            assert!(set.remove(frontend).is_some(), "{frontend} was not there");
+        }
+        for element in &changes.add {
+            let comment = element.comment.clone();
+            assert!(set.insert(element.frontend, comment).is_none());
+        }
+    }
+    set
 }
 
 fn ruleset(portals: &[(u8, u16)]) -> Ruleset {
@@ -78,6 +96,20 @@ proptest! {
             change(&mut in_steps, &step);
         }
         prop_assert_eq!(in_steps, at_once);
+    }
+
+    #[test]
+    fn from_a_known_state_the_set_ends_with_the_same_portals(
+        known in portals(),
+        wanted in portals(),
+        most in 1_usize..5,
+    ) {
+        let held = refused(BTreeMap::new(), &[SetChanges::everything(&known)]);
+        let whole = refused(BTreeMap::new(), &[SetChanges::everything(&wanted)]);
+        let changes = SetChanges::between(&known, &wanted);
+        let in_steps: Vec<SetChanges> = changes.steps(most).collect();
+        prop_assert_eq!(&refused(held.clone(), &[changes]), &whole);
+        prop_assert_eq!(&refused(held, &in_steps), &whole);
     }
 
     #[test]

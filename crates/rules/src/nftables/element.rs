@@ -57,23 +57,58 @@ impl PortalElement {
 
     /// Reads an element back; none when it is not one that we make.
     pub(super) fn read(family: Family, element: &[u8]) -> Option<Self> {
+        let RefusedElement { frontend, comment } = RefusedElement::read(family, element)?;
+        let (_, data) = nested(element).find(|(kind, _)| *kind == DATA)?;
+        let (to_ip, to_rest) = split_address(family, inner_value(data)?)?;
+        let [to_high, to_low, 0, 0] = to_rest else {
+            return None;
+        };
+        Some(Self {
+            frontend,
+            to: SocketAddr::new(to_ip, u16::from_be_bytes([*to_high, *to_low])),
+            comment,
+        })
+    }
+}
+
+/// A portal as it stands in the set of those that are refused where nobody takes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RefusedElement {
+    pub(super) frontend: Frontend,
+    pub(super) comment: String,
+}
+
+impl RefusedElement {
+    pub(super) fn of(frontend: &Frontend, rule: &PortalRule) -> Self {
+        Self {
+            frontend: *frontend,
+            comment: shortened(rule.comment.as_str()).to_owned(),
+        }
+    }
+
+    /// As nft writes it.
+    pub(super) fn text(&self) -> String {
+        format!("{} comment \"{}\"", key_text(&self.frontend), self.comment)
+    }
+
+    pub(super) fn attributes(&self) -> Attributes {
+        key_attributes(&self.frontend).bytes(USER_DATA, &comment(&self.comment))
+    }
+
+    /// Reads an element back; none when it is not one that we make. What has no comment is
+    /// somebody else's, but refused like ours.
+    pub(super) fn read(family: Family, element: &[u8]) -> Option<Self> {
         let mut key = None;
-        let mut data = None;
         let mut user_data = None;
         for (kind, value) in nested(element) {
             match kind {
                 KEY => key = inner_value(value),
-                DATA => data = inner_value(value),
                 USER_DATA => user_data = Some(value),
                 _ => {}
             }
         }
         let (ip, rest) = split_address(family, key?)?;
         let [protocol, 0, 0, 0, high, low, 0, 0] = rest else {
-            return None;
-        };
-        let (to_ip, to_rest) = split_address(family, data?)?;
-        let [to_high, to_low, 0, 0] = to_rest else {
             return None;
         };
         Some(Self {
@@ -84,8 +119,10 @@ impl PortalElement {
                     .find(|known| protocol_number(*known) == *protocol)?,
                 port: u16::from_be_bytes([*high, *low]),
             },
-            to: SocketAddr::new(to_ip, u16::from_be_bytes([*to_high, *to_low])),
-            comment: comment_text(user_data?)?.to_owned(),
+            comment: user_data
+                .and_then(comment_text)
+                .unwrap_or_default()
+                .to_owned(),
         })
     }
 }
@@ -176,6 +213,14 @@ mod tests {
             let message = element.attributes().message(family);
             let read = PortalElement::read(family, &message[4..]);
             prop_assert_eq!(read, Some(element));
+        }
+
+        #[test]
+        fn a_refused_element_is_read_as_it_was_written((family, element) in element()) {
+            let PortalElement { frontend, comment, .. } = element;
+            let refused = RefusedElement { frontend, comment };
+            let message = refused.attributes().message(family);
+            prop_assert_eq!(RefusedElement::read(family, &message[4..]), Some(refused));
         }
 
         #[test]

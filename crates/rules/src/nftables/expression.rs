@@ -75,6 +75,33 @@ impl Expressions {
             .equals(&[protocol_number(protocol)])
     }
 
+    /// The packet begins a connection.
+    pub(super) fn of_new_connection(self) -> Self {
+        const STATE: u32 = 0;
+        const NOT_EQUAL: u32 = 1;
+        // `NF_CT_STATE_BIT(IP_CT_NEW)`.
+        const NEW: u32 = 8;
+        let state = Attributes::default()
+            .number(2, STATE)
+            .number(1, Register::FIRST.0);
+        let masked = registers(Register::FIRST, Register::FIRST)
+            .number(3, 4)
+            .value(4, &NEW.to_ne_bytes())
+            .value(5, &[0; 4]);
+        self.push("ct", &state)
+            .push("bitwise", &masked)
+            .compare(NOT_EQUAL, &[0; 4])
+    }
+
+    /// The packet's address, protocol and port are in the set.
+    pub(super) fn for_any_of(self, family: Family, set: &str, set_id: u32) -> Self {
+        let data = Attributes::default()
+            .text(1, set)
+            .number(2, Register::FIRST.0)
+            .number(4, set_id);
+        self.load_frontend(family).push("lookup", &data)
+    }
+
     /// The packet goes to the port.
     pub(super) fn for_port(self, port: u16) -> Self {
         self.load_port(Register::FIRST).equals(&port.to_be_bytes())
@@ -128,17 +155,43 @@ impl Expressions {
     /// Sends the connection to where the map says for its address, protocol and port.
     pub(super) fn send_by(self, family: Family, map: &str, map_id: u32) -> Self {
         let address = Register::FIRST;
-        let protocol = address.behind_address(family);
         let data = Attributes::default()
             .text(1, map)
             .number(2, address.0)
             .number(3, address.0)
             .number(4, map_id);
+        self.load_frontend(family).push("lookup", &data).dnat(
+            family,
+            address,
+            address.behind_address(family),
+        )
+    }
+
+    /// Refuses the packet as the kernel itself would, were nobody there: by a reset, or by
+    /// word that the port can't be reached.
+    pub(super) fn refuse(self, family: Family, protocol: Protocol) -> Self {
+        const ICMP: u32 = 0;
+        const RESET: u32 = 1;
+        // `ICMP_PORT_UNREACH`, `ICMPV6_PORT_UNREACH`.
+        let port_unreachable = match family {
+            Family::V4 => 3,
+            Family::V6 => 4,
+        };
+        let (kind, code) = match protocol {
+            Protocol::Tcp => (RESET, 0),
+            Protocol::Udp | Protocol::Sctp => (ICMP, port_unreachable),
+        };
+        let data = Attributes::default().number(1, kind).bytes(2, &[code]);
+        self.push("reject", &data)
+    }
+
+    /// Address, protocol and port that the packet goes to, one behind the other.
+    fn load_frontend(self, family: Family) -> Self {
+        let address = Register::FIRST;
+        let protocol = address.behind_address(family);
         self.load_destination(family, address)
             .load_protocol(protocol)
             .load_port(protocol.next())
-            .push("lookup", &data)
-            .dnat(family, address, address.behind_address(family))
     }
 
     fn load_meta(self, key: u32, to: Register) -> Self {
@@ -190,9 +243,13 @@ impl Expressions {
 
     fn equals(self, constant: &[u8]) -> Self {
         const EQUAL: u32 = 0;
+        self.compare(EQUAL, constant)
+    }
+
+    fn compare(self, how: u32, constant: &[u8]) -> Self {
         let data = Attributes::default()
             .number(1, Register::FIRST.0)
-            .number(2, EQUAL)
+            .number(2, how)
             .value(3, constant);
         self.push("cmp", &data)
     }

@@ -3,6 +3,7 @@
 
 use nix::sys::socket::SockProtocol;
 
+use super::refuse_table::RefuseTable;
 use super::table_look::{TableFacts, table};
 use super::table_name::TableName;
 use super::transaction::{NftablesError, Transaction};
@@ -45,4 +46,10 @@ pub(crate) fn remove_leftovers(
         }
     }
     Ok(leftovers)
+}
+
+/// Removes the table that refuses what nobody serves; tells whether there was one. Not to be
+/// called while an agent needs it: it would put it back.
+pub(crate) fn remove_refusing(family: Family) -> Result<bool, NftablesError> {
+    RefuseTable::open(family)?.delete()
 }

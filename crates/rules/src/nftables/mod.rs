@@ -6,6 +6,7 @@
 //! | portals | one map from address, protocol and port to address and port: a lookup costs the same for one portal and for ten thousand |
 //! | owner | the table belongs to the netlink socket that made it: others can't change or flush it, and it vanishes when that socket is closed, however the process ends |
 //! | gate | a set whose only element lives for a few seconds: where it isn't renewed, the chains let everything pass |
+//! | refusal | where there is no kube-proxy, a second table, which belongs to nobody and so outlives the agent, rejects what still goes to a portal behind all NAT |
 //!
 //! The kernel is spoken to directly, not by way of nft: the owner of a table has to be a
 //! socket that lives as long as the agent, the kernel's word on a transaction is its own,
@@ -18,6 +19,9 @@ mod expression;
 mod heartbeat;
 pub(crate) mod leftover;
 pub(crate) mod own_tables;
+mod refusal;
+pub(crate) mod refuse_table;
+mod refusing_rules;
 mod render;
 mod rule;
 mod table;
@@ -31,5 +35,6 @@ mod change_tests;
 #[cfg(test)]
 mod table_tests;
 
+pub use refusing_rules::render_refusing;
 pub use render::render_nftables;
 pub use transaction::NftablesError;

@@ -70,7 +70,7 @@ fn gate() -> Rule {
 }
 
 /// What the agent sends itself passes unchanged.
-fn own_traffic(rules: &Ruleset) -> Rule {
+pub(super) fn own_traffic(rules: &Ruleset) -> Rule {
     let mark = rules.mark();
     Rule {
         text: format!("meta mark & {mark} == {mark} return"),

@@ -9,17 +9,17 @@ use nix::sys::socket::SockProtocol;
 use super::change::{Changes, everything};
 use super::heartbeat::ALIVE_FOR;
 use super::table_look::{self as look, Shape, TableFacts};
-use super::table_name::TableName;
+use super::table_name::{ALIVE, PORTALS, TableName, chain_name};
 use super::transaction::{NftablesError, Transaction};
 use crate::netlink::NetlinkSocket;
-use crate::{Family, Mark, Ruleset};
+use crate::{Family, Mark, OwnChain, Ruleset};
 
 /// Elements per step, once the kernel refused a message for its length: in a user namespace
 /// a socket's buffer can't be enlarged beyond `net.core.wmem_max` (208 KiB by default).
-const ELEMENTS_PER_STEP: usize = 1000;
+pub(super) const ELEMENTS_PER_STEP: usize = 1000;
 
 /// How often a look is tried while others change the ruleset.
-const ATTEMPTS: usize = 3;
+pub(super) const ATTEMPTS: usize = 3;
 
 /// The socket, and the table that was made through it. Dropping it closes the socket, and
 /// a table with the owner flag goes with it.
@@ -162,7 +162,7 @@ impl OwnTable {
         let shape = if self.owned {
             None
         } else {
-            Some(look::shape(&mut self.socket, name).map_err(reading)?)
+            Some(own_shape(&mut self.socket, name).map_err(reading)?)
         };
         self.made = Some(Made {
             name,
@@ -250,7 +250,7 @@ impl OwnTable {
             if made.seen_in == Some(generation) {
                 return Ok(Look::Same);
             }
-            let same = match look::shape(&mut self.socket, made.name) {
+            let same = match own_shape(&mut self.socket, made.name) {
                 Ok(found) => {
                     found == shape && look::holds_portals(&mut self.socket, made.name, known)?
                 }
@@ -313,4 +313,9 @@ impl OwnTable {
             made.seen_in = after.filter(|_| alone && made.seen_in == before);
         }
     }
+}
+
+fn own_shape(socket: &mut NetlinkSocket, name: TableName) -> io::Result<Shape> {
+    let chains = OwnChain::BOTH.map(chain_name);
+    look::shape(socket, name, chains, &[ALIVE, PORTALS])
 }

@@ -6,13 +6,13 @@ use std::io;
 use std::time::Duration;
 
 use super::element::PortalElement;
-use super::table_name::{ALIVE, PORTALS, TableName, chain_name};
+use super::table_name::{ALIVE, PORTALS, TableName};
 use super::wire::{
     Attributes, FIXED_PART, GET_CHAIN, GET_ELEMENT, GET_GENERATION, GET_RULE, GET_SET, GET_TABLE,
     LISTED, comment_text, kind,
 };
+use crate::Ruleset;
 use crate::netlink::{Message, NetlinkSocket, nested};
-use crate::{OwnChain, Ruleset};
 
 const TABLE_FLAGS: u16 = 2;
 const TABLE_HANDLE: u16 = 4;
@@ -72,10 +72,14 @@ pub(super) fn table(socket: &mut NetlinkSocket, name: TableName) -> io::Result<O
 /// # Errors
 ///
 /// `ENOENT` when a chain or a set is missing.
-pub(super) fn shape(socket: &mut NetlinkSocket, table: TableName) -> io::Result<Shape> {
+pub(super) fn shape(
+    socket: &mut NetlinkSocket,
+    table: TableName,
+    chains: [&str; 2],
+    sets: &[&str],
+) -> io::Result<Shape> {
     let mut hasher = DefaultHasher::new();
-    for chain in OwnChain::BOTH {
-        let name = chain_name(chain);
+    for name in chains {
         let request = Attributes::default().text(1, table.name).text(3, name);
         socket.ask(kind(GET_CHAIN), &request.message(table.family), |message| {
             for (kind, value) in message.attributes(FIXED_PART) {
@@ -93,7 +97,7 @@ pub(super) fn shape(socket: &mut NetlinkSocket, table: TableName) -> io::Result<
             }
         })?;
     }
-    for set in [ALIVE, PORTALS] {
+    for set in sets {
         let request = Attributes::default().text(1, table.name).text(2, set);
         socket.ask(kind(GET_SET), &request.message(table.family), |message| {
             hasher.write_u64(long(message, SET_HANDLE).unwrap_or(0));
@@ -123,7 +127,7 @@ pub(super) fn holds_portals(
     Ok(all_right && found.len() == rules.portals().len())
 }
 
-/// Hands over the attributes of each element of the map.
+/// Hands over the attributes of each element of the map or set of portals.
 pub(super) fn portals(
     socket: &mut NetlinkSocket,
     table: TableName,

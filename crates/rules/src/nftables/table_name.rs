@@ -21,6 +21,15 @@ impl TableName {
     pub(crate) fn all(family: Family) -> [Self; 2] {
         ["edgemesh", "edgemesh-2"].map(|name| Self { family, name })
     }
+
+    /// The table that refuses what nobody took, where there is no kube-proxy. It belongs to
+    /// nobody: it has to outlive the agent.
+    pub(crate) fn refusing(family: Family) -> Self {
+        Self {
+            family,
+            name: "edgemesh-refuse",
+        }
+    }
 }
 
 impl fmt::Display for TableName {

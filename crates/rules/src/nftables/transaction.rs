@@ -41,7 +41,7 @@ struct Step {
 /// Changes of one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Transaction {
-    table: TableName,
+    pub(super) table: TableName,
     steps: Vec<Step>,
     /// What it changes, counted as nft's commands and elements.
     lines: usize,
@@ -175,23 +175,20 @@ impl Transaction {
             );
             self.push(NEW_CHAIN, CREATE | EXCLUSIVE, &attributes, command);
             for rule in rules_of(chain, rules) {
-                self.append_rule(chain, &rule);
+                self.append_rule(chain_name(chain), &rule);
             }
         }
     }
 
-    fn append_rule(&mut self, chain: OwnChain, rule: &Rule) {
+    pub(super) fn append_rule(&mut self, chain: &str, rule: &Rule) {
         let attributes = Attributes::default()
             .text(1, self.table.name)
-            .text(2, chain_name(chain))
+            .text(2, chain)
             .nested(4, rule.expressions.attributes())
             .bytes(7, &comment(rule.comment));
         let command = format!(
-            "add rule {} {} {} comment \"{}\"",
-            self.table,
-            chain_name(chain),
-            rule.text,
-            rule.comment
+            "add rule {} {chain} {} comment \"{}\"",
+            self.table, rule.text, rule.comment
         );
         self.push(NEW_RULE, CREATE | APPEND, &attributes, command);
     }
@@ -218,11 +215,15 @@ impl Transaction {
         }
     }
 
-    fn set(&self, name: &str) -> Attributes {
+    pub(super) fn set(&self, name: &str) -> Attributes {
         Attributes::default().text(1, self.table.name).text(2, name)
     }
 
-    fn elements(&self, set: &str, elements: impl IntoIterator<Item = Attributes>) -> Attributes {
+    pub(super) fn elements(
+        &self,
+        set: &str,
+        elements: impl IntoIterator<Item = Attributes>,
+    ) -> Attributes {
         let list = elements
             .into_iter()
             .fold(Attributes::default(), |list, element| {
@@ -231,7 +232,13 @@ impl Transaction {
         self.set(set).nested(3, &list)
     }
 
-    fn push(&mut self, message: u8, flags: u16, attributes: &Attributes, command: String) {
+    pub(super) fn push(
+        &mut self,
+        message: u8,
+        flags: u16,
+        attributes: &Attributes,
+        command: String,
+    ) {
         self.lines += 1;
         self.steps.push(Step {
             message,
@@ -297,14 +304,14 @@ impl Transaction {
 }
 
 /// A type as nft numbers it, and how long its values are in the kernel.
-struct DataType {
-    number: u32,
-    length: u32,
+pub(super) struct DataType {
+    pub(super) number: u32,
+    pub(super) length: u32,
 }
 
 /// The types of a portal and of where it leads. nft writes the number of a type made of
 /// several as theirs, 6 bits each.
-fn portal_types(family: Family) -> (DataType, DataType) {
+pub(super) fn portal_types(family: Family) -> (DataType, DataType) {
     const PROTOCOL: u32 = 12;
     const PORT: u32 = 13;
     let (address, length) = match family {

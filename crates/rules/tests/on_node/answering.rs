@@ -121,18 +121,23 @@ impl Answering {
     /// Who answers the agent's own traffic at the intercept address: our rules let it pass.
     pub(crate) fn asked_by_itself(&self, node: &Node) -> Result<String> {
         let to = SocketAddr::from((intercept(self.family), PORT));
-        let stream = node.namespace().run(|| -> io::Result<TcpStream> {
-            let family = match to {
-                SocketAddr::V4(_) => AddressFamily::Inet,
-                SocketAddr::V6(_) => AddressFamily::Inet6,
-            };
-            let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-            setsockopt(&fd, sockopt::Mark, &Mark::AGENT.value())?;
-            connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
-            Ok(fd.into())
-        })??;
-        who(stream)
+        who(connect_as_agent(node, to)?)
     }
+}
+
+/// A connection that carries the agent's mark.
+pub(crate) fn connect_as_agent(node: &Node, to: SocketAddr) -> Result<TcpStream> {
+    let stream = node.namespace().run(|| -> io::Result<TcpStream> {
+        let family = match to {
+            SocketAddr::V4(_) => AddressFamily::Inet,
+            SocketAddr::V6(_) => AddressFamily::Inet6,
+        };
+        let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, sockopt::Mark, &Mark::AGENT.value())?;
+        connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
+        Ok(fd.into())
+    })??;
+    Ok(stream)
 }
 
 fn who(mut stream: TcpStream) -> Result<String> {

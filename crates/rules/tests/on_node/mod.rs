@@ -17,7 +17,7 @@ use edgemesh_rules::{
     Ruleset,
 };
 
-pub(crate) use answering::Answering;
+pub(crate) use answering::{Answering, connect_as_agent};
 
 /// Runs `job` in the node's network namespace, on a runtime of its own.
 pub(crate) fn on_node<T: Send>(node: &Node, job: impl AsyncFnOnce() -> T + Send) -> Result<T> {

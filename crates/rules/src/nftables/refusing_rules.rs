@@ -1,0 +1,254 @@
+//! What is in the table that refuses, each as nft writes it and as the kernel takes it.
+//!
+//! Its chains stand in the filter hooks, behind all NAT: a packet that still goes to a portal
+//! was taken by nobody. Only what begins a connection is refused. A packet that belongs to
+//! one may lack its NAT as well, when connection tracking finds it invalid, and a reset in
+//! answer to that would end a connection that does well.
+
+use std::fmt::Write;
+
+use edgemesh_catalog::Protocol;
+use edgemesh_plan::Frontend;
+
+use super::change::ELEMENTS_PER_MESSAGE;
+use super::element::{RefusedElement, key_attributes, key_text};
+use super::expression::Expressions;
+use super::rule::{Rule, own_traffic};
+use super::table_name::{PORTALS, PORTALS_ID, TableName};
+use super::transaction::{Transaction, portal_types};
+use super::wire::{
+    Attributes, CREATE, DELETE_ELEMENT, EXCLUSIVE, NEW_CHAIN, NEW_ELEMENT, NEW_SET, NEW_TABLE,
+    comment,
+};
+use crate::{Family, OwnChain, Ruleset};
+
+/// Behind all NAT (-100, `NF_IP_PRI_NAT_DST`), before the filters of others (0,
+/// `NF_IP_PRI_FILTER`): what they drop without a word would be left hanging.
+const PRIORITY: i32 = -10;
+
+/// Says on the table itself what it is.
+const TABLE_COMMENT: &str = "ClusterIPs that nobody serves while edgemesh-agent doesn't";
+
+/// The chains, whose hooks are those that packets of pods and of the host come by.
+pub(super) const CHAINS: [&str; 2] = [chain_name(OwnChain::Container), chain_name(OwnChain::Host)];
+
+const fn chain_name(chain: OwnChain) -> &'static str {
+    match chain {
+        OwnChain::Container => "refuse-container",
+        OwnChain::Host => "refuse-host",
+    }
+}
+
+/// What nft calls the chain's hook, and its `NF_INET_*`.
+fn hook(chain: OwnChain) -> (&'static str, u32) {
+    match chain {
+        OwnChain::Container => ("forward", 2),
+        OwnChain::Host => ("output", 3),
+    }
+}
+
+/// Portals to take out of the set, and portals to put in after that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SetChanges {
+    pub(super) delete: Vec<Frontend>,
+    pub(super) add: Vec<RefusedElement>,
+}
+
+impl SetChanges {
+    /// All portals, into an empty set.
+    pub(super) fn everything(wanted: &Ruleset) -> Self {
+        Self {
+            delete: Vec::new(),
+            add: elements(wanted).collect(),
+        }
+    }
+
+    /// What turns one ruleset's portals into another's.
+    pub(super) fn between(held: &Ruleset, wanted: &Ruleset) -> Self {
+        let differs = |frontend: &Frontend| {
+            let [before, after] = [held, wanted].map(|rules| rules.portals().get(frontend));
+            before.map(|rule| &rule.comment) != after.map(|rule| &rule.comment)
+        };
+        Self {
+            delete: held.portals().keys().copied().filter(differs).collect(),
+            add: elements(wanted)
+                .filter(|element| differs(&element.frontend))
+                .collect(),
+        }
+    }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The same in several steps, one after the other, of at most so many elements each.
+    pub(super) fn steps(&self, most: usize) -> impl Iterator<Item = SetChanges> + use<'_> {
+        let delete = self.delete.chunks(most).map(|some| SetChanges {
+            delete: some.to_vec(),
+            add: Vec::new(),
+        });
+        let add = self.add.chunks(most).map(|some| SetChanges {
+            delete: Vec::new(),
+            add: some.to_vec(),
+        });
+        delete.chain(add)
+    }
+}
+
+fn elements(rules: &Ruleset) -> impl Iterator<Item = RefusedElement> {
+    let portals = rules.portals().iter();
+    portals.map(|(frontend, rule)| RefusedElement::of(frontend, rule))
+}
+
+/// The rules of either chain.
+fn rules_of(rules: &Ruleset) -> [Rule; 3] {
+    let family = rules.family();
+    [
+        own_traffic(rules),
+        refusal(family, Protocol::Tcp),
+        refusal(family, Protocol::Udp),
+    ]
+}
+
+fn refusal(family: Family, protocol: Protocol) -> Rule {
+    let answer = match (protocol, family) {
+        (Protocol::Tcp, _) => "tcp reset",
+        (Protocol::Udp | Protocol::Sctp, Family::V4) => "icmp port-unreachable",
+        (Protocol::Udp | Protocol::Sctp, Family::V6) => "icmpv6 port-unreachable",
+    };
+    Rule {
+        text: format!(
+            "ct state new meta l4proto {protocol} {} daddr . meta l4proto . th dport @{PORTALS} \
+             reject with {answer}",
+            family.nft_name()
+        ),
+        expressions: Expressions::default()
+            .of_new_connection()
+            .of_protocol(protocol)
+            .for_any_of(family, PORTALS, PORTALS_ID)
+            .refuse(family, protocol),
+        comment: "edgemesh: nobody serves it",
+    }
+}
+
+impl Transaction {
+    /// The table that refuses, with its set; its chains come
+    /// [later](Self::make_refusing_chains).
+    pub(super) fn make_refusing_table(&mut self) {
+        let attributes = Attributes::default()
+            .text(1, self.table.name)
+            .number(2, 0)
+            .bytes(6, &comment(TABLE_COMMENT));
+        let command = format!(
+            "add table {} {{ comment \"{TABLE_COMMENT}\"; }}",
+            self.table
+        );
+        self.push(NEW_TABLE, CREATE | EXCLUSIVE, &attributes, command);
+        let (key, _) = portal_types(self.table.family);
+        let attributes = self
+            .set(PORTALS)
+            .number(3, 0)
+            .number(4, key.number)
+            .number(5, key.length)
+            .number(10, PORTALS_ID);
+        let command = format!(
+            "add set {} {PORTALS} {{ type {}; }}",
+            self.table,
+            key_type_text(self.table.family)
+        );
+        self.push(NEW_SET, CREATE | EXCLUSIVE, &attributes, command);
+    }
+
+    /// The chains with their rules: from here on packets are refused.
+    pub(super) fn make_refusing_chains(&mut self, rules: &Ruleset) {
+        for chain in OwnChain::BOTH {
+            let (name, (_, number)) = (chain_name(chain), hook(chain));
+            let at = Attributes::default()
+                .number(1, number)
+                .number(2, PRIORITY.cast_unsigned());
+            let attributes = Attributes::default()
+                .text(1, self.table.name)
+                .text(3, name)
+                .nested(4, &at)
+                .number(5, 1)
+                .text(7, "filter");
+            let command = format!(
+                "add chain {} {name} {{ {} }}",
+                self.table,
+                chain_declaration(chain)
+            );
+            self.push(NEW_CHAIN, CREATE | EXCLUSIVE, &attributes, command);
+            for rule in rules_of(rules) {
+                self.append_rule(name, &rule);
+            }
+        }
+    }
+
+    /// Takes portals out of the set and puts portals in.
+    pub(super) fn change_refused(&mut self, changes: &SetChanges) {
+        for some in changes.delete.chunks(ELEMENTS_PER_MESSAGE) {
+            let attributes = self.elements(PORTALS, some.iter().map(key_attributes));
+            let text = some.iter().map(key_text).collect::<Vec<_>>().join(", ");
+            let command = format!("delete element {} {PORTALS} {{ {text} }}", self.table);
+            self.push(DELETE_ELEMENT, 0, &attributes, command);
+        }
+        for some in changes.add.chunks(ELEMENTS_PER_MESSAGE) {
+            let attributes = self.elements(PORTALS, some.iter().map(RefusedElement::attributes));
+            let text: Vec<_> = some.iter().map(RefusedElement::text).collect();
+            let command = format!(
+                "add element {} {PORTALS} {{ {} }}",
+                self.table,
+                text.join(", ")
+            );
+            self.push(NEW_ELEMENT, CREATE | EXCLUSIVE, &attributes, command);
+        }
+    }
+}
+
+fn key_type_text(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4_addr . inet_proto . inet_service",
+        Family::V6 => "ipv6_addr . inet_proto . inet_service",
+    }
+}
+
+fn chain_declaration(chain: OwnChain) -> String {
+    let (name, _) = hook(chain);
+    format!("type filter hook {name} priority {PRIORITY}; policy accept;")
+}
+
+/// The table that refuses the portals of a ruleset where nobody else serves them, in a form
+/// that `nft -f` reads. Pure; sorted by frontend. Meant for people and for tests.
+#[must_use]
+pub fn render_refusing(rules: &Ruleset) -> String {
+    let mut text = String::new();
+    // Writing to a string can't fail.
+    let _ = write_table(&mut text, rules);
+    text
+}
+
+fn write_table(text: &mut String, rules: &Ruleset) -> std::fmt::Result {
+    let table = TableName::refusing(rules.family());
+    let key = key_type_text(rules.family());
+    writeln!(text, "table {table} {{\n\tcomment \"{TABLE_COMMENT}\"")?;
+    writeln!(text, "\tset {PORTALS} {{\n\t\ttype {key}")?;
+    let elements: Vec<String> = elements(rules).map(|element| element.text()).collect();
+    if !elements.is_empty() {
+        writeln!(
+            text,
+            "\t\telements = {{ {} }}",
+            elements.join(",\n\t\t\t     ")
+        )?;
+    }
+    text.push_str("\t}\n");
+    for chain in OwnChain::BOTH {
+        let (name, declaration) = (chain_name(chain), chain_declaration(chain));
+        writeln!(text, "\n\tchain {name} {{\n\t\t{declaration}")?;
+        for rule in rules_of(rules) {
+            writeln!(text, "\t\t{} comment \"{}\"", rule.text, rule.comment)?;
+        }
+        text.push_str("\t}\n");
+    }
+    text.push_str("}\n");
+    Ok(())
+}
