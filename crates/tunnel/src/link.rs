@@ -338,8 +338,9 @@ impl LinkOwner {
 
     fn connect(&mut self) -> Connecting {
         for session in &self.sessions {
-            let moved = self.moved_at.is_some_and(|at| at.elapsed() >= MOVED);
-            if session.is_hopeless(self.timing.given_up) || (moved && session.is_quiet()) {
+            let moved = self.moved_at.filter(|at| at.elapsed() >= MOVED);
+            let moved = moved.is_some_and(|at| session.fell_silent_before(at));
+            if session.is_hopeless(self.timing.given_up) || moved {
                 session
                     .connection
                     .close(codes::SUPERSEDED, b"nothing was heard of you");

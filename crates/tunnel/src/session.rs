@@ -174,6 +174,11 @@ impl Session {
         quiet_since.is_some_and(|since| self.streams() == 0 || since.elapsed() >= after)
     }
 
+    /// Whether nothing was heard since before `moment`.
+    pub(crate) fn fell_silent_before(&self, moment: Instant) -> bool {
+        self.quiet_since().is_some_and(|since| since < moment)
+    }
+
     fn quiet_since(&self) -> MutexGuard<'_, Option<Instant>> {
         let quiet_since = self.quiet_since.lock();
         quiet_since.unwrap_or_else(PoisonError::into_inner)

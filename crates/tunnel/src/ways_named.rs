@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use edgemesh_catalog::MeshNode;
 
@@ -10,27 +9,22 @@ use edgemesh_catalog::MeshNode;
 /// counts as new.
 const MOST: usize = 256;
 
-/// The ways to a peer that its MeshNode has ever named. A peer whose uplink is away names
-/// fewer, and the same ones again when it is back: that is no move.
+/// The addresses that a peer's MeshNode has ever named. A peer whose uplink is away names
+/// fewer, and the same ones again when it is back: that is no move. Nor is another relay: a
+/// connection may have a path of its own.
 #[derive(Debug, Default)]
-pub(crate) struct WaysNamed {
-    addresses: BTreeSet<IpAddr>,
-    relays: BTreeSet<Arc<str>>,
-}
+pub(crate) struct WaysNamed(BTreeSet<IpAddr>);
 
 impl WaysNamed {
     /// Remembers what is named; tells whether something new is among it. Ports do not count:
     /// many NATs give another one each time.
     pub(crate) fn add(&mut self, mesh_node: &MeshNode) -> bool {
-        if self.addresses.len() + self.relays.len() > MOST {
-            *self = Self::default();
+        if self.0.len() > MOST {
+            self.0.clear();
         }
         let mut is_new = false;
         for address in &mesh_node.addresses {
-            is_new |= self.addresses.insert(address.ip());
-        }
-        if let Some(relay) = &mesh_node.relay_url {
-            is_new |= self.relays.insert(Arc::clone(relay));
+            is_new |= self.0.insert(address.ip());
         }
         is_new
     }
@@ -71,10 +65,10 @@ mod tests {
     }
 
     #[test]
-    fn a_new_address_and_a_new_relay_are_moves() {
+    fn a_new_address_is_a_move_and_a_new_relay_is_none() {
         let mut named = WaysNamed::default();
         named.add(&mesh_node(&["192.168.1.11:20006"], Some("http://r/")));
         assert!(named.add(&mesh_node(&["192.168.1.12:20006"], Some("http://r/"))));
-        assert!(named.add(&mesh_node(&["192.168.1.12:20006"], Some("http://other/"))));
+        assert!(!named.add(&mesh_node(&["192.168.1.12:20006"], Some("http://other/"))));
     }
 }

@@ -79,7 +79,6 @@ impl Watched {
 }
 
 #[test]
-#[ignore = "what is held is reset: an uplink that is away is taken for a peer that has moved"]
 fn new_connections_are_answered_again_after_uplinks_were_cut_for_thirty_seconds() -> Result<()> {
     in_lab(|lab| {
         play(lab, Sites::builder(), |cluster| {
