@@ -101,16 +101,17 @@ fn listen() -> io::Result<UnixListener> {
 }
 
 async fn converse(mut stream: UnixStream, observer: &Observer) -> io::Result<()> {
-    let reply = match refusal(&stream) {
+    let refusal = refusal(&stream);
+    // Read in any case: a socket that is closed with something unread resets the connection,
+    // and the other end would never see the answer.
+    let mut line = String::new();
+    let (reader, _) = stream.split();
+    BufReader::new(reader.take(LONGEST_QUESTION))
+        .read_line(&mut line)
+        .await?;
+    let reply = match refusal {
         Some(why) => Reply::Refused(why),
-        None => {
-            let mut line = String::new();
-            let (reader, _) = stream.split();
-            BufReader::new(reader.take(LONGEST_QUESTION))
-                .read_line(&mut line)
-                .await?;
-            answer(&line, observer)
-        }
+        None => answer(&line, observer),
     };
     let text = serde_json::to_vec(&reply).map_err(io::Error::other)?;
     stream.write_all(&text).await?;
