@@ -26,6 +26,9 @@ pub(crate) const NAME: &[u8] = b"edgemesh-agent.answers";
 /// Longest question, in bytes.
 const LONGEST_QUESTION: u64 = 4096;
 
+/// How long a question of somebody who gets no answer is waited for.
+const STRANGERS_PATIENCE: Duration = Duration::from_millis(200);
+
 /// How long a question may take to come in, and an answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -106,12 +109,18 @@ async fn converse(mut stream: UnixStream, observer: &Observer) -> io::Result<()>
     // and the other end would never see the answer.
     let mut line = String::new();
     let (reader, _) = stream.split();
-    BufReader::new(reader.take(LONGEST_QUESTION))
-        .read_line(&mut line)
-        .await?;
+    let mut reader = BufReader::new(reader.take(LONGEST_QUESTION));
+    let reading = reader.read_line(&mut line);
     let reply = match refusal {
-        Some(why) => Reply::Refused(why),
-        None => answer(&line, observer),
+        Some(why) => {
+            // Strangers keep nobody waiting.
+            let _ = timeout(STRANGERS_PATIENCE, reading).await;
+            Reply::Refused(why)
+        }
+        None => {
+            reading.await?;
+            answer(&line, observer)
+        }
     };
     let text = serde_json::to_vec(&reply).map_err(io::Error::other)?;
     stream.write_all(&text).await?;
