@@ -125,6 +125,11 @@ impl Session {
         !(self.is_closed() || self.is_quiet())
     }
 
+    /// Whether it lives, and is with the last run of the peer's agent that is known.
+    pub(crate) fn is_current(&self) -> bool {
+        self.is_usable() && !self.is_superseded()
+    }
+
     /// A later run of the peer's agent is there. This one may be carrying its last streams to
     /// their end, or be dead: others are preferred, and there is no patience when it falls
     /// silent. Yet as long as it lives there may be no other way: the transport goes on

@@ -32,6 +32,8 @@ use crate::udp_flow::UdpFlow;
 /// Streams that a peer may have under way beyond its share, while they are being refused.
 const REFUSED_AT_ONCE: usize = 256;
 
+/// Connections with a peer that are tried for one stream.
+const MOST_ATTEMPTS: usize = 4;
 /// How long a peer that takes no new streams may take to say farewell.
 const FAREWELL_AFTER: Duration = Duration::from_secs(1);
 
@@ -192,32 +194,32 @@ impl Target {
 }
 
 impl Inner {
-    /// Connects, and once more where the connection with the peer ended before the answer: an
-    /// agent that ends has often been followed by another one already.
+    /// Connects; anew where the connection with the peer ended before the answer: an agent that
+    /// ends has often been followed by another one already.
     async fn connect(&self, node: &NodeName, request: &Request) -> Result<TunnelStream, OpenFault> {
-        let opened = self.open(node).await?;
-        let session = Arc::clone(opened.session());
-        let link = self.link(node)?;
-        let fault = tokio::select! {
-            connected = connect(opened, request) => match connected {
-                Ok(connected) => return Ok(connected),
-                Err(fault) => fault,
-            },
-            // Not one byte has gone to the endpoint, so another may be asked.
-            () = link.better_than(&session) => {
-                return connect(self.open(node).await?, request).await;
+        let mut attempts = 1;
+        loop {
+            let opened = self.open(node).await?;
+            let session = Arc::clone(opened.session());
+            let link = self.link(node)?;
+            let fault = tokio::select! {
+                connected = connect(opened, request) => match connected {
+                    Ok(connected) => return Ok(connected),
+                    Err(fault) => fault,
+                },
+                // Not one byte has gone to the endpoint, so another may be asked.
+                () = link.better_than(&session) => OpenFault::PeerDown,
+            };
+            let ended = match fault {
+                OpenFault::Draining => timeout(FAREWELL_AFTER, session.connection.closed())
+                    .await
+                    .is_ok(),
+                _ => fault == OpenFault::PeerDown && !session.is_current(),
+            };
+            if !ended || attempts == MOST_ATTEMPTS {
+                return Err(fault);
             }
-        };
-        let ends = match fault {
-            OpenFault::Draining => timeout(FAREWELL_AFTER, session.connection.closed())
-                .await
-                .is_ok(),
-            _ => fault == OpenFault::PeerDown && session.is_closed(),
-        };
-        if ends {
-            connect(self.open(node).await?, request).await
-        } else {
-            Err(fault)
+            attempts += 1;
         }
     }
 
