@@ -254,5 +254,9 @@ fn frontend_left_alone(
 mod tests;
 
 #[cfg(test)]
+#[path = "plan_properties.rs"]
+mod properties;
+
+#[cfg(test)]
 #[path = "plan_way_tests.rs"]
 mod way_tests;

@@ -6,16 +6,15 @@ use edgemesh_catalog::{
     Catalog, Change, Endpoint, EndpointHints, EndpointPort, EndpointSlice, EndpointState, Fold,
     Node, NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy,
 };
-use proptest::prelude::*;
 
 use crate::{
     Earlier, EndpointChoice, FilterMode, LeftAlone, Plan, Policy, Portal, Reachability, Refusal,
     ServicePortPlan, Target, plan_since,
 };
 
-const READY: EndpointState = EndpointState::Ready;
-const LAST: EndpointState = EndpointState::ServingTerminating;
-const DOWN: EndpointState = EndpointState::NotReady;
+pub(super) const READY: EndpointState = EndpointState::Ready;
+pub(super) const LAST: EndpointState = EndpointState::ServingTerminating;
+pub(super) const DOWN: EndpointState = EndpointState::NotReady;
 
 #[test]
 fn service_with_ready_endpoints_is_forwarded_to_all_of_them() {
@@ -424,197 +423,6 @@ fn what_has_not_changed_is_shared_with_the_earlier_plan() {
     assert_eq!(later.ports().count(), 2);
 }
 
-proptest! {
-    #[test]
-    fn order_of_arrival_does_not_change_the_plan(
-        (changes, shuffled) in changes().prop_flat_map(|c| (Just(c.clone()), Just(c).prop_shuffle())),
-        policy in a_policy(),
-    ) {
-
-
-        prop_assert_eq!(plan(&cluster(changes), &policy), plan(&cluster(shuffled), &policy));
-    }
-
-    #[test]
-    fn plan_that_builds_on_an_earlier_one_is_the_plan(
-        changes in changes(),
-        later in changes(),
-        gone in prop::collection::vec(0u8..6, 0..3),
-        policies in (a_policy(), a_policy()),
-        same_policy: bool,
-        reachability in (some_peers(), some_peers()),
-    ) {
-        let mut fold = Fold::default();
-        for change in changes {
-            fold.apply(change);
-        }
-        let before = fold.catalog();
-        for change in later {
-            fold.apply(change);
-        }
-        for number in gone {
-            fold.apply(Change::ServiceGone(ObjectName::new("default", format!("s{number}"))));
-        }
-        let policy = if same_policy { &policies.0 } else { &policies.1 };
-        let plan = crate::plan(&before, &reachability.0, &policies.0);
-        let earlier = Earlier {
-            catalog: &before,
-            reachability: &reachability.0,
-            policy: &policies.0,
-            plan: &plan,
-        };
-        prop_assert_eq!(
-            plan_since(&fold.catalog(), &reachability.1, policy, earlier),
-            crate::plan(&fold.catalog(), &reachability.1, policy)
-        );
-    }
-
-    #[test]
-    fn every_intercepted_frontend_has_one_portal_and_every_port_a_verdict(
-        changes in changes(),
-        policy in a_policy(),
-    ) {
-        let catalog = cluster(changes);
-        let plan = plan(&catalog, &policy);
-        let mut seen = std::collections::BTreeSet::new();
-        for (_, portal) in plan.intercepted() {
-            prop_assert!(seen.insert(portal.frontend), "{} twice", portal.frontend);
-        }
-        for port in plan.ports() {
-            prop_assert_eq!(port.left_alone.is_some(), port.portals.is_empty());
-            for portal in &port.portals {
-                if let Target::Forward { endpoints, .. } = &portal.target {
-                    prop_assert!(!endpoints.is_empty());
-                    prop_assert!(endpoints.windows(2).all(|w| w[0].address < w[1].address));
-                    prop_assert!(endpoints.iter().all(|e| e.address.is_ipv4() == portal.frontend.ip.is_ipv4()));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_filtered_service_has_no_portal_whatever_else_it_says(
-        changes in changes(),
-        policy in a_policy(),
-    ) {
-        let catalog = cluster(changes);
-        let plan = plan(&catalog, &policy);
-        for (port, _) in plan.intercepted() {
-            let service = catalog.service(&port.name.service).unwrap();
-            let exempt = match policy.filter {
-                FilterMode::IfLabelExists => service.filter_label,
-                FilterMode::IfLabelDoesNotExist => !service.filter_label,
-            };
-            prop_assert!(!exempt, "{} is filtered and yet intercepted", port.name);
-        }
-    }
-}
-
-fn changes() -> impl Strategy<Value = Vec<Change>> {
-    let services = prop::collection::btree_map(0u8..6, a_service(), 0..6);
-    let slices = prop::collection::btree_map(0u8..8, some_slice(), 0..8);
-    (services, slices).prop_map(|(services, slices)| {
-        let services = services.into_iter().map(|(n, s)| {
-            Change::Service(Service {
-                name: ObjectName::new("default", format!("s{n}")),
-                ..s
-            })
-        });
-        let slices = slices.into_iter().map(|(n, s)| {
-            Change::Slice(EndpointSlice {
-                name: ObjectName::new("default", format!("e{n}")),
-                ..s
-            })
-        });
-        services
-            .chain(slices)
-            .chain([Change::Node(here_in_zone_a())])
-            .collect()
-    })
-}
-
-fn a_service() -> impl Strategy<Value = Service> {
-    let ips = prop::collection::vec(
-        prop::sample::select(vec![
-            "10.96.0.1",
-            "10.96.0.2",
-            "fd00:96::1",
-            "0.0.0.0",
-            "127.0.0.1",
-        ]),
-        0..3,
-    );
-    let ports = prop::collection::vec(
-        (
-            prop::sample::select(vec!["", "http", "dns"]),
-            prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
-            1u16..4,
-        ),
-        0..4,
-    );
-    (ips, ports, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(ips, ports, headless, filter_label, local)| Service {
-            cluster_ips: ips.into_iter().map(ip).collect(),
-            ports: ports
-                .into_iter()
-                .map(|(name, protocol, port)| service_port(name, protocol, port))
-                .collect(),
-            headless,
-            filter_label,
-            internal_traffic_policy: if local {
-                TrafficPolicy::Local
-            } else {
-                TrafficPolicy::Cluster
-            },
-            ..web()
-        },
-    )
-}
-
-fn some_slice() -> impl Strategy<Value = EndpointSlice> {
-    let endpoint = (
-        prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "fd00::1", "127.0.0.1"]),
-        prop::sample::select(vec![READY, LAST, DOWN]),
-        prop::option::of(prop::sample::select(vec!["here", "there"])),
-    )
-        .prop_map(|(address, state, node)| Endpoint {
-            state,
-            node: node.map(NodeName::new),
-            ..at(address)
-        });
-    (0u8..6, prop::collection::vec(endpoint, 0..4)).prop_map(|(service, endpoints)| EndpointSlice {
-        service: format!("s{service}").into(),
-        ports: vec![
-            endpoint_port("", Protocol::Tcp, 8080),
-            endpoint_port("http", Protocol::Tcp, 8081),
-            endpoint_port("dns", Protocol::Udp, 5353),
-        ],
-        endpoints,
-        ..a_slice("x", [])
-    })
-}
-
-fn a_policy() -> impl Strategy<Value = Policy> {
-    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(inverted, ipv4, ipv6)| Policy {
-        filter: if inverted {
-            FilterMode::IfLabelDoesNotExist
-        } else {
-            FilterMode::IfLabelExists
-        },
-        ipv4,
-        ipv6,
-        ..policy()
-    })
-}
-
-fn some_peers() -> impl Strategy<Value = Reachability> {
-    prop::option::of(prop::collection::vec(
-        prop::sample::select(vec!["here", "there", "elsewhere"]).prop_map(NodeName::new),
-        0..3,
-    ))
-    .prop_map(|peers| peers.map_or_else(Reachability::default, Reachability::with_peers))
-}
-
 /// The plan of an agent without a tunnel.
 pub(super) fn plan(catalog: &Catalog, policy: &Policy) -> Plan {
     crate::plan(catalog, &Reachability::default(), policy)
@@ -637,7 +445,7 @@ pub(super) fn policy() -> Policy {
     }
 }
 
-fn here_in_zone_a() -> Node {
+pub(super) fn here_in_zone_a() -> Node {
     Node {
         name: NodeName::new("here"),
         zone: Some("zone-a".into()),
@@ -659,7 +467,7 @@ pub(super) fn web() -> Service {
     }
 }
 
-fn service_port(name: &str, protocol: Protocol, port: u16) -> ServicePort {
+pub(super) fn service_port(name: &str, protocol: Protocol, port: u16) -> ServicePort {
     ServicePort {
         name: name.into(),
         protocol,
@@ -667,7 +475,7 @@ fn service_port(name: &str, protocol: Protocol, port: u16) -> ServicePort {
     }
 }
 
-fn endpoint_port(name: &str, protocol: Protocol, port: u16) -> EndpointPort {
+pub(super) fn endpoint_port(name: &str, protocol: Protocol, port: u16) -> EndpointPort {
     EndpointPort {
         name: name.into(),
         protocol,
@@ -675,7 +483,7 @@ fn endpoint_port(name: &str, protocol: Protocol, port: u16) -> EndpointPort {
     }
 }
 
-fn a_slice(name: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> EndpointSlice {
+pub(super) fn a_slice(name: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> EndpointSlice {
     EndpointSlice {
         name: ObjectName::new("default", name),
         service: "web".into(),
@@ -697,7 +505,7 @@ pub(super) fn at(address: &str) -> Endpoint {
     }
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
