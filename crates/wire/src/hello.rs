@@ -5,7 +5,7 @@ use crate::WireError;
 /// Which run of an agent this is.
 ///
 /// A connection to an agent that was killed and started again looks alive for as long as
-/// silence is forgiven; when the new run says hello, what belongs to the old one is dropped.
+/// silence is forgiven. Once the new run has said hello, silence of the old one is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// Random, drawn at the start of the agent.
