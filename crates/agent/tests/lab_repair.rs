@@ -75,8 +75,13 @@ struct Told {
     by: String,
 }
 
-/// Hears of all changes of the node's rules until told to end.
-fn listen(stage: &SideBySide, over: &AtomicBool, told: &mpsc::Sender<Told>) -> Result<()> {
+/// Hears of all changes of the node's rules until told to end; says so as soon as it hears.
+fn listen(
+    stage: &SideBySide,
+    over: &AtomicBool,
+    hearing: &mpsc::Sender<()>,
+    told: &mpsc::Sender<Told>,
+) -> Result<()> {
     const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
     stage.node.namespace().run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -84,6 +89,7 @@ fn listen(stage: &SideBySide, over: &AtomicBool, told: &mpsc::Sender<Told>) -> R
             .build()?;
         runtime.block_on(async {
             let mut events = RuleEvents::listen()?;
+            hearing.send(())?;
             while !over.load(Ordering::Relaxed) {
                 let Ok(changes) = tokio::time::timeout(BETWEEN_LOOKS, events.next()).await else {
                     continue;
@@ -156,8 +162,11 @@ fn an_overtaken_jump_is_before_kube_proxys_again_at_once_and_no_request_fails() 
             let (over, asked) = (&over, &asked);
             scope.spawn(move || keep_asking(&stage.client, over, asked, &failing));
             let (telling, told) = mpsc::channel();
-            let listening = scope.spawn(move || listen(stage, over, &telling));
+            let (hearing, hears) = mpsc::channel();
+            let listening = scope.spawn(move || listen(stage, over, &hearing, &telling));
             let mut took = Vec::new();
+            // Nobody listens when the thread ended, and its error is told below.
+            let rounds = if hears.recv().is_ok() { rounds } else { 0 };
             let outcome = (0..rounds).try_for_each(|_| {
                 took.push(overtake(stage, &told)?);
                 match failed.recv_timeout(BETWEEN_ROUNDS) {
