@@ -1,5 +1,6 @@
 //! What others do to our rules: heard of, answered at a pace, and told.
 
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use edgemesh_rules::{Changer, Family, Repair, RuleChange, RuleEvents};
@@ -45,7 +46,12 @@ impl Undoings {
         let Some(events) = &mut self.events else {
             return std::future::pending().await;
         };
-        match events.next().await {
+        let told = events.next().await;
+        self.remember(told);
+    }
+
+    fn remember(&mut self, told: io::Result<Vec<RuleChange>>) {
+        match told {
             Ok(changes) => {
                 self.changes.extend(changes);
                 let surplus = self.changes.len().saturating_sub(REMEMBERED_CHANGES);
@@ -75,6 +81,13 @@ impl Undoings {
         telling: &Telling,
     ) {
         let now = Instant::now();
+        if !repairs.is_empty()
+            && let Some(events) = &mut self.events
+        {
+            // A periodic look may have found it before the kernel's word was heard.
+            let told = events.told();
+            self.remember(told);
+        }
         let last = self.changes.drain(..).rfind(|c| !is_ours(c.generation));
         let by = last.and_then(|change| change.by);
         if self.pace.has_calmed_down(now) {

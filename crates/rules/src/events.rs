@@ -89,25 +89,40 @@ impl RuleEvents {
     pub async fn next(&mut self) -> io::Result<Vec<RuleChange>> {
         loop {
             let mut ready = self.socket.readable_mut().await?;
-            let mut changes = VecDeque::new();
-            let drained = ready.get_inner_mut().drain(|message| {
-                changes.extend(read(message));
-                if changes.len() > REMEMBERED {
-                    changes.pop_front();
-                }
-            });
-            match drained {
-                Ok(()) => ready.clear_ready(),
-                // More than the kernel could keep; there may be more to read.
-                Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {
-                    return Ok(Vec::new());
-                }
-                Err(error) => return Err(error),
-            }
+            let Some(changes) = read_all(ready.get_inner_mut())? else {
+                // There may be more to read.
+                return Ok(Vec::new());
+            };
+            ready.clear_ready();
             if !changes.is_empty() {
                 return Ok(changes.into());
             }
         }
+    }
+
+    /// As [`Self::next`], without waiting: what was told already.
+    ///
+    /// # Errors
+    ///
+    /// When the socket is beyond use: listen anew.
+    pub fn told(&mut self) -> io::Result<Vec<RuleChange>> {
+        read_all(self.socket.get_mut()).map(|changes| changes.unwrap_or_default().into())
+    }
+}
+
+/// The latest of what `socket` holds; none when the kernel had more to tell than it could keep.
+fn read_all(socket: &mut NetlinkSocket) -> io::Result<Option<VecDeque<RuleChange>>> {
+    let mut changes = VecDeque::new();
+    let drained = socket.drain(|message| {
+        changes.extend(read(message));
+        if changes.len() > REMEMBERED {
+            changes.pop_front();
+        }
+    });
+    match drained {
+        Ok(()) => Ok(Some(changes)),
+        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
