@@ -29,6 +29,7 @@ pub(crate) fn ruleset(
             comment: known_comment(&portal.frontend, &port.name)
                 .unwrap_or_else(|| RuleComment::from(&port.name)),
             to_port,
+            kernel: None,
         };
         if let Err(misplaced) = empty.insert(portal.frontend, rule) {
             // The plan holds no such portal; saying so beats trusting that silently.

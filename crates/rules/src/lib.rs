@@ -18,6 +18,7 @@ mod host_support;
 mod inspect;
 mod ip_set;
 mod iptables;
+mod kernel_path;
 mod leftover;
 mod netlink;
 mod nf_hook;
@@ -49,6 +50,7 @@ pub use inspect::{
     kube_proxy_element, kube_proxy_portals, own_tables, refused_portals,
 };
 pub use iptables::{Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render};
+pub use kernel_path::{KernelEndpoint, KernelPath, Sharing};
 pub use nftables::{NftablesError, render_nftables, render_refusing};
 pub use precedence::Misplacement;
 pub use removal::Removed;

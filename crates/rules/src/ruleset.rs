@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use edgemesh_catalog::{Protocol, ServicePortName};
 use edgemesh_plan::Frontend;
+use ipnet::IpNet;
 
-use crate::{Family, Gate};
+use crate::{Family, Gate, KernelPath};
 
 /// The rules of one family. Both chains hold the same ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +18,10 @@ pub struct Ruleset {
     refusal_port: u16,
     mark: Mark,
     gate: Gate,
+    pods: Arc<[IpNet]>,
     portals: BTreeMap<Frontend, PortalRule>,
+    /// How many portals lead to each pod of this node by the kernel.
+    hairpins: BTreeMap<IpAddr, u32>,
 }
 
 /// Where the traffic of one portal is sent to.
@@ -27,6 +31,8 @@ pub struct PortalRule {
     pub comment: RuleComment,
     /// Port on the intercept address: a listener of the agent, or the refusal port.
     pub to_port: u16,
+    /// How the kernel serves it, or has a part in it; none: all goes to that port.
+    pub kernel: Option<Box<KernelPath>>,
 }
 
 /// A portal that no rule of this family can serve.
@@ -35,6 +41,14 @@ pub enum Misplaced {
     /// The portal's address is of the other family.
     #[error("{frontend} does not belong into the {family} rules")]
     Family {
+        /// The portal.
+        frontend: Frontend,
+        /// The family of the rules.
+        family: Family,
+    },
+    /// The kernel cannot send it to addresses of the other family.
+    #[error("{frontend} can't be sent to endpoints that are not of {family}")]
+    Endpoints {
         /// The portal.
         frontend: Frontend,
         /// The family of the rules.
@@ -58,8 +72,25 @@ impl Ruleset {
             refusal_port,
             mark,
             gate: Gate::None,
+            pods: Arc::default(),
             portals: BTreeMap::new(),
+            hairpins: BTreeMap::new(),
         }
+    }
+
+    /// The same rules on a node whose pods have these addresses. What comes from elsewhere
+    /// and is sent on by the kernel is masqueraded, as kube-proxy does by its
+    /// `--detect-local-mode=NodeCIDR`; without any, only what a pod sends to itself and what
+    /// the host sends is. Networks of the other family are left out.
+    #[must_use]
+    pub fn with_pods(mut self, pods: impl IntoIterator<Item = IpNet>) -> Self {
+        let family = self.family();
+        self.pods = pods
+            .into_iter()
+            .filter(|network| Family::of(network.addr()) == family)
+            .map(|network| network.trunc())
+            .collect();
+        self
     }
 
     /// Adds a portal, or changes where it leads.
@@ -72,8 +103,19 @@ impl Ruleset {
         if Family::of(frontend.ip) != family {
             return Err(Misplaced::Family { frontend, family });
         }
+        if rule
+            .kernel
+            .as_ref()
+            .is_some_and(|path| path.family() != family)
+        {
+            return Err(Misplaced::Endpoints { frontend, family });
+        }
         match frontend.protocol {
             Protocol::Tcp | Protocol::Udp => {
+                self.remove(&frontend);
+                for pod in rule.kernel.iter().flat_map(|path| path.hairpins()) {
+                    *self.hairpins.entry(pod).or_default() += 1;
+                }
                 self.portals.insert(frontend, rule);
                 Ok(())
             }
@@ -83,7 +125,16 @@ impl Ruleset {
 
     /// Takes a portal out.
     pub fn remove(&mut self, frontend: &Frontend) -> Option<PortalRule> {
-        self.portals.remove(frontend)
+        let rule = self.portals.remove(frontend)?;
+        for pod in rule.kernel.iter().flat_map(|path| path.hairpins()) {
+            if let Some(portals) = self.hairpins.get_mut(&pod) {
+                *portals -= 1;
+                if *portals == 0 {
+                    self.hairpins.remove(&pod);
+                }
+            }
+        }
+        Some(rule)
     }
 
     /// The family of all its rules.
@@ -122,6 +173,17 @@ impl Ruleset {
     #[must_use]
     pub fn gate(&self) -> Gate {
         self.gate
+    }
+
+    /// The networks of this node's pods; empty where they are not known.
+    #[must_use]
+    pub fn pods(&self) -> &[IpNet] {
+        &self.pods
+    }
+
+    /// The pods of this node to which the kernel sends connections, sorted.
+    pub fn hairpins(&self) -> impl Iterator<Item = IpAddr> {
+        self.hairpins.keys().copied()
     }
 
     /// The portals.
@@ -274,6 +336,7 @@ mod tests {
         PortalRule {
             comment: RuleComment::new("default/web:http"),
             to_port: 20007,
+            kernel: None,
         }
     }
 

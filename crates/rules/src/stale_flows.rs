@@ -229,6 +229,7 @@ mod tests {
             let rule = PortalRule {
                 comment: RuleComment::new("default/dns:dns"),
                 to_port: *to_port,
+                kernel: None,
             };
             rules.insert(frontend, rule).unwrap();
         }

@@ -42,7 +42,14 @@ fn check(name: &str, intercept: &str, gate: Gate, portals: &[Portal]) -> Result<
             port,
         };
         let comment = RuleComment::new(name);
-        rules.insert(frontend, PortalRule { comment, to_port })?;
+        rules.insert(
+            frontend,
+            PortalRule {
+                comment,
+                to_port,
+                kernel: None,
+            },
+        )?;
     }
     compare(&format!("{name}.rules"), &render(&rules))?;
     compare(&format!("{name}.nft"), &render_nftables(&rules))?;

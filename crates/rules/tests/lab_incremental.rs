@@ -59,6 +59,7 @@ fn after(rules: &Ruleset, step: &Step) -> Result<Ruleset> {
             let rule = PortalRule {
                 comment: RuleComment::new(&format!("default/s-{number}:p{}", variant / 2)),
                 to_port: 20_007 + variant % 2,
+                kernel: None,
             };
             rules.insert(frontend(rules.family(), *number), rule)?;
         }

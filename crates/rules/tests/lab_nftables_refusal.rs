@@ -159,7 +159,14 @@ fn other_ports_the_agents_own_traffic_and_what_is_connected_already_are_let_thro
         };
         let comment = RuleComment::new("default/web");
         let to_port = 20007;
-        rules.insert(frontend, PortalRule { comment, to_port })?;
+        rules.insert(
+            frontend,
+            PortalRule {
+                comment,
+                to_port,
+                kernel: None,
+            },
+        )?;
 
         // Connections are tracked from the beginning.
         load(

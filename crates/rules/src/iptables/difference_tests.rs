@@ -128,6 +128,7 @@ fn portal(number: u8, variant: u16) -> PortalRule {
     PortalRule {
         comment: RuleComment::new(&format!("default/s{number}:p{}", variant / 2)),
         to_port: 20007 + variant % 2,
+        kernel: None,
     }
 }
 
@@ -423,7 +424,7 @@ proptest! {
     fn a_hostile_name_stays_within_its_rule(name in any::<String>()) {
         let mut wanted = ruleset(&[]);
         let comment = RuleComment::new(&name);
-        wanted.insert(frontend(1), PortalRule { comment, to_port: 1 }).unwrap();
+        wanted.insert(frontend(1), PortalRule { comment, to_port: 1, kernel: None }).unwrap();
         prop_assert_eq!(render(&wanted).lines().count(), 8);
         let rule = portal_rules(&wanted).next().unwrap();
         let text = rule.to_string();

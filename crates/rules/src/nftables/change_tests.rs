@@ -61,6 +61,7 @@ fn ruleset(portals: &[(u8, u16)]) -> Ruleset {
         let rule = PortalRule {
             comment: RuleComment::new(&format!("default/s{number}:p{}", variant / 2)),
             to_port: 20007 + variant % 2,
+            kernel: None,
         };
         rules.insert(frontend, rule).unwrap();
     }
@@ -117,7 +118,7 @@ proptest! {
         let mut rules = ruleset(&[(1, 0)]);
         let lines = render_nftables(&rules).lines().count();
         let (frontend, _) = rules.portals().first_key_value().unwrap();
-        let rule = PortalRule { comment: RuleComment::new(&name), to_port: 1 };
+        let rule = PortalRule { comment: RuleComment::new(&name), to_port: 1, kernel: None };
         rules.insert(*frontend, rule).unwrap();
         prop_assert_eq!(render_nftables(&rules).lines().count(), lines);
     }

@@ -201,7 +201,11 @@ mod tests {
                 };
                 let rules = Ruleset::new(to, 1, crate::Mark::AGENT);
                 let comment = RuleComment::new(&name);
-                let rule = PortalRule { comment, to_port };
+                let rule = PortalRule {
+                    comment,
+                    to_port,
+                    kernel: None,
+                };
                 (Family::of(ip), PortalElement::of(&rules, &frontend, &rule))
             },
         )

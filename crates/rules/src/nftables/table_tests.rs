@@ -23,7 +23,14 @@ fn rules(portals: u8) -> Arc<Ruleset> {
         let comment = RuleComment::new(&format!("default/s{number}"));
         let to_port = 20007;
         rules
-            .insert(frontend, PortalRule { comment, to_port })
+            .insert(
+                frontend,
+                PortalRule {
+                    comment,
+                    to_port,
+                    kernel: None,
+                },
+            )
             .unwrap();
     }
     Arc::new(rules)

@@ -74,7 +74,14 @@ impl Answering {
                     port: at.port(),
                 };
                 let comment = RuleComment::new(name);
-                rules.insert(frontend, PortalRule { comment, to_port })?;
+                rules.insert(
+                    frontend,
+                    PortalRule {
+                        comment,
+                        to_port,
+                        kernel: None,
+                    },
+                )?;
             }
         }
         Ok(Arc::new(rules))

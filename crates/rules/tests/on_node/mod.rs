@@ -92,6 +92,7 @@ pub(crate) fn add(rules: &mut Ruleset, number: u16) -> Result<()> {
     let rule = PortalRule {
         comment: RuleComment::new(&format!("default/service-{number}:http")),
         to_port: 20007,
+        kernel: None,
     };
     Ok(rules.insert(frontend, rule)?)
 }
