@@ -12,11 +12,14 @@
 //!
 //! The version of all of it is the name that both ends agree on in the handshake ([`ALPN`]):
 //! what is not exactly as written here is an offence, not a newer version.
+//!
+//! Outside the tunnel there is only [`Probe`] and [`ProbeAnswer`].
 
 mod answer;
 mod datagram;
 mod hello;
 mod message;
+mod probe;
 mod request;
 mod varint;
 
@@ -24,6 +27,7 @@ pub use answer::Answer;
 pub use datagram::{Datagram, MAX_DATAGRAM_OVERHEAD};
 pub use hello::Hello;
 pub use message::{MAX_MESSAGE, MESSAGE_HEADER, message_header, message_length};
+pub use probe::{Probe, ProbeAnswer};
 pub use request::{MAX_REQUEST, REQUEST_HEADER, Request, request_length};
 
 /// Names this protocol and its version in the TLS handshake (RFC 7301).
