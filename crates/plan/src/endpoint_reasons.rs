@@ -79,7 +79,7 @@ pub fn endpoint_reasons(
             address,
             node: endpoint.node.clone(),
             state: endpoint.state,
-            way: reachability.reason(&policy.node, endpoint.node.as_ref()),
+            way: reachability.reason(&policy.node, endpoint.node.as_ref(), address.ip()),
             unused: unused(
                 address,
                 endpoint,

@@ -20,4 +20,4 @@ pub use policy::{FilterMode, Policy};
 pub use portal::{
     EndpointChoice, Frontend, LeftAlone, Portal, PortalEndpoint, Refusal, ServicePortPlan, Target,
 };
-pub use reachability::{Reachability, Way, WayReason};
+pub use reachability::{Override, OverrideScope, Reachability, Way, WayReason};

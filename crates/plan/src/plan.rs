@@ -145,9 +145,12 @@ impl<'a> Planning<'a> {
             .iter()
             .flat_map(|port| &port.portals)
             .all(|portal| match &portal.target {
-                Target::Forward { endpoints, .. } => endpoints
-                    .iter()
-                    .all(|endpoint| endpoint.way == self.place.way(endpoint.node.as_ref())),
+                Target::Forward { endpoints, .. } => endpoints.iter().all(|endpoint| {
+                    endpoint.way
+                        == self
+                            .place
+                            .way(endpoint.node.as_ref(), endpoint.address.ip())
+                }),
                 Target::Refuse(_) | Target::LeaveAlone(_) => true,
             })
     }

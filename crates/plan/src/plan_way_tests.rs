@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use edgemesh_catalog::{Catalog, Change, Endpoint, NodeName, ObjectName, Service};
@@ -54,6 +55,38 @@ fn new_peer_changes_the_plan_of_its_endpoints_only() {
         .collect();
     assert_eq!(shared, [true, false]);
     assert_eq!(later, plan(&catalog, &after, &policy()));
+}
+
+#[test]
+fn proof_of_a_peer_changes_the_plan_of_its_endpoints_only_and_so_does_its_loss() {
+    let (catalog, unproved) = (two_services(), peers(["peer", "stranger"]));
+    let networks = Arc::from(["10.244.1.0/24".parse().unwrap()]);
+    let proofs = BTreeMap::from([(NodeName::new("peer"), networks)]);
+    let proved = unproved.clone().with_verified(Arc::new(proofs));
+    for (before, after, way) in [
+        (&unproved, &proved, Way::Native),
+        (&proved, &unproved, Way::Tunnel),
+    ] {
+        let earlier = plan(&catalog, before, &policy());
+        let known = Earlier {
+            catalog: &catalog,
+            reachability: before,
+            policy: &policy(),
+            plan: &earlier,
+        };
+        let later = plan_since(&catalog, after, &policy(), known);
+        let mut ports = earlier.ports().zip(later.ports());
+        let shared = ports.by_ref().map(|(then, now)| Arc::ptr_eq(then, now));
+        assert_eq!(shared.collect::<Vec<_>>(), [true, false]);
+        assert_eq!(
+            ways(&later),
+            [
+                ("10.244.2.2:8080".to_owned(), Way::Tunnel),
+                ("10.244.1.2:8080".to_owned(), way),
+            ]
+        );
+        assert_eq!(later, plan(&catalog, after, &policy()));
+    }
 }
 
 /// `default/other` has its endpoint at another node than `default/web`, and comes first.

@@ -38,9 +38,9 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// The way to an endpoint on `node`.
-    pub(crate) fn way(&self, node: Option<&NodeName>) -> Way {
-        self.reachability.way(self.node, node)
+    /// The way to an endpoint with the address `ip` on `node`.
+    pub(crate) fn way(&self, node: Option<&NodeName>, ip: IpAddr) -> Way {
+        self.reachability.way(self.node, node, ip)
     }
 }
 
@@ -210,7 +210,7 @@ fn first_not_empty(
             .map(|(address, endpoint)| PortalEndpoint {
                 address: *address,
                 node: endpoint.node.clone(),
-                way: place.way(endpoint.node.as_ref()),
+                way: place.way(endpoint.node.as_ref(), address.ip()),
             })
             .collect();
         (!chosen.is_empty()).then_some((chosen, *choice))

@@ -8,7 +8,8 @@ use edgemesh_catalog::{
 };
 use edgemesh_forward::LeftOut;
 use edgemesh_plan::{
-    EndpointReason, Frontend, Portal, ServicePortPlan, Target, Unused, WayReason, endpoint_reasons,
+    EndpointReason, Frontend, Portal, ServicePortPlan, Target, Unused, Way, WayReason,
+    endpoint_reasons,
 };
 use serde::{Deserialize, Serialize};
 
@@ -375,13 +376,9 @@ fn explain_endpoint(reason: &EndpointReason, left_out: &[LeftOut]) -> EndpointEx
 
 /// By which way an endpoint on `node` is reached, and why.
 fn path(reason: WayReason, node: Option<&NodeName>) -> String {
-    let of_node = node.map_or_else(String::new, |node| format!(" {node}"));
-    match reason {
-        WayReason::OwnNode => "natively: on this node".to_owned(),
-        WayReason::NoNode => "natively: on no node of the cluster".to_owned(),
-        WayReason::NoTunnel => "natively: modules.edgeTunnel is not enabled here".to_owned(),
-        WayReason::NoPeer => format!("natively: node{of_node} is no peer of the tunnel"),
-        WayReason::Peer => format!("through the tunnel to node{of_node}"),
+    match (reason.way(), node) {
+        (Way::Tunnel, Some(node)) => format!("through the tunnel to node {node}: {reason}"),
+        (way, _) => format!("{way}: {reason}"),
     }
 }
 

@@ -147,9 +147,25 @@ fn every_endpoint_says_by_which_way_it_is_reached_and_why() {
         ),
         (
             WayReason::NoPeer,
-            "natively: node edge-2 is no peer of the tunnel",
+            "natively: its node is no peer of the tunnel",
         ),
-        (WayReason::Peer, "through the tunnel to node edge-2"),
+        (
+            WayReason::Peer,
+            "through the tunnel to node edge-2: its node's agent has not proved its key without \
+             the tunnel",
+        ),
+        (
+            WayReason::Verified,
+            "natively: its node's agent proved its key there, without the tunnel",
+        ),
+        (
+            WayReason::HintedDirect,
+            "natively: modules.edgeProxy.reachability.overrides says so",
+        ),
+        (
+            WayReason::HintedTunnel,
+            "through the tunnel to node edge-2: modules.edgeProxy.reachability.overrides says so",
+        ),
     ];
     for (reason, told) in reasons {
         assert_eq!(path(reason, Some(&NodeName::new("edge-2"))), told);
