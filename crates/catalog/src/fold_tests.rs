@@ -51,6 +51,7 @@ fn node(name: u8, zone: u16) -> Node {
         zone: Some(zone.to_string().into()),
         pod_cidrs: Vec::new(),
         addresses: Vec::new(),
+        labels: Default::default(),
     }
 }
 
@@ -59,10 +60,12 @@ fn mesh_node(name: u8, port: u16) -> MeshNode {
         name: node_name(name),
         uid: None,
         public_key: PublicKey::from_bytes([name; 32]),
+        name_signature: None,
         addresses: vec![([192, 0, 2, name], port).into()],
         relay_url: None,
         relay_server: None,
         pod_cidrs: Vec::new(),
+        probe: None,
         version: "1.0.0".into(),
         boot_id: "1".into(),
         previous_key: None,

@@ -20,7 +20,7 @@ mod snapshot;
 
 pub use endpoint_slice::{Endpoint, EndpointHints, EndpointPort, EndpointSlice, EndpointState};
 pub use fold::{Change, Fold};
-pub use mesh_node::{MeshNode, PreviousKey, RelayServer};
+pub use mesh_node::{MeshNode, PreviousKey, ProbePlaces, RelayServer};
 pub use names::{NodeName, ObjectName, ServicePortName};
 pub use node::Node;
 pub use public_key::{KeySignature, NotBase64, PublicKey};

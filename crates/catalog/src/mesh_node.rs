@@ -1,6 +1,6 @@
 //! A `MeshNode`: what a node's agent says of itself, so that other agents find and know it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -23,6 +23,10 @@ pub struct MeshNode {
     pub uid: Option<Arc<str>>,
     /// The key that the node's agent proves to have.
     pub public_key: PublicKey,
+    /// That key's word for the node's name, without which nobody believes it: who copies a
+    /// key from another MeshNode cannot sign with it. Not verified here. Boxed, for its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_signature: Option<Box<KeySignature>>,
     /// UDP addresses of its tunnel, best first. At most [`MeshNode::MAX_ADDRESSES`].
     pub addresses: Vec<SocketAddr>,
     /// URL of the relay at which it can be reached now.
@@ -33,6 +37,10 @@ pub struct MeshNode {
     pub relay_server: Option<Box<RelayServer>>,
     /// The networks of its pods. At most [`MeshNode::MAX_POD_CIDRS`].
     pub pod_cidrs: Vec<IpNet>,
+    /// Where its agent can be asked to prove its key outside the tunnel; none when it does
+    /// not answer. Boxed, for its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Box<ProbePlaces>>,
     /// Version of its agent; empty when not said.
     pub version: Arc<str>,
     /// Changes with each start of the agent: peers drop their connections to the process
@@ -54,6 +62,16 @@ pub struct RelayServer {
     pub address_discovery_port: u16,
 }
 
+/// Where a node's agent answers probes, which prove that it is reached without the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbePlaces {
+    /// UDP port at which it answers, at these addresses and at those of its Node.
+    pub port: u16,
+    /// The node's own addresses within its pod networks, such as that of the pods' bridge. At
+    /// most [`MeshNode::MAX_PROBE_ADDRESSES`].
+    pub pod_addresses: Vec<IpAddr>,
+}
+
 /// The key that a node had before, and that key's word for the new one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreviousKey {
@@ -70,6 +88,8 @@ impl MeshNode {
     pub const MAX_RELAY_URLS: usize = 4;
     /// Most pod networks that are kept of one node.
     pub const MAX_POD_CIDRS: usize = 16;
+    /// Most addresses to be probed that are kept of one node.
+    pub const MAX_PROBE_ADDRESSES: usize = 8;
     /// Longest URL, in bytes.
     pub const MAX_URL_LENGTH: usize = 256;
     /// Longest version, in bytes.
@@ -94,10 +114,12 @@ mod tests {
             name: NodeName::new("edge-1"),
             uid: None,
             public_key: PublicKey::from_bytes([7; 32]),
+            name_signature: None,
             addresses: Vec::new(),
             relay_url: None,
             relay_server: None,
             pod_cidrs: Vec::new(),
+            probe: None,
             version: "1.0.0".into(),
             boot_id: "b".into(),
             previous_key: None,

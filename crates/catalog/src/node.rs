@@ -1,5 +1,6 @@
 //! A Node, reduced to where it is and which pods it holds.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,4 +20,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// `status.addresses` that are IP addresses, in the order of the object.
     pub addresses: Vec<IpAddr>,
+    /// Its labels, as far as somebody selects nodes by them: all labels of thousands of nodes
+    /// would take more memory than all else that is known of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
 }

@@ -65,15 +65,18 @@ impl Mesh<'_> {
             zone: None,
             pod_cidrs: vec![],
             addresses: vec![],
+            labels: Default::default(),
         }));
         self.stage.fold.apply(Change::MeshNode(MeshNode {
             name: node.clone(),
             uid: None,
             public_key: self.keys[&node].public(),
+            name_signature: Some(Box::new(self.keys[&node].sign_name(&node))),
             addresses: member.tunnel.listening_at(),
             relay_url: None,
             relay_server: None,
             pod_cidrs: vec![],
+            probe: None,
             version: "".into(),
             boot_id: member.tunnel.boot_id().into(),
             previous_key: None,

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use edgemesh_catalog::{KeySignature, PreviousKey, PublicKey};
+use edgemesh_catalog::{KeySignature, MeshNode, NodeName, PreviousKey, PublicKey};
 use iroh::SecretKey;
 
 use crate::key_text::{KeyText, NotAKey};
@@ -19,8 +19,10 @@ const NEXT: &str = "tunnel.key.next";
 const TEMPORARY: &str = "tunnel.key.new";
 /// Anything longer is no key of ours.
 const LONGEST: u64 = 4096;
-/// What an old key says of its successor begins with this: the same key also signs TLS
-/// handshakes and the challenges of relays, none of which begin so.
+/// What a key says of its node begins with this: the same key also signs TLS handshakes and
+/// the challenges of relays, none of which begin so.
+const NAMING: &[u8] = b"edgemesh tunnel: the name of this key's node, v1\0";
+/// And so does what it says of the key after it.
 const SUCCESSION: &[u8] = b"edgemesh tunnel: the key after this one, v1\0";
 
 /// The key pair of this node's agent. The private half is never shown: not by [`fmt::Debug`],
@@ -209,6 +211,12 @@ impl NodeKey {
         KeySignature::from_bytes(self.secret.sign(message).to_bytes())
     }
 
+    /// This key's word that it is the one of `node`, to be published with it.
+    #[must_use]
+    pub fn sign_name(&self, node: &NodeName) -> KeySignature {
+        self.sign(&naming(node))
+    }
+
     /// Both halves, for the transport.
     pub(crate) fn secret(&self) -> &SecretKey {
         &self.secret
@@ -253,6 +261,21 @@ impl fmt::Debug for NodeKey {
             .field("public", &self.public())
             .finish_non_exhaustive()
     }
+}
+
+/// Whether the key of `mesh_node` signed its name.
+pub(crate) fn is_name_signed(mesh_node: &MeshNode) -> bool {
+    let Ok(key) = iroh::PublicKey::from_bytes(mesh_node.public_key.as_bytes()) else {
+        return false;
+    };
+    mesh_node.name_signature.as_ref().is_some_and(|signature| {
+        let signature = iroh::Signature::from_bytes(signature.as_bytes());
+        key.verify(&naming(&mesh_node.name), &signature).is_ok()
+    })
+}
+
+fn naming(node: &NodeName) -> Vec<u8> {
+    [NAMING, node.as_str().as_bytes()].concat()
 }
 
 /// Whether `previous` says that `next` is the key after it, and is right to say so.

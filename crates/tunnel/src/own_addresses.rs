@@ -128,6 +128,7 @@ mod tests {
                 zone: None,
                 pod_cidrs: vec![pods.parse().unwrap()],
                 addresses: addresses.iter().map(|of| of.parse().unwrap()).collect(),
+                labels: Default::default(),
             })
         };
         fold.apply(node(

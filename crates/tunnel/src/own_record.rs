@@ -133,6 +133,7 @@ impl OwnFacts {
             name: self.node.clone(),
             uid: None,
             public_key: self.key.public(),
+            name_signature: Some(Box::new(self.key.sign_name(&self.node))),
             addresses,
             relay_url: relay_url.map(|url| url.as_str().into()),
             relay_server: relay_server(now),
@@ -140,6 +141,8 @@ impl OwnFacts {
                 .into_iter()
                 .take(MeshNode::MAX_POD_CIDRS)
                 .collect(),
+            // Whoever answers probes says where.
+            probe: None,
             version: Arc::clone(&self.version),
             boot_id: Arc::clone(&self.boot_id),
             previous_key: self.key.previous().cloned().map(Box::new),

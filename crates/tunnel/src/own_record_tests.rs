@@ -1,5 +1,5 @@
 use edgemesh_catalog::{Change, Fold, Node, PublicKey};
-use edgemesh_plan::{FilterMode, Policy};
+use edgemesh_plan::Policy;
 use iroh::address_lookup::MemoryLookup;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -30,6 +30,7 @@ fn catalog(pods: &[&str]) -> Catalog {
         zone: None,
         pod_cidrs: pods.iter().map(|of| of.parse().unwrap()).collect(),
         addresses: Vec::new(),
+        labels: Default::default(),
     }));
     fold.catalog()
 }
@@ -155,12 +156,7 @@ impl Saying {
 }
 
 fn exits_of(catalog: Catalog) -> Arc<Exits> {
-    let policy = Policy {
-        node: NodeName::new("own"),
-        filter: FilterMode::default(),
-        ipv4: true,
-        ipv6: true,
-    };
+    let policy = Policy::of(NodeName::new("own"));
     Arc::new(Exits::new(catalog, policy))
 }
 
@@ -206,6 +202,7 @@ async fn what_does_not_concern_it_is_no_reason_to_say_something() {
         zone: None,
         pod_cidrs: Vec::new(),
         addresses: Vec::new(),
+        labels: Default::default(),
     }));
     let same = exits_of(fold.catalog());
     saying.exits.send_replace(same);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use edgemesh_catalog::{Catalog, MeshNode, NodeName, PublicKey};
 
-use crate::identity::is_successor;
+use crate::identity::{is_name_signed, is_successor};
 
 /// A node that is believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,8 @@ pub enum NotBelieved {
     },
     /// The bytes are no key, or one for which anybody could sign.
     NoKey,
+    /// The key did not sign the node's name.
+    NotSigned,
 }
 
 impl NotBelieved {
@@ -85,6 +87,7 @@ impl NotBelieved {
             Self::OwnKey => "OwnKey",
             Self::ChangedKey { .. } => "ChangedKey",
             Self::NoKey => "NoKey",
+            Self::NotSigned => "NotSigned",
         }
     }
 }
@@ -116,6 +119,10 @@ impl fmt::Display for NotBelieved {
                  its state directory was lost, delete the MeshNode, and its agent makes it anew"
             ),
             Self::NoKey => f.write_str("what it shows as its key is none"),
+            Self::NotSigned => f.write_str(
+                "its key did not sign its name, so whoever wrote it need not have that key; its \
+                 own agent writes it with the signature",
+            ),
         }
     }
 }
@@ -298,6 +305,14 @@ impl PeerBook {
         }
         if own_keys.contains(key) {
             return Err((NotBelieved::OwnKey, stays()));
+        }
+        // What is known already need not be verified again with every change of the cluster.
+        let is_known = |known: &Known| {
+            let before = &known.peer.mesh_node;
+            before.public_key == *key && before.name_signature == mesh_node.name_signature
+        };
+        if !known.is_some_and(is_known) && !is_name_signed(mesh_node) {
+            return Err((NotBelieved::NotSigned, stays()));
         }
         let Some(known) = known else {
             return Ok(believed(Right::Claimed, None));

@@ -1,6 +1,6 @@
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 
-use edgemesh_catalog::{Change, Fold, Node, PreviousKey};
+use edgemesh_catalog::{Change, Fold, KeySignature, Node, PreviousKey};
 use proptest::prelude::*;
 
 use super::*;
@@ -11,6 +11,14 @@ const OWN: &str = "own";
 /// Made once: that takes most of the time of these tests.
 static KEYS: LazyLock<[PublicKey; 8]> =
     LazyLock::new(|| [0, 1, 2, 3, 4, 5, 6, 7].map(|seed| NodeKey::of_seed(seed).public()));
+
+/// Each made once, for the same reason.
+fn name_signature(node: &str, seed: u8) -> KeySignature {
+    static MADE: Mutex<BTreeMap<(String, u8), KeySignature>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap();
+    let make = || NodeKey::of_seed(seed).sign_name(&name(node));
+    *made.entry((node.to_owned(), seed)).or_insert_with(make)
+}
 
 fn key(seed: u8) -> PublicKey {
     KEYS[usize::from(seed)]
@@ -26,10 +34,12 @@ fn says(node: &str, uid: &str, seed: u8, before: Option<u8>) -> MeshNode {
         name: name(node),
         uid: (!uid.is_empty()).then(|| uid.into()),
         public_key: key(seed),
+        name_signature: Some(Box::new(name_signature(node, seed))),
         addresses: Vec::new(),
         relay_url: None,
         relay_server: None,
         pod_cidrs: Vec::new(),
+        probe: None,
         version: "".into(),
         boot_id: "".into(),
         previous_key: before
@@ -59,6 +69,7 @@ impl Cluster {
             zone: None,
             pod_cidrs: Vec::new(),
             addresses: Vec::new(),
+            labels: Default::default(),
         }));
         self.fold.apply(Change::MeshNode(mesh_node));
     }
@@ -110,6 +121,23 @@ fn mesh_node_without_a_node_is_no_peer_until_there_is_one() {
     let peers = cluster.follow();
     assert_eq!(believed(&peers), [""; 0]);
     assert_eq!(refused(&peers), ["a NodeGone"]);
+    cluster.say(says("a", "1", 1, None));
+    assert_eq!(believed(&cluster.follow()), ["a=1"]);
+}
+
+#[test]
+fn key_that_was_copied_without_its_private_half_is_no_claim() {
+    let mut copied = says("a", "1", 1, None);
+    copied.name = name("b");
+    let mut unsigned = says("c", "3", 1, None);
+    unsigned.name_signature = None;
+    let mut cluster = Cluster::of(&[copied, unsigned]);
+    assert_eq!(refused(&cluster.follow()), ["b NotSigned", "c NotSigned"]);
+    // Nothing holds it back that others claim its key, nor while its Node was away.
+    cluster.say(says("a", "1", 1, None));
+    assert_eq!(believed(&cluster.follow()), ["a=1"]);
+    cluster.remove_node("a");
+    cluster.follow();
     cluster.say(says("a", "1", 1, None));
     assert_eq!(believed(&cluster.follow()), ["a=1"]);
 }

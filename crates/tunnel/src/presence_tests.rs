@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use edgemesh_catalog::{Change, Fold, Node};
-use edgemesh_plan::{FilterMode, Policy};
+use edgemesh_plan::Policy;
 use iroh::address_lookup::MemoryLookup;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -42,12 +42,7 @@ impl Member {
         })
         .await
         .unwrap();
-        let policy = Policy {
-            node: node.clone(),
-            filter: FilterMode::default(),
-            ipv4: true,
-            ipv6: true,
-        };
+        let policy = Policy::of(node.clone());
         let exits = Exits::new(cluster_of(&node).catalog(), policy);
         let exits = watch::Sender::new(Arc::new(exits));
         let peers = watch::Sender::new(Arc::new(Peers::default()));
@@ -125,6 +120,7 @@ fn node(name: &NodeName) -> Node {
         zone: None,
         pod_cidrs: Vec::new(),
         addresses: Vec::new(),
+        labels: Default::default(),
     }
 }
 

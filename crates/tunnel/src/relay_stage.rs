@@ -80,10 +80,12 @@ pub(crate) fn mesh_node(name: &str, key: &NodeKey) -> MeshNode {
         name: NodeName::new(name),
         uid: None,
         public_key: key.public(),
+        name_signature: Some(Box::new(key.sign_name(&NodeName::new(name)))),
         addresses: Vec::new(),
         relay_url: None,
         relay_server: None,
         pod_cidrs: Vec::new(),
+        probe: None,
         version: "".into(),
         boot_id: "".into(),
         previous_key: None,
@@ -99,6 +101,7 @@ pub(crate) fn believed(mesh_nodes: &[MeshNode]) -> Peers {
             zone: None,
             pod_cidrs: Vec::new(),
             addresses: Vec::new(),
+            labels: Default::default(),
         }));
         fold.apply(Change::MeshNode(mesh_node.clone()));
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use edgemesh_catalog::{Change, MeshNode, Node, NodeName, Protocol::Tcp, PublicKey};
+use edgemesh_catalog::{Change, KeySignature, MeshNode, Node, NodeName, Protocol::Tcp, PublicKey};
 use edgemesh_wire::{ALPN, Answer, Request};
 use iroh::endpoint::{Connection, ConnectionError, RelayMode, presets};
 use iroh::{Endpoint, EndpointAddr, SecretKey, TransportAddr};
@@ -32,15 +32,19 @@ impl Offender {
             zone: None,
             pod_cidrs: Vec::new(),
             addresses: Vec::new(),
+            labels: Default::default(),
         }));
+        let signature = secret.sign(b"edgemesh tunnel: the name of this key's node, v1\0evil");
         cluster.apply(Change::MeshNode(MeshNode {
             name: name.clone(),
             uid: None,
             public_key: PublicKey::from_bytes(*secret.public().as_bytes()),
+            name_signature: Some(Box::new(KeySignature::from_bytes(signature.to_bytes()))),
             addresses: Vec::new(),
             relay_url: None,
             relay_server: None,
             pod_cidrs: Vec::new(),
+            probe: None,
             version: "1".into(),
             boot_id: "1".into(),
             previous_key: None,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use edgemesh_catalog::{Catalog, MeshNode, NodeName, PublicKey, RelayServer};
+use edgemesh_catalog::{Catalog, KeySignature, MeshNode, NodeName, PublicKey, RelayServer};
 use edgemesh_lab::{Lab, Node, Place, await_ok};
 use edgemesh_watch::{
     ApiSettings, ApiSource, ApiTiming, ApiWay, Condition, MeshNodePublisher, OwnMeshNode,
@@ -277,6 +277,7 @@ fn own_node(name: &str) -> MeshNode {
         name: NodeName::new(name),
         uid: None,
         public_key: PublicKey::from_bytes([7; 32]),
+        name_signature: Some(Box::new(KeySignature::from_bytes([9; 64]))),
         addresses: vec![
             ([203, 0, 113, 7], 20006).into(),
             ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7], 20006).into(),
@@ -287,6 +288,7 @@ fn own_node(name: &str) -> MeshNode {
             address_discovery_port: 20008,
         })),
         pod_cidrs: Vec::new(),
+        probe: None,
         version: "1.2.3".into(),
         boot_id: "b-1".into(),
         previous_key: None,
@@ -305,6 +307,7 @@ fn good_named(name: &str) -> Value {
         "metadata": {"name": name},
         "spec": {
             "publicKey": key,
+            "nameSignature": format!("{}==", "A".repeat(86)),
             "addresses": ["203.0.113.7:20006", "[2001:db8::7]:20006"],
             "relayURL": "http://203.0.113.1:20007",
             "relayServer": {"urls": ["https://relay.example.org"], "addressDiscoveryPort": 20008},
@@ -323,6 +326,7 @@ fn wrong_values() -> Vec<(&'static str, Value)> {
     vec![
         ("/spec/publicKey", json!("c2hvcnQ=")),
         ("/spec/publicKey", json!(format!("{}B=", "A".repeat(42)))),
+        ("/spec/nameSignature", json!("AAAA")),
         ("/spec/addresses", json!(many)),
         ("/spec/addresses/0", json!("relay.example.org:20006")),
         ("/spec/addresses/0", json!("203.0.113.7")),

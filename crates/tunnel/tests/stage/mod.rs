@@ -13,7 +13,7 @@ use edgemesh_catalog::{
     TrafficPolicy,
 };
 use edgemesh_lab::Program;
-use edgemesh_plan::{Exits, FilterMode, Policy};
+use edgemesh_plan::{Exits, Policy};
 use edgemesh_tunnel::{NodeKey, Running, Settings, Target, Tunnel};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tempfile::TempDir;
@@ -113,6 +113,7 @@ impl Cluster {
             zone: None,
             pod_cidrs: Vec::new(),
             addresses: Vec::new(),
+            labels: Default::default(),
         }));
         self.apply(Change::MeshNode(member.mesh_node.clone()));
         Ok(member)
@@ -145,12 +146,14 @@ impl Cluster {
         let view = watch::Sender::new(self.view_of(&name));
         let seen = view.subscribe();
         let public_key = key.public();
+        let name_signature = Some(Box::new(key.sign_name(&name)));
         let (tunnel, running) = Tunnel::start(settings, key, seen).await?;
         self.views.insert(name.clone(), view);
         let mesh_node = MeshNode {
             name: name.clone(),
             uid: None,
             public_key,
+            name_signature,
             addresses: tunnel.listening_at(),
             relay_url: None,
             relay_server: None,
@@ -199,12 +202,7 @@ impl Cluster {
     }
 
     fn view_of(&self, node: &NodeName) -> Arc<Exits> {
-        let policy = Policy {
-            node: node.clone(),
-            filter: FilterMode::default(),
-            ipv4: true,
-            ipv6: true,
-        };
+        let policy = Policy::of(node.clone());
         Arc::new(Exits::new(self.catalog(), policy))
     }
 

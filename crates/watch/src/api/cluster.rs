@@ -83,6 +83,11 @@ impl Cluster {
         }
     }
 
+    /// Keeps these labels of the Nodes that come from now on.
+    pub(crate) fn keep_node_labels(&mut self, labels: Arc<[Arc<str>]>) {
+        self.names.keep_node_labels(labels);
+    }
+
     /// The catalog as of now.
     pub(crate) fn catalog(&self) -> Catalog {
         self.fold.catalog()

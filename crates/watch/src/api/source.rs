@@ -42,6 +42,7 @@ pub struct ApiSource {
     last_good: Option<LastGood>,
     counters: Arc<Counters>,
     publisher: Publisher,
+    node_labels: Arc<[Arc<str>]>,
 }
 
 impl ApiSource {
@@ -60,8 +61,18 @@ impl ApiSource {
             last_good,
             counters,
             publisher,
+            node_labels: Arc::default(),
         };
         (source, states)
+    }
+
+    /// Keeps these labels of Nodes; by default none.
+    #[must_use]
+    pub fn keeping_node_labels(self, labels: impl IntoIterator<Item = Arc<str>>) -> Self {
+        Self {
+            node_labels: labels.into_iter().collect(),
+            ..self
+        }
     }
 
     /// Works until `shutdown`. Dropping the future stops it just as well.
@@ -96,10 +107,13 @@ impl Running {
             last_good,
             counters,
             publisher,
+            node_labels,
         } = source;
         let known = last_good.as_ref().map(|saved| saved.catalog.clone());
+        let mut cluster = Cluster::new(known.unwrap_or_default(), counters.clone());
+        cluster.keep_node_labels(node_labels);
         Self {
-            cluster: Cluster::new(known.unwrap_or_default(), counters.clone()),
+            cluster,
             contact: Contact::new(counters.clone()),
             patience_ends: Some(Instant::now() + timing.patience),
             mark_trouble_said: Arc::default(),

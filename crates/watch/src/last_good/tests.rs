@@ -71,6 +71,7 @@ fn small() -> Catalog {
         zone: None,
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
         addresses: vec!["192.168.1.5".parse().unwrap()],
+        labels: Default::default(),
     }));
     fold.apply(Change::MeshNode(mesh_node()));
     fold.catalog()
@@ -81,6 +82,7 @@ fn mesh_node() -> MeshNode {
         name: NodeName::new("edge-1"),
         uid: Some("u-1".into()),
         public_key: PublicKey::from_bytes([7; 32]),
+        name_signature: Some(Box::new(KeySignature::from_bytes([9; 64]))),
         addresses: vec!["203.0.113.7:20006".parse().unwrap()],
         relay_url: Some("http://203.0.113.1".into()),
         relay_server: Some(Box::new(RelayServer {
@@ -88,6 +90,7 @@ fn mesh_node() -> MeshNode {
             address_discovery_port: 20008,
         })),
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+        probe: None,
         version: "1".into(),
         boot_id: "b".into(),
         previous_key: Some(Box::new(PreviousKey {
@@ -307,6 +310,7 @@ fn any_catalog() -> impl Strategy<Value = Catalog> {
             };
             let bare = MeshNode {
                 uid: None,
+                name_signature: None,
                 relay_url: None,
                 relay_server: None,
                 pod_cidrs: Vec::new(),

@@ -85,6 +85,12 @@ impl Directory {
         }
     }
 
+    /// Keeps these labels of the Nodes that are read from now on.
+    pub(crate) fn keeping_node_labels(mut self, labels: Arc<[Arc<str>]>) -> Self {
+        self.names.keep_node_labels(labels);
+        self
+    }
+
     /// What the files say.
     pub(crate) fn catalog(&self) -> Catalog {
         self.overlay.catalog()

@@ -28,6 +28,7 @@ fn node(name: &str, zone: &str) -> Manifest {
         zone: Some(zone.into()),
         pod_cidrs: Vec::new(),
         addresses: Vec::new(),
+        labels: Default::default(),
     })
 }
 
@@ -42,10 +43,12 @@ fn mesh_node(boot: &str) -> Manifest {
         name: NodeName::new("n"),
         uid: None,
         public_key: PublicKey::from_bytes([7; 32]),
+        name_signature: None,
         addresses: Vec::new(),
         relay_url: None,
         relay_server: None,
         pod_cidrs: Vec::new(),
+        probe: None,
         version: "".into(),
         boot_id: boot.into(),
         previous_key: None,

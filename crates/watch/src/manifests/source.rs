@@ -43,6 +43,7 @@ pub struct ManifestsSource {
     path: PathBuf,
     publisher: Publisher,
     counters: Arc<Counters>,
+    node_labels: Arc<[Arc<str>]>,
 }
 
 impl ManifestsSource {
@@ -67,8 +68,18 @@ impl ManifestsSource {
             path: directory,
             publisher,
             counters,
+            node_labels: Arc::default(),
         };
         Ok((source, states))
+    }
+
+    /// Keeps these labels of Nodes; by default none.
+    #[must_use]
+    pub fn keeping_node_labels(self, labels: impl IntoIterator<Item = Arc<str>>) -> Self {
+        Self {
+            node_labels: labels.into_iter().collect(),
+            ..self
+        }
     }
 
     /// Works until `shutdown`. Dropping the future stops it just as well.
@@ -84,6 +95,7 @@ struct Running {
     path: PathBuf,
     publisher: Publisher,
     counters: Arc<Counters>,
+    node_labels: Arc<[Arc<str>]>,
     /// None while a blocking thread works on it.
     directory: Option<Directory>,
     watched: Option<Watched>,
@@ -105,9 +117,12 @@ impl Running {
             path,
             publisher,
             counters,
+            node_labels,
         } = source;
+        let directory = Directory::new(path.clone(), counters.clone());
         Self {
-            directory: Some(Directory::new(path.clone(), counters.clone())),
+            directory: Some(directory.keeping_node_labels(Arc::clone(&node_labels))),
+            node_labels,
             path,
             publisher,
             counters,

@@ -10,6 +10,8 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub(crate) struct KnownNames {
     names: BTreeSet<Arc<str>>,
+    /// Labels of Nodes that are kept; all others are dropped at the door.
+    node_labels: Arc<[Arc<str>]>,
     /// How many there were after the last clearing out.
     kept: usize,
 }
@@ -28,6 +30,16 @@ impl KnownNames {
         let new: Arc<str> = name.into();
         self.names.insert(new.clone());
         new
+    }
+
+    /// Keeps these labels of the Nodes that are read from now on.
+    pub(crate) fn keep_node_labels(&mut self, labels: Arc<[Arc<str>]>) {
+        self.node_labels = labels;
+    }
+
+    /// Which labels of a Node are kept.
+    pub(crate) fn node_labels(&self) -> Arc<[Arc<str>]> {
+        Arc::clone(&self.node_labels)
     }
 
     /// Gives memory back after very many names: a set that grows in the order of its members

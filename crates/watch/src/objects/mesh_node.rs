@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use edgemesh_catalog::{KeySignature, MeshNode, NodeName, PreviousKey, PublicKey, RelayServer};
+use edgemesh_catalog::{
+    KeySignature, MeshNode, NodeName, PreviousKey, ProbePlaces, PublicKey, RelayServer,
+};
 use http::Uri;
 use ipnet::IpNet;
 use serde_json::Value;
@@ -43,10 +45,12 @@ fn mesh_node(
         name: NodeName::new(names.get(name)),
         uid: short_text(&metadata.get("uid"), LONGEST_UID, problems).map(Arc::from),
         public_key,
+        name_signature: key_text(&spec.get("nameSignature"), problems).map(Box::new),
         addresses: addresses(&spec.get("addresses"), problems),
         relay_url: url(&spec.get("relayURL"), names, problems),
         relay_server: relay_server(&spec.get("relayServer"), names, problems).map(Box::new),
         pod_cidrs: pod_cidrs(&spec.get("podCIDRs"), problems),
+        probe: probe(&spec.get("probe"), problems).map(Box::new),
         version: names.get(
             short_text(&spec.get("version"), MeshNode::MAX_VERSION_LENGTH, problems)
                 .unwrap_or_default(),
@@ -221,6 +225,35 @@ fn pod_cidrs(list: &Field<'_, '_>, problems: &mut Vec<Problem>) -> Vec<IpNet> {
     }
     cidrs.shrink_to_fit();
     cidrs
+}
+
+fn probe(field: &Field<'_, '_>, problems: &mut Vec<Problem>) -> Option<ProbePlaces> {
+    if !field.is_mapping(problems) {
+        return None;
+    }
+    let port = field.get("port");
+    if port.is_absent() {
+        problems.push(port.problem("is missing; write the UDP port of the probes".to_owned()));
+    }
+    let port = port_number(&port, problems)?;
+    let list = field.get("podAddresses");
+    let mut pod_addresses = Vec::new();
+    for item in first_items(&list, MeshNode::MAX_PROBE_ADDRESSES, problems) {
+        match item.ip(problems) {
+            Some(ip) if !may_be_another_nodes(SocketAddr::new(ip, port)) => {
+                problems.push(item.problem(format!(
+                    "{ip} leads to no other node; write a unicast address"
+                )));
+            }
+            Some(ip) if !pod_addresses.contains(&ip) => pod_addresses.push(ip),
+            Some(_) | None => {}
+        }
+    }
+    pod_addresses.shrink_to_fit();
+    Some(ProbePlaces {
+        port,
+        pod_addresses,
+    })
 }
 
 fn previous_key(field: &Field<'_, '_>, problems: &mut Vec<Problem>) -> Option<PreviousKey> {

@@ -46,6 +46,10 @@ fn bounds_of_the_crd_are_those_of_the_reader() {
             MeshNode::MAX_URL_LENGTH,
         ),
         (&spec["podCIDRs"]["maxItems"], MeshNode::MAX_POD_CIDRS),
+        (
+            &spec["probe"]["properties"]["podAddresses"]["maxItems"],
+            MeshNode::MAX_PROBE_ADDRESSES,
+        ),
         (&spec["version"]["maxLength"], MeshNode::MAX_VERSION_LENGTH),
         (&spec["bootID"]["maxLength"], MeshNode::MAX_BOOT_ID_LENGTH),
     ] {

@@ -23,6 +23,7 @@ fn complaints(reading: &Reading<MeshNode>) -> Vec<String> {
 fn whole() -> Value {
     json!({
         "publicKey": KEY,
+        "nameSignature": signature(),
         "addresses": ["203.0.113.7:20006", "[2001:db8::7]:20006"],
         "relayURL": "http://203.0.113.1:20007",
         "relayServer": {"urls": ["https://relay.example.org/"], "addressDiscoveryPort": 20008},
@@ -45,6 +46,7 @@ fn mesh_node_is_read_whole() {
             name: NodeName::new("edge-1"),
             uid: Some("u-1".into()),
             public_key: key,
+            name_signature: Some(Box::new(KeySignature::from_bytes([9; 64]))),
             addresses: vec![
                 "203.0.113.7:20006".parse().unwrap(),
                 "[2001:db8::7]:20006".parse().unwrap(),
@@ -55,6 +57,7 @@ fn mesh_node_is_read_whole() {
                 address_discovery_port: 20008,
             })),
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            probe: None,
             version: "1.2.3".into(),
             boot_id: "b-1".into(),
             previous_key: Some(Box::new(PreviousKey {

@@ -1,6 +1,8 @@
 //! Reading a core/v1 Node.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use edgemesh_catalog::{Node, NodeName};
 use ipnet::IpNet;
@@ -25,8 +27,23 @@ pub(crate) fn read_node(value: &Value, names: &mut KnownNames) -> Reading<Node> 
             .map(|zone| names.get(zone)),
         pod_cidrs: pod_cidrs(&root.get("spec"), &mut problems),
         addresses: addresses(&root.get("status"), &mut problems),
+        labels: labels(value, names),
     });
     Reading { object, problems }
+}
+
+/// The labels that somebody selects by. What is no text is none: the API server has seen to
+/// that, and whoever writes manifests is told by the zone's label.
+fn labels(node: &Value, names: &mut KnownNames) -> BTreeMap<Arc<str>, Arc<str>> {
+    let Some(all) = node.pointer("/metadata/labels") else {
+        return BTreeMap::new();
+    };
+    let wanted = names.node_labels();
+    let known = wanted.iter().filter_map(|key| {
+        let value = all.get(&**key)?.as_str()?;
+        Some((Arc::clone(key), names.get(value)))
+    });
+    known.collect()
 }
 
 fn pod_cidrs(spec: &Field<'_, '_>, problems: &mut Vec<Problem>) -> Vec<IpNet> {

@@ -29,6 +29,9 @@ pub(super) fn as_read_by_peers(node: &MeshNode) -> (Option<MeshNode>, Vec<Proble
 pub(super) fn object(node: &MeshNode, renewed: Option<SystemTime>) -> Value {
     let mut spec = Map::new();
     spec.insert("publicKey".to_owned(), text(&node.public_key));
+    if let Some(signature) = &node.name_signature {
+        spec.insert("nameSignature".to_owned(), text(&**signature));
+    }
     spec.insert("addresses".to_owned(), texts(&node.addresses));
     if let Some(url) = &node.relay_url {
         spec.insert("relayURL".to_owned(), text(url));
@@ -39,6 +42,11 @@ pub(super) fn object(node: &MeshNode, renewed: Option<SystemTime>) -> Value {
         spec.insert("relayServer".to_owned(), server);
     }
     spec.insert("podCIDRs".to_owned(), texts(&node.pod_cidrs));
+    if let Some(probe) = &node.probe {
+        let addresses = texts(&probe.pod_addresses);
+        let probe = json!({"port": probe.port, "podAddresses": addresses});
+        spec.insert("probe".to_owned(), probe);
+    }
     spec.insert("version".to_owned(), text(&node.version));
     spec.insert("bootID".to_owned(), text(&node.boot_id));
     if let Some(at) = renewed {
@@ -140,7 +148,7 @@ pub(crate) fn timestamp(at: SystemTime) -> String {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use edgemesh_catalog::{KeySignature, NodeName, PreviousKey, PublicKey, RelayServer};
+    use edgemesh_catalog::{KeySignature, NodeName, PreviousKey, ProbePlaces, PublicKey, RelayServer};
     use edgemesh_yaml::documents;
 
     use super::*;
@@ -150,6 +158,7 @@ mod tests {
             name: NodeName::new("edge-1"),
             uid: None,
             public_key: PublicKey::from_bytes([7; 32]),
+            name_signature: Some(Box::new(KeySignature::from_bytes([9; 64]))),
             addresses: vec![
                 "203.0.113.7:20006".parse().unwrap(),
                 "[2001:db8::7]:20006".parse().unwrap(),
@@ -160,6 +169,10 @@ mod tests {
                 address_discovery_port: 20008,
             })),
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            probe: Some(Box::new(ProbePlaces {
+                port: 20010,
+                pod_addresses: vec!["10.244.1.1".parse().unwrap()],
+            })),
             version: "1.2.3".into(),
             boot_id: "b-1".into(),
             previous_key: Some(Box::new(PreviousKey {
@@ -171,10 +184,12 @@ mod tests {
 
     fn bare() -> MeshNode {
         MeshNode {
+            name_signature: None,
             addresses: Vec::new(),
             relay_url: None,
             relay_server: None,
             pod_cidrs: Vec::new(),
+            probe: None,
             previous_key: None,
             ..node()
         }

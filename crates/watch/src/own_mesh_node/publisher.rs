@@ -284,20 +284,24 @@ fn is_same(shown: &MeshNode, wanted: &MeshNode) -> bool {
         name,
         uid: _,
         public_key,
+        name_signature,
         addresses,
         relay_url,
         relay_server,
         pod_cidrs,
+        probe,
         version,
         boot_id,
         previous_key,
     } = shown;
     *name == wanted.name
         && *public_key == wanted.public_key
+        && *name_signature == wanted.name_signature
         && *addresses == wanted.addresses
         && *relay_url == wanted.relay_url
         && *relay_server == wanted.relay_server
         && *pod_cidrs == wanted.pod_cidrs
+        && *probe == wanted.probe
         && *version == wanted.version
         && *boot_id == wanted.boot_id
         && *previous_key == wanted.previous_key
