@@ -233,7 +233,8 @@ impl Running {
     ) -> T {
         let mut directory = match self.directory.take() {
             Some(directory) => directory,
-            None => Directory::new(self.path.clone(), self.counters.clone()),
+            None => Directory::new(self.path.clone(), self.counters.clone())
+                .keeping_node_labels(Arc::clone(&self.node_labels)),
         };
         let done = spawn_blocking(move || {
             let result = work(&mut directory);

@@ -28,6 +28,7 @@ fn whole() -> Value {
         "relayURL": "http://203.0.113.1:20007",
         "relayServer": {"urls": ["https://relay.example.org/"], "addressDiscoveryPort": 20008},
         "podCIDRs": ["10.244.1.0/24"],
+        "probe": {"port": 20010, "podAddresses": ["10.244.1.1", "fd00:1::1"]},
         "version": "1.2.3",
         "bootID": "b-1",
         "renewTime": "2026-01-02T03:04:05.000000Z",
@@ -57,7 +58,12 @@ fn mesh_node_is_read_whole() {
                 address_discovery_port: 20008,
             })),
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
-            probe: None,
+            probe: Some(Box::new(ProbePlaces {
+                port: 20010,
+                pod_addresses: ["10.244.1.1", "fd00:1::1"]
+                    .map(|of| of.parse().unwrap())
+                    .into(),
+            })),
             version: "1.2.3".into(),
             boot_id: "b-1".into(),
             previous_key: Some(Box::new(PreviousKey {
@@ -159,6 +165,8 @@ fn lists_are_cut_at_their_bounds() {
     spec["addresses"] = json!(addresses);
     spec["relayServer"]["urls"] = json!(urls);
     spec["podCIDRs"] = json!(cidrs);
+    let bridges: Vec<String> = (1..=30).map(|n| format!("10.244.{n}.1")).collect();
+    spec["probe"]["podAddresses"] = json!(bridges);
     let reading = read(&spec);
     assert_eq!(
         complaints(&reading),
@@ -166,6 +174,7 @@ fn lists_are_cut_at_their_bounds() {
             "spec.addresses: has 1000 entries; write the best 16 at most",
             "spec.relayServer.urls: has 9 entries; write the best 4 at most",
             "spec.podCIDRs: has 99 entries; write the best 16 at most",
+            "spec.probe.podAddresses: has 30 entries; write the best 8 at most",
         ]
     );
     let node = reading.object.unwrap();
@@ -175,6 +184,28 @@ fn lists_are_cut_at_their_bounds() {
         MeshNode::MAX_RELAY_URLS
     );
     assert_eq!(node.pod_cidrs.len(), MeshNode::MAX_POD_CIDRS);
+}
+
+#[test]
+fn nobody_is_made_to_probe_itself_or_many() {
+    let mut spec = whole();
+    let bad = ["127.0.0.1", "0.0.0.0", "224.0.0.1", "fe80::1", "none"];
+    spec["probe"]["podAddresses"] = json!(bad);
+    let reading = read(&spec);
+    assert_eq!(reading.problems.len(), bad.len());
+    assert_eq!(
+        reading.problems[0].to_string(),
+        "spec.probe.podAddresses[0]: 127.0.0.1 leads to no other node; write a unicast address"
+    );
+    let probe = reading.object.unwrap().probe.unwrap();
+    assert_eq!((probe.port, probe.pod_addresses), (20010, Vec::new()));
+    spec["probe"] = json!({"podAddresses": []});
+    let reading = read(&spec);
+    assert_eq!(
+        complaints(&reading),
+        ["spec.probe.port: is missing; write the UDP port of the probes"]
+    );
+    assert_eq!(reading.object.unwrap().probe, None);
 }
 
 #[test]
@@ -285,6 +316,8 @@ proptest! {
         if let Some(node) = read(&spec).object {
             prop_assert!(node.addresses.len() <= MeshNode::MAX_ADDRESSES);
             prop_assert!(node.pod_cidrs.len() <= MeshNode::MAX_POD_CIDRS);
+            let probed = node.probe.map_or(0, |probe| probe.pod_addresses.len());
+            prop_assert!(probed <= MeshNode::MAX_PROBE_ADDRESSES);
             prop_assert!(node.version.len() <= MeshNode::MAX_VERSION_LENGTH);
             prop_assert!(node.boot_id.len() <= MeshNode::MAX_BOOT_ID_LENGTH);
             prop_assert!(node.relay_url.is_none_or(|u| u.len() <= MeshNode::MAX_URL_LENGTH));

@@ -366,6 +366,22 @@ fn node_is_reduced_to_zone_pod_networks_and_addresses() {
 }
 
 #[test]
+fn of_a_nodes_labels_only_those_are_kept_that_somebody_selects_by() {
+    let object = json!({"metadata": {"name": "n", "labels": {"a/site": "x", "b": "y", "c": 1}}});
+    let mut names = KnownNames::default();
+    assert!(
+        read_node(&object, &mut names)
+            .object
+            .unwrap()
+            .labels
+            .is_empty()
+    );
+    names.keep_node_labels(["a/site", "c", "absent"].map(Into::into).into());
+    let read = good(read_node(&object, &mut names));
+    assert_eq!(read.labels, [("a/site".into(), "x".into())].into());
+}
+
+#[test]
 fn pod_network_of_an_old_server_is_taken_from_the_single_field() {
     let object = json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.244.1.0/24"}});
     let read = good(read_node(&object, &mut KnownNames::default()));
