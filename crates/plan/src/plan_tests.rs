@@ -451,6 +451,7 @@ pub(super) fn here_in_zone_a() -> Node {
         zone: Some("zone-a".into()),
         pod_cidrs: vec![],
         addresses: vec![],
+        labels: Default::default(),
     }
 }
 

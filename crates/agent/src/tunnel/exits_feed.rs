@@ -81,6 +81,7 @@ mod tests {
             zone: None,
             pod_cidrs: vec![],
             addresses: vec![],
+            labels: Default::default(),
         }));
         fold.catalog()
     }

@@ -158,6 +158,7 @@ impl Cluster {
             relay_url: None,
             relay_server: None,
             pod_cidrs: Vec::new(),
+            probe: None,
             version: "test".into(),
             boot_id: tunnel.boot_id().into(),
             previous_key: None,
