@@ -265,10 +265,11 @@ fn mark(config: &Config) -> anyhow::Result<Mark> {
 
 fn policy(config: &Config, start: &Start, intercepts: &[IpAddr]) -> Policy {
     Policy {
-        node: start.node.clone(),
         filter: config.edge_proxy.filter,
+        datapath: config.edge_proxy.datapath,
         ipv4: intercepts.iter().any(IpAddr::is_ipv4),
         ipv6: intercepts.iter().any(IpAddr::is_ipv6),
+        ..Policy::of(start.node.clone())
     }
 }
 

@@ -46,10 +46,9 @@ async fn play(folder: &Path) -> Vec<(&'static str, String)> {
     };
     let catalog = read(folder).await;
     let policy = Policy {
-        node: NodeName::new(NODE),
         filter: config.edge_proxy.filter,
-        ipv4: true,
-        ipv6: true,
+        datapath: config.edge_proxy.datapath,
+        ..Policy::of(NodeName::new(NODE))
     };
     let plan = plan(&catalog, &reachability(folder), &policy);
     let destinations = destinations(&plan);
@@ -128,7 +127,9 @@ fn describe(plan: &Plan) -> String {
         for portal in &port.portals {
             write!(text, "{} at {}: ", port.name, portal.frontend).unwrap();
             match &portal.target {
-                Target::Forward { endpoints, choice } => {
+                Target::Forward {
+                    endpoints, choice, ..
+                } => {
                     let endpoints: Vec<_> = endpoints.iter().map(describe_endpoint).collect();
                     write!(text, "forwarded to {} ({choice})", endpoints.join(", ")).unwrap();
                 }

@@ -328,8 +328,10 @@ fn apply_reload(start: &Start, reason: Reason, policy: &watch::Sender<Policy>) {
         );
     }
     let changed = policy.send_if_modified(|policy| {
-        let before = std::mem::replace(&mut policy.filter, config.edge_proxy.filter);
-        before != policy.filter
+        let decided = (config.edge_proxy.filter, config.edge_proxy.datapath);
+        let before = (policy.filter, policy.datapath);
+        (policy.filter, policy.datapath) = decided;
+        before != decided
     });
     tracing::info!(?reason, changed, "the configuration was read again");
 }

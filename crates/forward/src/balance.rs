@@ -24,6 +24,8 @@ pub(crate) struct Balancer {
     unwell: BTreeMap<SocketAddr, Unwell>,
     /// In a box: few portals have it.
     affinity: Option<Box<Affinity>>,
+    /// Whether the kernel sends native endpoints their share already.
+    native_have_share: bool,
 }
 
 #[derive(Debug)]
@@ -70,6 +72,7 @@ impl Balancer {
             turns: order.into(),
             unwell: BTreeMap::new(),
             affinity: None,
+            native_have_share: false,
         };
         balancer.set_affinity(affinity);
         balancer
@@ -106,6 +109,12 @@ impl Balancer {
         }
     }
 
+    /// Whether the kernel sends connections to native endpoints itself, and here those only
+    /// that are the others' share. Native ones are then tried after all others.
+    pub(crate) fn set_native_have_share(&mut self, native_have_share: bool) {
+        self.native_have_share = native_have_share;
+    }
+
     /// Replaces the list. Those that stay keep their turn and, while the way to them is the
     /// same, their state; new ones come last, in an order that `random` decides.
     pub(crate) fn set_endpoints(&mut self, endpoints: Arc<[PortalEndpoint]>, random: u64) {
@@ -131,8 +140,8 @@ impl Balancer {
     /// when it tried all.
     ///
     /// First the one the client is used to, then whoever is in turn and well or due for
-    /// another trial, and when there is none even those that are left out: a connection is
-    /// never refused on hearsay.
+    /// another trial, those before all that have no share of the kernel's, and when there is
+    /// none even those that are left out: a connection is never refused on hearsay.
     pub(crate) fn pick(
         &mut self,
         client: IpAddr,
@@ -141,8 +150,10 @@ impl Balancer {
         random: u64,
     ) -> Option<Pick> {
         let remembered = self.remembered(client, tried, now);
+        let usable = |b: &Self, at: usize| b.is_open(at, tried) && b.is_usable(at, now);
         let place = remembered
-            .or_else(|| self.choose(random, |b, at| b.is_open(at, tried) && b.is_usable(at, now)))
+            .or_else(|| self.choose(random, |b, at| usable(b, at) && b.lacks_share(at)))
+            .or_else(|| self.choose(random, usable))
             .or_else(|| self.choose(random, |b, at| b.is_open(at, tried)))?;
         let endpoint = self.endpoints.get(place)?.clone();
         let trial = self.begin_trial(endpoint.address, now);
@@ -243,6 +254,18 @@ impl Balancer {
                 admitted().nth(below(how_many.max(1), random))
             }
         }
+    }
+
+    /// Whether connections that come here are meant for it.
+    fn lacks_share(&self, place: usize) -> bool {
+        !self.native_have_share
+            || self
+                .endpoints
+                .get(place)
+                .is_some_and(|endpoint| match endpoint.way {
+                    Way::Tunnel => true,
+                    Way::Native => false,
+                })
     }
 
     fn is_open(&self, place: usize, tried: &[SocketAddr]) -> bool {

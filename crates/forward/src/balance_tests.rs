@@ -52,6 +52,52 @@ fn fail(balancer: &mut Balancer, n: u8, now: Instant) {
     balancer.failed(pick.endpoint.address, pick.trial, now);
 }
 
+/// Endpoints 1 and 2 are native, and the kernel's as well; 3 and 4 take the tunnel.
+fn sharing_with_the_kernel(strategy: Strategy) -> Balancer {
+    let list: Vec<PortalEndpoint> = endpoints([1, 2, 3, 4])
+        .iter()
+        .zip([Way::Native, Way::Native, Way::Tunnel, Way::Tunnel])
+        .map(|(endpoint, way)| PortalEndpoint {
+            way,
+            ..endpoint.clone()
+        })
+        .collect();
+    let mut balancer = Balancer::new(strategy, list.into(), None, 0);
+    balancer.set_native_have_share(true);
+    balancer
+}
+
+#[test]
+fn beside_the_kernel_only_endpoints_without_a_share_there_have_turns() {
+    let now = Instant::now();
+    for strategy in [Strategy::RoundRobin, Strategy::Random] {
+        let mut balancer = sharing_with_the_kernel(strategy);
+        let chance = Chance::new(7);
+        let mut turns = BTreeMap::<SocketAddr, u32>::new();
+        for _ in 0..200 {
+            let pick = balancer.pick(CLIENT, &[], now, chance.draw()).unwrap();
+            *turns.entry(pick.endpoint.address).or_default() += 1;
+        }
+        let picked: Vec<SocketAddr> = turns.keys().copied().collect();
+        assert_eq!(picked, [address(3), address(4)], "{strategy:?}");
+    }
+}
+
+#[test]
+fn beside_the_kernel_its_endpoints_are_tried_before_those_that_failed() {
+    let now = Instant::now();
+    let mut balancer = sharing_with_the_kernel(Strategy::RoundRobin);
+    balancer.way_failed(address(3), now);
+    let tried = balancer.pick(CLIENT, &[address(4)], now, 0).unwrap();
+    assert!([address(1), address(2)].contains(&tried.endpoint.address));
+    let natives = [address(1), address(2), address(4)];
+    let last = balancer.pick(CLIENT, &natives, now, 0).unwrap();
+    assert_eq!(last.endpoint.address, address(3));
+    balancer.set_native_have_share(false);
+    let all: Vec<SocketAddr> = (0..4).map(|_| next(&mut balancer, now)).collect();
+    assert!(all.contains(&address(1)) && all.contains(&address(2)));
+}
+
 #[test]
 fn round_robin_gives_each_endpoint_its_turn() {
     let now = Instant::now();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use edgemesh_catalog::ServicePortName;
-use edgemesh_plan::{Frontend, PortalEndpoint, Way};
+use edgemesh_plan::{Datapath, Frontend, PortalEndpoint, Way};
 use edgemesh_sockets::EndpointAddr;
 use tokio::sync::watch;
 
@@ -44,14 +44,16 @@ impl ActivePortal {
         }
     }
 
-    /// Makes it lead to `endpoints`.
+    /// Makes it lead to `endpoints`, with the kernel or without.
     pub(crate) fn update(
         &self,
         endpoints: &Arc<[PortalEndpoint]>,
         affinity: Option<Duration>,
+        datapath: Datapath,
         random: u64,
     ) {
         let mut balancer = self.balancer();
+        balancer.set_native_have_share(datapath == Datapath::KernelAndAgent);
         if balancer.affinity() != affinity {
             balancer.set_affinity(affinity);
         }

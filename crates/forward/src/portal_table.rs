@@ -41,12 +41,17 @@ impl PortalTable {
     pub(crate) fn with(&self, plan: &Plan, strategy: Strategy, chance: &Chance) -> Self {
         let mut portals = self.portals.clone();
         for (port, portal) in plan.intercepted() {
-            let Target::Forward { endpoints, .. } = &portal.target else {
+            let Target::Forward {
+                endpoints,
+                datapath,
+                ..
+            } = &portal.target
+            else {
                 continue;
             };
             match portals.get(&portal.frontend) {
                 Some(known) if known.name == port.name => {
-                    known.update(endpoints, port.affinity, chance.draw());
+                    known.update(endpoints, port.affinity, *datapath, chance.draw());
                 }
                 // Another Service has taken the address over: nothing carries over.
                 Some(_) | None => {
@@ -58,6 +63,7 @@ impl PortalTable {
                         port.affinity,
                         chance.draw(),
                     );
+                    active.update(endpoints, port.affinity, *datapath, chance.draw());
                     portals.insert(portal.frontend, Arc::new(active));
                 }
             }

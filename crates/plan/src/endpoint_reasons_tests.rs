@@ -7,7 +7,7 @@ use edgemesh_catalog::{
 use proptest::prelude::*;
 
 use super::{Unused, endpoint_reasons};
-use crate::{FilterMode, Policy, Reachability, Target, WayReason, plan};
+use crate::{Policy, Reachability, Target, WayReason, plan};
 
 const STATES: [EndpointState; 3] = [
     EndpointState::Ready,
@@ -20,12 +20,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn policy() -> Policy {
-    Policy {
-        node: NodeName::new("here"),
-        filter: FilterMode::IfLabelExists,
-        ipv4: true,
-        ipv6: true,
-    }
+    Policy::of(NodeName::new("here"))
 }
 
 fn web(policy: TrafficPolicy) -> Service {

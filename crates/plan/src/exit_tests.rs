@@ -176,12 +176,7 @@ fn catalog(changes: impl IntoIterator<Item = Change>) -> Catalog {
 }
 
 fn policy() -> Policy {
-    Policy {
-        node: NodeName::new("here"),
-        filter: FilterMode::IfLabelExists,
-        ipv4: true,
-        ipv6: true,
-    }
+    Policy::of(NodeName::new("here"))
 }
 
 fn web() -> Service {

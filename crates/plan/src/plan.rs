@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use edgemesh_catalog::{Catalog, Protocol, Service, ServicePort, ServicePortName};
 
+use crate::datapath::datapath;
 use crate::topology::{Place, is_dialable, usable_endpoints};
 use crate::{Frontend, LeftAlone, Policy, Portal, Reachability, ServicePortPlan, Target, filter};
 
@@ -224,7 +225,15 @@ impl<'a> Planning<'a> {
                     None => {
                         self.taken.insert(frontend, service.port_name(port));
                         match usable_endpoints(self.catalog, service, port, ip, &self.place) {
-                            Ok((endpoints, choice)) => Target::Forward { endpoints, choice },
+                            Ok((endpoints, choice)) => Target::Forward {
+                                datapath: datapath(
+                                    &endpoints,
+                                    service.session_affinity,
+                                    self.policy,
+                                ),
+                                endpoints,
+                                choice,
+                            },
                             Err(refusal) => Target::Refuse(refusal),
                         }
                     }
@@ -259,6 +268,10 @@ mod tests;
 #[cfg(test)]
 #[path = "plan_properties.rs"]
 mod properties;
+
+#[cfg(test)]
+#[path = "plan_datapath_tests.rs"]
+mod datapath_tests;
 
 #[cfg(test)]
 #[path = "plan_way_tests.rs"]

@@ -1,5 +1,7 @@
 //! What holds for every cluster.
 
+use std::sync::Arc;
+
 use edgemesh_catalog::{
     Change, Endpoint, EndpointSlice, Fold, NodeName, ObjectName, Protocol, Service, TrafficPolicy,
 };
@@ -9,7 +11,10 @@ use super::tests::{
     DOWN, LAST, READY, a_slice, at, cluster, endpoint_port, here_in_zone_a, ip, plan, policy,
     service_port, web,
 };
-use crate::{Earlier, FilterMode, Policy, Reachability, Target, plan_since};
+use crate::{
+    BypassingNetwork, Datapath, DatapathMode, Earlier, FamilyFacts, FilterMode, HostFacts, Policy,
+    Reachability, Target, plan_since,
+};
 
 proptest! {
     #[test]
@@ -60,9 +65,10 @@ proptest! {
     fn every_intercepted_frontend_has_one_portal_and_every_port_a_verdict(
         changes in changes(),
         policy in a_policy(),
+        peers in some_peers(),
     ) {
         let catalog = cluster(changes);
-        let plan = plan(&catalog, &policy);
+        let plan = crate::plan(&catalog, &peers, &policy);
         let mut seen = std::collections::BTreeSet::new();
         for (_, portal) in plan.intercepted() {
             prop_assert!(seen.insert(portal.frontend), "{} twice", portal.frontend);
@@ -70,7 +76,16 @@ proptest! {
         for port in plan.ports() {
             prop_assert_eq!(port.left_alone.is_some(), port.portals.is_empty());
             for portal in &port.portals {
-                if let Target::Forward { endpoints, .. } = &portal.target {
+                if let Target::Forward { endpoints, datapath, .. } = &portal.target {
+                    let kernels = datapath.kernel_endpoints(endpoints).count();
+                    match datapath {
+                        Datapath::Kernel => prop_assert_eq!(kernels, endpoints.len()),
+                        Datapath::KernelAndAgent => {
+                            prop_assert!((1..endpoints.len()).contains(&kernels));
+                            prop_assert_eq!(port.affinity, None);
+                        }
+                        Datapath::User(_) => prop_assert_eq!(kernels, 0),
+                    }
                     prop_assert!(!endpoints.is_empty());
                     prop_assert!(endpoints.windows(2).all(|w| w[0].address < w[1].address));
                     prop_assert!(endpoints.iter().all(|e| e.address.is_ipv4() == portal.frontend.ip.is_ipv4()));
@@ -139,8 +154,11 @@ fn a_service() -> impl Strategy<Value = Service> {
         ),
         0..4,
     );
-    (ips, ports, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(ips, ports, headless, filter_label, local)| Service {
+    let affinity = prop::option::of(Just(std::time::Duration::from_secs(60)));
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>());
+    (ips, ports, switches, affinity).prop_map(
+        |(ips, ports, (headless, filter_label, local), session_affinity)| Service {
+            session_affinity,
             cluster_ips: ips.into_iter().map(ip).collect(),
             ports: ports
                 .into_iter()
@@ -182,7 +200,8 @@ fn some_slice() -> impl Strategy<Value = EndpointSlice> {
 }
 
 fn a_policy() -> impl Strategy<Value = Policy> {
-    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(inverted, ipv4, ipv6)| Policy {
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    (switches, some_host()).prop_map(|((inverted, ipv4, ipv6, hybrid), host)| Policy {
         filter: if inverted {
             FilterMode::IfLabelDoesNotExist
         } else {
@@ -190,14 +209,42 @@ fn a_policy() -> impl Strategy<Value = Policy> {
         },
         ipv4,
         ipv6,
+        datapath: if hybrid {
+            DatapathMode::Hybrid
+        } else {
+            DatapathMode::User
+        },
+        host,
         ..policy()
     })
 }
 
+fn some_host() -> impl Strategy<Value = HostFacts> {
+    let facts = (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(forwarding, shown_to_nat, keeps_clients)| {
+            let bypassing = BypassingNetwork {
+                network: "10.0.0.2/31".parse().unwrap(),
+                why: "a bridge".into(),
+            };
+            FamilyFacts {
+                not_forwarding: (!forwarding).then(|| "off".into()),
+                bypassing: (!shown_to_nat).then_some(bypassing).into_iter().collect(),
+                no_kernel_path: None,
+                no_affinity: (!keeps_clients).then(|| "none".into()),
+            }
+        },
+    );
+    (facts.clone(), facts).prop_map(|(ipv4, ipv6)| HostFacts { ipv4, ipv6 })
+}
+
 fn some_peers() -> impl Strategy<Value = Reachability> {
-    prop::option::of(prop::collection::vec(
-        prop::sample::select(vec!["here", "there", "elsewhere"]).prop_map(NodeName::new),
-        0..3,
-    ))
-    .prop_map(|peers| peers.map_or_else(Reachability::default, Reachability::with_peers))
+    let node = || prop::sample::select(vec!["here", "there", "elsewhere"]).prop_map(NodeName::new);
+    let network = prop::sample::select(vec!["10.0.0.1/32", "10.0.0.0/8", "fd00::/8"])
+        .prop_map(|text| Arc::from([text.parse().unwrap()]));
+    let peers = prop::option::of(prop::collection::vec(node(), 0..3));
+    let proofs = prop::collection::btree_map(node(), network, 0..2);
+    (peers, proofs).prop_map(|(peers, proofs)| {
+        let peers = peers.map_or_else(Reachability::default, Reachability::with_peers);
+        peers.with_verified(Arc::new(proofs))
+    })
 }

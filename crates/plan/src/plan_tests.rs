@@ -437,12 +437,7 @@ pub(super) fn cluster(changes: impl IntoIterator<Item = Change>) -> Catalog {
 }
 
 pub(super) fn policy() -> Policy {
-    Policy {
-        node: NodeName::new("here"),
-        filter: FilterMode::IfLabelExists,
-        ipv4: true,
-        ipv6: true,
-    }
+    Policy::of(NodeName::new("here"))
 }
 
 pub(super) fn here_in_zone_a() -> Node {
@@ -528,9 +523,9 @@ fn left_alone(service: Service, filter: FilterMode) -> Option<LeftAlone> {
 
 fn forwarded(portal: &Portal) -> (Vec<SocketAddr>, EndpointChoice) {
     match &portal.target {
-        Target::Forward { endpoints, choice } => {
-            (endpoints.iter().map(|e| e.address).collect(), *choice)
-        }
+        Target::Forward {
+            endpoints, choice, ..
+        } => (endpoints.iter().map(|e| e.address).collect(), *choice),
         other => panic!("{} should be forwarded, not {other:?}", portal.frontend),
     }
 }

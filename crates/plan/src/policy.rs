@@ -1,6 +1,8 @@
-//! What the operator decided for this node.
+//! What the operator decided for this node, and what the node can do.
 
 use edgemesh_catalog::NodeName;
+
+use crate::{DatapathMode, HostFacts};
 
 /// Which Services the filter label exempts (`modules.edgeProxy.serviceFilterMode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,4 +25,23 @@ pub struct Policy {
     pub ipv4: bool,
     /// Whether this host can intercept IPv6.
     pub ipv6: bool,
+    /// Who may take connections to endpoints.
+    pub datapath: DatapathMode,
+    /// What its kernel can do about that.
+    pub host: HostFacts,
+}
+
+impl Policy {
+    /// That of a node which can do everything, with an operator who changed nothing.
+    #[must_use]
+    pub fn of(node: NodeName) -> Self {
+        Self {
+            node,
+            filter: FilterMode::default(),
+            ipv4: true,
+            ipv6: true,
+            datapath: DatapathMode::default(),
+            host: HostFacts::default(),
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use edgemesh_catalog::{NodeName, Protocol, ServicePortName};
 
-use crate::Way;
+use crate::{Datapath, Way};
 
 /// An address, protocol and port that clients connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,13 +59,14 @@ pub struct Portal {
 /// What becomes of traffic to a portal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// It goes to our forwarder, which picks one of these endpoints. Never empty;
-    /// sorted by address, without duplicates.
+    /// It goes to one of these endpoints.
     Forward {
-        /// The usable endpoints.
+        /// The usable endpoints. Never empty; sorted by address, without duplicates.
         endpoints: Arc<[PortalEndpoint]>,
         /// How they were chosen among all.
         choice: EndpointChoice,
+        /// Who takes it there.
+        datapath: Datapath,
     },
     /// It is refused at once, as kube-proxy's REJECT does.
     Refuse(Refusal),

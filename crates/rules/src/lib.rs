@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod family;
 mod gate;
+mod host_forwarding;
 mod host_network;
 mod host_support;
 mod inspect;
@@ -39,6 +40,7 @@ pub use error::RulesError;
 pub use events::{Changer, RuleChange, RuleEvents};
 pub use family::Family;
 pub use gate::{Gate, Pulse};
+pub use host_forwarding::HostForwarding;
 pub use host_network::{
     HostNetwork, HostNetworkChanges, HostNetworkError, LAST_RESORT_PRIORITY, LAST_RESORT_TABLE,
     OWN_PROTOCOL,

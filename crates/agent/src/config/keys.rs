@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use edgemesh_forward::Strategy;
-use edgemesh_plan::FilterMode;
+use edgemesh_plan::{DatapathMode, FilterMode};
 
 use super::key::{Key, honoured, not_honoured};
 use super::keys_of_absent_modules::{EDGE_CNI, EDGE_DNS};
@@ -125,6 +125,10 @@ static EDGE_PROXY: &[Key] = &[
             ("FilterIfLabelDoesNotExists", FilterMode::IfLabelDoesNotExist)]),
         "Which Services are left to kube-proxy: those with the label \
          `service.edgemesh.kubeedge.io/service-proxy-name` (whatever its value), or those without it."),
+    honoured!(Own Live "modules.edgeProxy.datapath",
+        edge_proxy.datapath = OneOf(&[("hybrid", DatapathMode::Hybrid),
+            ("user", DatapathMode::User)]),
+        "Who takes connections to endpoints: with `hybrid` the kernel, as kube-proxy would, wherever this          node reaches an endpoint natively, and the agent where it takes the tunnel; with `user`          the agent everywhere. `edgemesh-agent explain` says for each port who does, and why."),
     honoured!(Own Restart "modules.edgeProxy.listenPort", edge_proxy.listen_port = PORT,
         "Port of the TCP listener on each intercept address."),
     honoured!(Own Restart "modules.edgeProxy.interceptAddressIPv6",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use edgemesh_forward::Strategy;
-use edgemesh_plan::FilterMode;
+use edgemesh_plan::{DatapathMode, FilterMode};
 
 use super::edge_tunnel::EdgeTunnelConfig;
 use super::key::{Reload, Role};
@@ -105,6 +105,8 @@ pub(crate) struct EdgeProxyConfig {
     pub(crate) enable: bool,
     /// Which Services the filter label exempts.
     pub(crate) filter: FilterMode,
+    /// Who may take connections to endpoints.
+    pub(crate) datapath: DatapathMode,
     /// Port of the TCP listeners on the intercept addresses.
     pub(crate) listen_port: u16,
     /// The IPv6 intercept address.
@@ -208,6 +210,7 @@ impl Default for EdgeProxyConfig {
             // out of the file where the operator said false.
             enable: false,
             filter: FilterMode::IfLabelExists,
+            datapath: DatapathMode::Hybrid,
             listen_port: 20007,
             // fd00::/8 (RFC 4193), then "edmesh" in ASCII as far as hexadecimal goes.
             intercept_v6: Ipv6Addr::new(0xfd00, 0xed6e, 0x6d65, 0x7368, 0, 0, 0, 1),

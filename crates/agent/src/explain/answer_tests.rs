@@ -5,7 +5,7 @@ use edgemesh_catalog::{
     Change, Endpoint, EndpointPort, EndpointSlice, Fold, NodeName, TrafficPolicy,
 };
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{FilterMode, Policy, Reachability, plan};
+use edgemesh_plan::{Policy, Reachability, plan};
 
 use super::*;
 
@@ -55,12 +55,7 @@ fn planned(changes: Vec<Change>) -> Planned {
     for change in changes {
         fold.apply(change);
     }
-    let policy = Policy {
-        node: NodeName::new("edge-1"),
-        filter: FilterMode::IfLabelExists,
-        ipv4: true,
-        ipv6: true,
-    };
+    let policy = Policy::of(NodeName::new("edge-1"));
     let catalog = fold.catalog();
     let reachability = Reachability::default();
     Planned {

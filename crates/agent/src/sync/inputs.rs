@@ -40,7 +40,6 @@ impl Inputs {
 #[cfg(test)]
 mod tests {
     use edgemesh_catalog::{Change, Fold, Node, NodeName};
-    use edgemesh_plan::FilterMode;
 
     use super::*;
 
@@ -50,12 +49,7 @@ mod tests {
             complete: true,
             ..SourceState::default()
         };
-        let policy = Policy {
-            node: NodeName::new("edge-1"),
-            filter: FilterMode::IfLabelExists,
-            ipv4: true,
-            ipv6: true,
-        };
+        let policy = Policy::of(NodeName::new("edge-1"));
         Inputs {
             source: watch::channel(state).1,
             reachability: watch::channel(reachability).1,

@@ -66,12 +66,7 @@ mod tests {
     use super::*;
 
     fn policy() -> Policy {
-        Policy {
-            node: NodeName::new("edge-1"),
-            filter: FilterMode::IfLabelExists,
-            ipv4: true,
-            ipv6: true,
-        }
+        Policy::of(NodeName::new("edge-1"))
     }
 
     fn one_node() -> Catalog {

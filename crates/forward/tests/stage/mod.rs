@@ -12,7 +12,7 @@ use edgemesh_catalog::{
 };
 use edgemesh_forward::{Counters, Destinations, Forwarder, Settings};
 use edgemesh_lab::{Program, await_until};
-use edgemesh_plan::{FilterMode, Plan, Policy, Reachability, plan};
+use edgemesh_plan::{DatapathMode, Plan, Policy, Reachability, plan};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 pub(crate) const INTERCEPT_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 16);
@@ -57,13 +57,11 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// The policy of any node.
+/// The policy of any node: no kernel takes a part of what the forwarder is tested with.
 pub(crate) fn policy_of(node: NodeName) -> Policy {
     Policy {
-        node,
-        filter: FilterMode::default(),
-        ipv4: true,
-        ipv6: true,
+        datapath: DatapathMode::User,
+        ..Policy::of(node)
     }
 }
 
