@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_plan::PortalEndpoint;
-use edgemesh_sockets::{ResetOnDrop, broken, tune};
+use edgemesh_sockets::{PipePool, ResetOnDrop, broken, tune};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
@@ -35,6 +35,8 @@ pub(crate) struct Connections {
     pub(crate) admission_wait: Duration,
     /// Bounds the attempts that nobody waits for any more.
     pub(crate) stragglers: Arc<Semaphore>,
+    /// What bulk transfers go through.
+    pub(crate) pipes: PipePool,
     pub(crate) chance: Chance,
     pub(crate) counters: Arc<Counters>,
     pub(crate) failures: LogLimit,
@@ -130,7 +132,8 @@ impl Connections {
         self.counters.connection_relayed();
         record.endpoint = Some(endpoint);
         *stragglers = (!slower.is_empty()).then_some(slower);
-        match stream.relay(client, &record.moved, &self.counters).await {
+        let relayed = stream.relay(client, &self.pipes, &record.moved, &self.counters);
+        match relayed.await {
             Ok(()) => Closed::Ended,
             Err(broken) => Closed::Broken(broken),
         }
@@ -288,6 +291,7 @@ mod tests {
             places: Arc::new(Semaphore::new(1)),
             admission_wait: Duration::from_secs(5),
             stragglers: Arc::new(Semaphore::new(1)),
+            pipes: PipePool::new(1),
             chance: Chance::new(0),
             counters: Arc::default(),
             failures: LogLimit::new(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::{Frontend, Plan, Portal};
-use edgemesh_sockets::OutwardSockets;
+use edgemesh_sockets::{OutwardSockets, PipePool};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
@@ -158,6 +158,7 @@ impl Forwarder {
             places: Arc::new(Semaphore::new(places)),
             admission_wait: settings.admission_wait,
             stragglers: Arc::new(Semaphore::new(MOST_STRAGGLERS)),
+            pipes: PipePool::new(settings.max_pipes),
             chance: Chance::new(chance.draw()),
             counters: Arc::clone(&counters),
             failures: LogLimit::new(),

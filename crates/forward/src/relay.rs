@@ -3,19 +3,18 @@
 //! * An end of stream passes as an end of stream and leaves the other way open (RFC 9293
 //!   section 3.6, half-closed connections).
 //! * A reset passes as a reset, at once.
-//! * What a slow reader does not take stops its writer: per direction one buffer waits, and
-//!   none at all while nothing moves.
+//! * What a slow reader does not take stops its writer: per direction one buffer or pipe
+//!   waits, and none at all while nothing moves.
 
 use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use edgemesh_sockets::{ResetOnDrop, StreamBuffer, broken, end_stream};
-use tokio::net::TcpStream;
-use tokio::task::coop::consume_budget;
+use edgemesh_sockets::{PipePool, ResetOnDrop, broken, end_stream};
 
 use crate::metrics::{Counters, Way};
+use crate::pump::{End, pump};
 
 /// Which side of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,28 +60,34 @@ impl Moved {
 pub(crate) async fn relay(
     client: ResetOnDrop,
     endpoint: ResetOnDrop,
+    pipes: &PipePool,
     moved: &Moved,
     counters: &Counters,
 ) -> Result<(), Broken> {
     let ends = [
-        (client.stream(), Side::Client),
-        (endpoint.stream(), Side::Endpoint),
+        End {
+            stream: client.stream(),
+            side: Side::Client,
+        },
+        End {
+            stream: endpoint.stream(),
+            side: Side::Endpoint,
+        },
     ];
     let count = |way, bytes| {
         moved.add(way, bytes);
         counters.tcp_bytes(way, bytes);
     };
     {
-        let up = pin!(pump(ends[0], ends[1], |bytes| count(Way::Up, bytes)));
-        let down = pin!(pump(ends[1], ends[0], |bytes| count(Way::Down, bytes)));
+        let up = pin!(pump(ends[0], ends[1], pipes, |n| count(Way::Up, n)));
+        let down = pin!(pump(ends[1], ends[0], pipes, |n| count(Way::Down, n)));
         both(up, down, ends).await?;
     }
+    // The end of the direction that was open for longer passes by closing.
     client.close_in_order();
     endpoint.close_in_order();
     Ok(())
 }
-
-type End<'a> = (&'a TcpStream, Side);
 
 async fn both(
     mut up: impl Future<Output = Result<(), Broken>> + Unpin,
@@ -92,68 +97,28 @@ async fn both(
     tokio::select! {
         ended = &mut up => {
             ended?;
-            or_broken(down, client).await
+            pass_end(client, endpoint, down).await
         }
         ended = &mut down => {
             ended?;
-            or_broken(up, endpoint).await
+            pass_end(endpoint, client, up).await
         }
     }
 }
 
-/// Waits for the direction that is still open. Nothing is read from `ended` any more, so
-/// its reset has to be watched for.
-async fn or_broken(
-    open: impl Future<Output = Result<(), Broken>>,
+/// Passes the end of `ended` on, and waits for the direction that is still open. Nothing is
+/// read from `ended` any more, so its reset has to be watched for.
+async fn pass_end(
     ended: End<'_>,
+    to: End<'_>,
+    open: impl Future<Output = Result<(), Broken>>,
 ) -> Result<(), Broken> {
+    end_stream(to.stream).map_err(|error| to.broken(error))?;
     tokio::select! {
         biased;
         done = open => done,
-        error = broken(ended.0) => Err(Broken { side: ended.1, error }),
+        error = broken(ended.stream) => Err(ended.broken(error)),
     }
-}
-
-/// Moves bytes until `from` ends, and passes the end on.
-async fn pump(from: End<'_>, to: End<'_>, moved: impl Fn(usize)) -> Result<(), Broken> {
-    let by = |(_, side): End<'_>| move |error| Broken { side, error };
-    loop {
-        from.0.readable().await.map_err(by(from))?;
-        let mut buffer = StreamBuffer::lend();
-        loop {
-            match from.0.try_read(&mut buffer) {
-                Ok(0) => return end_stream(to.0).map_err(by(to)),
-                Ok(n) => {
-                    write_all(&buffer[..n], from, to).await?;
-                    moved(n);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(by(from)(error)),
-            }
-            // A stream that never pauses must leave the worker to others now and then.
-            consume_budget().await;
-        }
-    }
-}
-
-async fn write_all(mut bytes: &[u8], from: End<'_>, to: End<'_>) -> Result<(), Broken> {
-    while !bytes.is_empty() {
-        match to.0.try_write(bytes) {
-            Ok(n) => bytes = &bytes[n..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokio::select! {
-                    biased;
-                    // Nobody reads `from` while we wait, so its reset has to be watched for.
-                    error = broken(from.0) => return Err(Broken { side: from.1, error }),
-                    ready = to.0.writable() => {
-                        ready.map_err(|error| Broken { side: to.1, error })?;
-                    }
-                }
-            }
-            Err(error) => return Err(Broken { side: to.1, error }),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

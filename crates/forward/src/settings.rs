@@ -40,6 +40,9 @@ pub struct Settings {
     /// How long a connection beyond [`Self::max_connections`] waits for a place before it is
     /// refused. Default 5 s.
     pub admission_wait: Duration,
+    /// Pipes for zero-copy bulk transfers, one per direction that has bytes on their way; with
+    /// none left, bytes are copied. See [`Limits::within`]. Default 32.
+    pub max_pipes: usize,
     /// UDP flows kept at a time, over all portals; one more puts the least recently used one
     /// out. See [`Limits::within`]. Default 4096.
     pub max_udp_flows: usize,
@@ -67,6 +70,7 @@ impl Default for Settings {
             strategy: Strategy::default(),
             max_connections: 4096,
             admission_wait: Duration::from_secs(5),
+            max_pipes: 32,
             max_udp_flows: 4096,
             udp_idle_timeout: Duration::from_secs(60),
             dial_timeout: Duration::from_secs(2),
@@ -83,6 +87,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// For [`Settings::max_udp_flows`].
     pub max_udp_flows: usize,
+    /// For [`Settings::max_pipes`].
+    pub max_pipes: usize,
 }
 
 impl Limits {
@@ -90,13 +96,16 @@ impl Limits {
     const RESERVED: u64 = 512;
     const MOST_CONNECTIONS: u64 = 262_144;
     const MOST_FLOWS: u64 = 65_536;
+    /// At the usual size of 1 MiB this is half of what an unprivileged user may have in all
+    /// (`fs.pipe-user-pages-soft`), which other processes of the same user share.
+    const MOST_PIPES: u64 = 32;
 
     /// Shares out `descriptors` (the soft `RLIMIT_NOFILE`).
     ///
     /// A connection takes two, and up to four more for the moments while several endpoints
     /// are tried at once: half of what is not reserved goes to connections at two each, a
-    /// quarter to flows at one each, and a quarter stays for such moments and for those
-    /// who wait at the limit.
+    /// quarter to flows at one each, and a quarter stays for such moments, for those who wait
+    /// at the limit, and for pipes.
     #[must_use]
     pub fn within(descriptors: u64) -> Self {
         // A tiny limit must not be reserved away altogether.
@@ -105,6 +114,7 @@ impl Limits {
         Self {
             max_connections: count((shared / 4).min(Self::MOST_CONNECTIONS)),
             max_udp_flows: count((shared / 4).min(Self::MOST_FLOWS)),
+            max_pipes: count((shared / 64).min(Self::MOST_PIPES)),
         }
     }
 }
@@ -118,9 +128,10 @@ mod tests {
         for descriptors in [0, 1, 64, 1024, 20_000, 1_048_576, u64::MAX] {
             let limits = Limits::within(descriptors);
             assert!(limits.max_connections >= 1 && limits.max_udp_flows >= 1);
+            let pipes = 2 * limits.max_pipes as u64;
             let needed = 2 * limits.max_connections as u64 + limits.max_udp_flows as u64;
             assert!(
-                descriptors < 8 || needed <= descriptors / 4 * 3,
+                descriptors < 32 || needed + pipes <= descriptors / 5 * 4,
                 "{limits:?} of {descriptors}"
             );
         }
@@ -132,7 +143,8 @@ mod tests {
             Limits::within(1024),
             Limits {
                 max_connections: 128,
-                max_udp_flows: 128
+                max_udp_flows: 128,
+                max_pipes: 8,
             }
         );
     }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 
 use edgemesh_catalog::{NodeName, ServicePortName};
 use edgemesh_plan::{PortalEndpoint, Way};
-use edgemesh_sockets::{EndpointAddr, OutwardSockets, ResetOnDrop};
+use edgemesh_sockets::{EndpointAddr, OutwardSockets, PipePool, ResetOnDrop};
 use edgemesh_tunnel::{OpenFault, Target, Tunnel, TunnelStream, UdpFlow};
 use tokio::net::TcpStream;
 
@@ -114,11 +114,14 @@ impl TcpUpstream {
     pub(crate) async fn relay(
         self,
         client: ResetOnDrop,
+        pipes: &PipePool,
         moved: &Moved,
         counters: &Counters,
     ) -> Result<(), Broken> {
         match self {
-            Self::Native(stream) => relay(client, ResetOnDrop::new(stream), moved, counters).await,
+            Self::Native(stream) => {
+                relay(client, ResetOnDrop::new(stream), pipes, moved, counters).await
+            }
             Self::Tunnel(stream) => {
                 let count = |way, bytes| {
                     let way = match way {

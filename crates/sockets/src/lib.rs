@@ -7,9 +7,11 @@
 mod buffers;
 mod datagrams;
 mod outward;
+mod pipes;
 mod reset_on_drop;
 
 pub use buffers::{STREAM_BUFFER, StreamBuffer, with_datagram_buffer};
 pub use datagrams::{await_datagram, receive_now, send_now, send_to_now};
 pub use outward::{EndpointAddr, OutwardSockets, open, tune};
+pub use pipes::{LentPipe, PipePool};
 pub use reset_on_drop::{ResetOnDrop, broken, end_stream};
