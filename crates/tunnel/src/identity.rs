@@ -158,6 +158,16 @@ impl NodeKey {
         }
     }
 
+    /// The public half of the key that the agent has, or will have at its next start; none
+    /// while there is none. Changes nothing.
+    pub fn look(state_dir: &Path) -> Result<Option<PublicKey>, KeyError> {
+        let key = match read(&state_dir.join(NEXT))? {
+            Some(next) => Some(next),
+            None => read(&state_dir.join(FILE))?,
+        };
+        Ok(key.map(|key| key.public()))
+    }
+
     /// Makes the key that takes the place of the one below `state_dir` at the agent's next
     /// start. The old key signs the new one, so that peers see that nobody else made it.
     pub fn rotate(state_dir: &Path) -> Result<Rotated, KeyError> {
@@ -276,6 +286,16 @@ pub(crate) fn is_name_signed(mesh_node: &MeshNode) -> bool {
 
 fn naming(node: &NodeName) -> Vec<u8> {
     [NAMING, node.as_str().as_bytes()].concat()
+}
+
+/// Whether `signature` is that of `key` for `message`. Bytes that are no key have signed
+/// nothing.
+#[must_use]
+pub fn is_signed_by(key: &PublicKey, message: &[u8], signature: &KeySignature) -> bool {
+    iroh::PublicKey::from_bytes(key.as_bytes()).is_ok_and(|key| {
+        let signature = iroh::Signature::from_bytes(signature.as_bytes());
+        key.verify(message, &signature).is_ok()
+    })
 }
 
 /// Whether `previous` says that `next` is the key after it, and is right to say so.

@@ -7,6 +7,7 @@ use edgemesh_rules::{BackendChoice, Family, ToolFound};
 use edgemesh_watch::Reached;
 
 use super::kube_proxy::Signs;
+use super::tunnel_facts::TunnelFacts;
 
 /// All that was found.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub(crate) struct Facts {
     pub(super) file_limit: Option<(u64, u64)>,
     /// Where the catalog would come from.
     pub(super) source: SourceFact,
+    /// The tunnel; none where the configuration has it off.
+    pub(super) tunnel: Option<TunnelFacts>,
     /// The agent that runs already.
     pub(super) agent: AgentFact,
 }

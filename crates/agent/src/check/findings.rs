@@ -7,6 +7,7 @@ use edgemesh_rules::{BackendKind, Flavour};
 use super::facts::{AgentFact, Facts, PortFact, PortUse, SourceFact};
 use super::finding::{CheckReport, Finding, Grade, fails, ok, warning};
 use super::kube_proxy::Mode;
+use super::tunnel_findings::tunnel_findings;
 use crate::moment::{length, utc};
 
 /// Fewer files than this leave room for some hundreds of connections only.
@@ -36,6 +37,8 @@ pub(crate) fn findings(facts: &Facts) -> CheckReport {
     all.push(files(facts));
     all.push(clock(facts));
     all.extend(source(facts));
+    let runs = !matches!(facts.agent, AgentFact::NotRunning);
+    all.extend(tunnel_findings(facts.tunnel.as_ref(), runs));
     all.push(agent(facts));
     CheckReport {
         verdict: all

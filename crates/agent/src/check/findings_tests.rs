@@ -50,6 +50,7 @@ fn good() -> Facts {
             server_time: Some(now()),
             kinds: vec![("Services", Ok(())), ("Nodes", Ok(()))],
         })),
+        tunnel: None,
         agent: AgentFact::NotRunning,
     }
 }

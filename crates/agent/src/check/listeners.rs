@@ -1,18 +1,49 @@
-//! Who listens on TCP ports of this network namespace, as `/proc/net/tcp` has it. Pure.
+//! Who has which ports of this network namespace, as `/proc/net/tcp` and `udp` have it. Pure.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The state of a listening socket (`TCP_LISTEN`, kernel `include/net/tcp_states.h`).
 const LISTENING: &str = "0A";
 
+/// A UDP socket without a peer (`TCP_CLOSE`, the same file): whatever comes to its port is its.
+const UNCONNECTED: &str = "07";
+
+/// How a port is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// By a TCP socket that listens.
+    TcpListening,
+    /// By a UDP socket that takes datagrams of anybody.
+    Udp,
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Bound::TcpListening => "tcp",
+            Bound::Udp => "udp",
+        })
+    }
+}
+
 /// The addresses that are listened on, from the text of `/proc/net/tcp` or `tcp6`.
 pub(super) fn listeners(text: &str) -> Vec<SocketAddr> {
+    bound(text, Bound::TcpListening)
+}
+
+/// The addresses that are taken in that way, from the text of the protocol's file.
+pub(super) fn bound(text: &str, how: Bound) -> Vec<SocketAddr> {
+    let wanted = match how {
+        Bound::TcpListening => LISTENING,
+        Bound::Udp => UNCONNECTED,
+    };
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
             let local = words.nth(1)?;
             let state = words.nth(1)?;
-            (state == LISTENING).then(|| address(local)).flatten()
+            (state == wanted).then(|| address(local)).flatten()
         })
         .collect()
 }

@@ -10,6 +10,8 @@ mod kube_proxy;
 mod listeners;
 mod probe;
 mod screen;
+mod tunnel_facts;
+mod tunnel_findings;
 
 pub(crate) use finding::Grade;
 pub(crate) use findings::findings;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use edgemesh_catalog::NodeName;
 use edgemesh_rules::{
     Backend, BackendChoice, Family, HostSupport, OwnChain, find_tools, host_supports,
 };
@@ -19,12 +20,14 @@ use tokio_util::sync::CancellationToken;
 use super::facts::{AgentFact, Facts, Others, PortFact, PortUse, SourceFact};
 use super::kube_proxy::Signs;
 use super::listeners::{is_taken, listeners};
+use super::tunnel_facts::tunnel_facts;
 use crate::api_way::{CLOUD_VARIABLE, api_settings};
 use crate::ask::{self, NoAnswer};
 use crate::assembly::backend_setting;
 use crate::config::Config;
 use crate::explain::{KUBE_PROXY_TABLE, Kernel};
 use crate::privileges;
+use crate::tunnel::TunnelReport;
 
 /// Where kube-proxy tells its mode (`--metrics-bind-address`, kubernetes
 /// `cmd/kube-proxy/app/server.go`).
@@ -52,6 +55,10 @@ pub(crate) struct Wanted {
     pub(crate) config: Config,
     /// The folder of manifests that replaces the Kubernetes API.
     pub(crate) manifests: Option<PathBuf>,
+    /// The name of the node.
+    pub(crate) node: NodeName,
+    /// Where it keeps its state.
+    pub(crate) state_dir: PathBuf,
 }
 
 /// Looks at everything.
@@ -62,6 +69,7 @@ pub(crate) async fn probe(wanted: &Wanted) -> Facts {
         IpAddr::from(config.edge_proxy.intercept_v6),
     ];
     let kernel = Kernel::read().await;
+    let (agent, tunnel) = agent();
     Facts {
         kernel: kernel_release(),
         lacking: privileges::lacking(),
@@ -80,7 +88,11 @@ pub(crate) async fn probe(wanted: &Wanted) -> Facts {
         now: SystemTime::now(),
         file_limit: getrlimit(Resource::RLIMIT_NOFILE).ok(),
         source: source(wanted).await,
-        agent: agent(),
+        tunnel: config
+            .edge_tunnel
+            .enable
+            .then(|| tunnel_facts(&config.edge_tunnel, &wanted.node, &wanted.state_dir, tunnel)),
+        agent,
     }
 }
 
@@ -305,11 +317,11 @@ async fn manifests(folder: &Path) -> Result<(usize, usize), String> {
     })
 }
 
-fn agent() -> AgentFact {
+/// The agent that runs here, and what it says of its tunnel.
+fn agent() -> (AgentFact, Option<TunnelReport>) {
     match ask::status() {
-        Ok(status) => AgentFact::Runs {
-            version: status.version,
-            not_ready: status
+        Ok(status) => {
+            let not_ready = status
                 .conditions
                 .into_iter()
                 .filter(|condition| !condition.ok)
@@ -317,9 +329,14 @@ fn agent() -> AgentFact {
                     let why = condition.why.unwrap_or_default();
                     format!("{}: {why}", condition.name)
                 })
-                .collect(),
-        },
-        Err(NoAnswer::NotRunning) => AgentFact::NotRunning,
-        Err(error) => AgentFact::NoAnswer(format!("{:#}", anyhow::Error::new(error))),
+                .collect();
+            let version = status.version;
+            (AgentFact::Runs { version, not_ready }, status.tunnel)
+        }
+        Err(NoAnswer::NotRunning) => (AgentFact::NotRunning, None),
+        Err(error) => {
+            let error = anyhow::Error::new(error);
+            (AgentFact::NoAnswer(format!("{error:#}")), None)
+        }
     }
 }

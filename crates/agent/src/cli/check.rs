@@ -9,6 +9,7 @@ use clap::Args;
 use super::output::Output;
 use crate::check::{Grade, Wanted, findings, probe, screen};
 use crate::config::{self, Config};
+use crate::node_name::node_name;
 
 /// What the agent would be started with.
 #[derive(Debug, Args)]
@@ -19,6 +20,12 @@ pub(super) struct CheckArguments {
     /// Check this folder of manifests instead of the way to the Kubernetes API
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    /// Name of this node in Kubernetes [default: the host name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+    /// Where the agent keeps its key
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/edgemesh")]
+    state_dir: PathBuf,
     /// Form of the result
     #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
     output: Output,
@@ -33,6 +40,8 @@ pub(super) fn execute(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let wanted = Wanted {
         config,
         manifests: arguments.manifests.clone(),
+        node: node_name(arguments.node_name.as_deref())?,
+        state_dir: arguments.state_dir.clone(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

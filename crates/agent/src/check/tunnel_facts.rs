@@ -1,0 +1,197 @@
+//! What the tunnel would find on this host: its key, its ports, its relays.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use edgemesh_catalog::{NodeName, PublicKey};
+use edgemesh_tunnel::NodeKey;
+
+use super::listeners::{Bound, bound, is_taken};
+use crate::config::EdgeTunnelConfig;
+use crate::tunnel::TunnelReport;
+
+/// How long a relay may take to accept a connection. Over the slowest links that a tunnel is
+/// of use on, a round trip takes less than one second.
+const RELAY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The tunnel on this host.
+#[derive(Clone, Debug)]
+pub(super) struct TunnelFacts {
+    /// This node's key: none is there before the first start.
+    pub(super) key: Result<Option<PublicKey>, String>,
+    /// Ports of it that somebody listens on, with their transport protocol and the
+    /// configuration's key for them.
+    pub(super) taken: Vec<(u16, Bound, &'static str)>,
+    /// Whether this node is to be a relay.
+    pub(super) is_relay: bool,
+    /// The other relay nodes, each with the first address that took a connection, or what
+    /// became of the attempts.
+    pub(super) relays: Vec<(String, Result<SocketAddr, Vec<String>>)>,
+    /// What the agent that runs here says of its tunnel.
+    pub(super) running: Option<TunnelReport>,
+}
+
+/// Looks, and changes nothing: no key is made, no port bound. Each relay sees a connection
+/// that ends without a word.
+pub(super) fn tunnel_facts(
+    config: &EdgeTunnelConfig,
+    node: &NodeName,
+    state_dir: &Path,
+    running: Option<TunnelReport>,
+) -> TunnelFacts {
+    let is_relay = config.is_relay(node.as_str());
+    TunnelFacts {
+        key: NodeKey::look(state_dir).map_err(|error| {
+            let error = anyhow::Error::new(error);
+            format!("{error:#}")
+        }),
+        taken: taken(config, is_relay),
+        is_relay,
+        relays: relays(config, node),
+        running,
+    }
+}
+
+fn taken(config: &EdgeTunnelConfig, is_relay: bool) -> Vec<(u16, Bound, &'static str)> {
+    let mut wanted = vec![(config.listen_port, Bound::Udp, "listenPort")];
+    if is_relay {
+        wanted.push((config.relay_port(), Bound::TcpListening, "relayListenPort"));
+        let port = config.address_discovery_port;
+        wanted.push((port, Bound::Udp, "addressDiscoveryPort"));
+    }
+    wanted.retain(|(port, kind, _)| {
+        let files: [&str; 2] = match kind {
+            Bound::TcpListening => ["tcp", "tcp6"],
+            Bound::Udp => ["udp", "udp6"],
+        };
+        let texts = files
+            .into_iter()
+            .filter_map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).ok());
+        let all: Vec<SocketAddr> = texts.flat_map(|text| bound(&text, *kind)).collect();
+        is_taken((Ipv6Addr::UNSPECIFIED, *port).into(), &all)
+            || all.iter().any(|at| at.port() == *port)
+    });
+    wanted
+}
+
+/// All at once: the slowest decides how long it takes.
+fn relays(
+    config: &EdgeTunnelConfig,
+    node: &NodeName,
+) -> Vec<(String, Result<SocketAddr, Vec<String>>)> {
+    let port = config.relay_port();
+    let others = || {
+        let mut relays = config.relay_nodes.iter();
+        std::iter::from_fn(move || relays.find(|relay| relay.node_name != node.as_str()))
+    };
+    thread::scope(|scope| {
+        let attempts: Vec<_> = others()
+            .map(|relay| {
+                let addresses = relay.advertise_address.iter();
+                let addresses: Vec<_> = addresses.map(|at| at.with_port(port)).collect();
+                scope.spawn(move || first_that_accepts(&addresses))
+            })
+            .collect();
+        others()
+            .zip(attempts)
+            .map(|(relay, attempt)| {
+                let outcome = attempt
+                    .join()
+                    .unwrap_or_else(|_| Err(vec!["the attempt broke off".to_owned()]));
+                (relay.node_name.clone(), outcome)
+            })
+            .collect()
+    })
+}
+
+fn first_that_accepts(addresses: &[SocketAddr]) -> Result<SocketAddr, Vec<String>> {
+    let mut problems = Vec::new();
+    for &address in addresses {
+        match TcpStream::connect_timeout(&address, RELAY_TIMEOUT) {
+            Ok(_) => return Ok(address),
+            Err(error) => problems.push(format!("{address}: {}", in_words(&error))),
+        }
+    }
+    Err(problems)
+}
+
+fn in_words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            format!("no answer within {} s", RELAY_TIMEOUT.as_secs())
+        }
+        io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+    use crate::config::{AdvertisedAddress, RelayNode};
+
+    fn relay(name: &str, at: &[SocketAddr]) -> RelayNode {
+        RelayNode {
+            node_name: name.to_owned(),
+            advertise_address: at
+                .iter()
+                .map(|at| AdvertisedAddress {
+                    ip: at.ip(),
+                    port: Some(at.port()),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_relay_is_tried_at_each_address_and_oneself_is_not_tried() {
+        let open = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = open.local_addr().unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+        let nobody = closed.local_addr().unwrap();
+        drop(closed);
+        let config = EdgeTunnelConfig {
+            relay_nodes: vec![
+                relay("cloud1", &[nobody, at]),
+                relay("cloud2", &[nobody]),
+                relay("edge1", &[nobody]),
+            ],
+            ..EdgeTunnelConfig::default()
+        };
+        assert_eq!(
+            relays(&config, &NodeName::new("edge1")),
+            [
+                ("cloud1".to_owned(), Ok(at)),
+                ("cloud2".to_owned(), Err(vec![format!("{nobody}: refused")])),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_port_that_somebody_has_is_seen_without_binding_it() {
+        let somebody = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let config = EdgeTunnelConfig {
+            listen_port: somebody.local_addr().unwrap().port(),
+            ..EdgeTunnelConfig::default()
+        };
+        let port = config.listen_port;
+        assert_eq!(taken(&config, false), [(port, Bound::Udp, "listenPort")]);
+        drop(somebody);
+        assert_eq!(taken(&config, false), []);
+    }
+
+    #[test]
+    fn no_key_is_made_by_looking() {
+        let state = tempfile::tempdir().unwrap();
+        let config = EdgeTunnelConfig::default();
+        let facts = tunnel_facts(&config, &NodeName::new("edge1"), state.path(), None);
+        assert_eq!(facts.key, Ok(None));
+        assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
+    }
+}
