@@ -1,0 +1,377 @@
+//! Who takes part on one node, and how each is set up.
+
+mod haproxy;
+mod nginx;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use edgemesh_lab::{
+    Agent, Background, ClusterService, Flavour, KubeProxy, KubeProxyMode, Lab, Namespace, Place,
+    await_ok,
+};
+
+use crate::load::{Counted, ONCE, connections};
+use crate::processes::Processes;
+use crate::stage::{CLUSTER_IP, OneNode};
+
+/// How long a contender may take until it serves.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How rules get into the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Backend {
+    /// By iptables, in the flavour that writes to nf_tables.
+    Iptables,
+    /// By a table of nf_tables.
+    Nftables,
+}
+
+impl Backend {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Iptables, Self::Nftables];
+
+    /// As `modules.edgeProxy.backend` and kube-proxy's `--proxy-mode` have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        }
+    }
+
+    /// kube-proxy's mode of the same kind.
+    #[must_use]
+    pub fn kube_proxy(self) -> KubeProxyMode {
+        match self {
+            Self::Iptables => KubeProxyMode::Iptables(Flavour::Nft),
+            Self::Nftables => KubeProxyMode::Nftables,
+        }
+    }
+}
+
+/// `modules.edgeProxy.datapath`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Datapath {
+    /// The kernel takes what this node reaches by itself.
+    Hybrid,
+    /// The agent takes everything.
+    User,
+}
+
+/// Who takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Contender {
+    /// The server's own address, nobody between.
+    Direct,
+    /// kube-proxy's rules.
+    KubeProxy(Backend),
+    /// The agent, beside kube-proxy's rules of the same kind for the same Services.
+    Agent(Datapath, Backend),
+    /// HAProxy in TCP mode.
+    Haproxy {
+        /// With splice(2) in both directions, whatever it thinks of that.
+        splice: bool,
+    },
+    /// nginx's stream module.
+    Nginx,
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct => f.pad("direct"),
+            Self::KubeProxy(backend) => write!(f, "kube-proxy's rules, {}", backend.name()),
+            Self::Agent(Datapath::Hybrid, backend) => {
+                write!(f, "agent, kernel path, {}", backend.name())
+            }
+            Self::Agent(Datapath::User, backend) => {
+                write!(f, "agent, user path, {}", backend.name())
+            }
+            Self::Haproxy { splice: true } => f.pad("HAProxy, forced splice"),
+            Self::Haproxy { splice: false } => f.pad("HAProxy"),
+            Self::Nginx => f.pad("nginx stream"),
+        }
+    }
+}
+
+impl Contender {
+    /// All, in the order of tables.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Direct];
+        all.extend(Backend::ALL.map(Self::KubeProxy));
+        all.extend(Backend::ALL.map(|backend| Self::Agent(Datapath::Hybrid, backend)));
+        all.extend([
+            Self::Haproxy { splice: true },
+            Self::Haproxy { splice: false },
+            Self::Nginx,
+        ]);
+        all.extend(Backend::ALL.map(|backend| Self::Agent(Datapath::User, backend)));
+        all
+    }
+
+    /// Whether datagrams are its business.
+    #[must_use]
+    pub fn takes_datagrams(self) -> bool {
+        !matches!(self, Self::Haproxy { .. })
+    }
+
+    /// Whether a process of its own carries the bytes.
+    #[must_use]
+    pub fn is_in_user_mode(self) -> bool {
+        match self {
+            Self::Direct | Self::KubeProxy(_) | Self::Agent(Datapath::Hybrid, _) => false,
+            Self::Agent(Datapath::User, _) | Self::Haproxy { .. } | Self::Nginx => true,
+        }
+    }
+
+    /// What has to be installed for it, as `apt-get install` knows it; `None` when it is.
+    #[must_use]
+    pub fn missing(self) -> Option<&'static str> {
+        match self {
+            Self::Haproxy { .. } if find("haproxy").is_none() => Some("haproxy"),
+            Self::Nginx if find("nginx").is_none() || !Path::new(nginx::STREAM).exists() => {
+                Some("nginx libnginx-mod-stream")
+            }
+            Self::Haproxy { .. }
+            | Self::Nginx
+            | Self::Direct
+            | Self::KubeProxy(_)
+            | Self::Agent(..) => None,
+        }
+    }
+
+    /// A name for namespaces: devices' names are short.
+    fn short(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::KubeProxy(Backend::Iptables) => "kp-ipt",
+            Self::KubeProxy(Backend::Nftables) => "kp-nft",
+            Self::Agent(Datapath::Hybrid, Backend::Iptables) => "ak-ipt",
+            Self::Agent(Datapath::Hybrid, Backend::Nftables) => "ak-nft",
+            Self::Agent(Datapath::User, Backend::Iptables) => "au-ipt",
+            Self::Agent(Datapath::User, Backend::Nftables) => "au-nft",
+            Self::Haproxy { splice: true } => "haproxy-s",
+            Self::Haproxy { splice: false } => "haproxy",
+            Self::Nginx => "nginx",
+        }
+    }
+}
+
+/// Where a program is, in `PATH` or where Debian puts those of the administrator.
+#[must_use]
+pub fn find(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
+}
+
+/// A contender that serves, on a node of its own.
+#[derive(Debug)]
+pub struct Ready {
+    /// Who.
+    pub contender: Contender,
+    /// Its node.
+    pub stage: OneNode,
+    address: Ipv4Addr,
+    processes: Processes,
+    _running: Running,
+}
+
+#[derive(Debug)]
+enum Running {
+    Nothing,
+    Rules {
+        _kube_proxy: KubeProxy,
+    },
+    Agent {
+        _agent: Box<Agent>,
+        _kube_proxy: KubeProxy,
+    },
+    Program {
+        _program: Background,
+    },
+}
+
+impl Ready {
+    /// Sets a contender up and waits until it serves. `services` are in the way besides the
+    /// one that is asked; `agent` is the program.
+    ///
+    /// # Errors
+    ///
+    /// When it does not serve within a minute: says what it said.
+    pub fn set_up(
+        contender: Contender,
+        lab: &Lab,
+        agent: &Path,
+        services: &[ClusterService],
+    ) -> Result<Self> {
+        let stage = OneNode::create(lab, contender.short())?;
+        let mut all = services.to_vec();
+        all.push(stage.service());
+        let (address, processes, running) = match contender {
+            Contender::Direct => (stage.server.ipv4(), Processes::default(), Running::Nothing),
+            Contender::KubeProxy(backend) => {
+                let kube_proxy = KubeProxy::start(&stage.node, backend.kube_proxy(), &all)?;
+                let running = Running::Rules {
+                    _kube_proxy: kube_proxy,
+                };
+                (CLUSTER_IP, Processes::default(), running)
+            }
+            Contender::Agent(datapath, backend) => {
+                let kube_proxy = KubeProxy::start(&stage.node, backend.kube_proxy(), &all)?;
+                let mut agent = Agent::prepare(lab, &stage.node, agent)?;
+                agent.publish(&all)?;
+                start(&mut agent, datapath, backend)?;
+                let pid = agent.process().context("the agent has ended")?.pid();
+                let running = Running::Agent {
+                    _agent: Box::new(agent),
+                    _kube_proxy: kube_proxy,
+                };
+                (CLUSTER_IP, Processes::of(&[pid]), running)
+            }
+            Contender::Haproxy { splice } => {
+                let program = haproxy::start(lab, &stage, splice)?;
+                let processes = Processes::of(&[program.pid()]);
+                let running = Running::Program { _program: program };
+                (stage.node.ipv4(), processes, running)
+            }
+            Contender::Nginx => {
+                let program = nginx::start(lab, &stage)?;
+                let processes = Processes::of(&[program.pid()]);
+                let running = Running::Program { _program: program };
+                (stage.node.ipv4(), processes, running)
+            }
+        };
+        let ready = Self {
+            contender,
+            stage,
+            address,
+            processes,
+            _running: running,
+        };
+        ready.await_service()?;
+        Ok(ready)
+    }
+
+    /// Where clients connect to.
+    #[must_use]
+    pub fn to(&self, port: u16) -> SocketAddr {
+        (self.address, port).into()
+    }
+
+    /// Where clients are.
+    #[must_use]
+    pub fn client(&self) -> &Namespace {
+        self.stage.client.namespace()
+    }
+
+    /// What arrives at the server.
+    #[must_use]
+    pub fn counted(&self) -> &Counted {
+        self.stage.load.counted()
+    }
+
+    /// The processes that carry the bytes, if any do.
+    #[must_use]
+    pub fn processes(&self) -> Processes {
+        if self.contender.is_in_user_mode() {
+            self.processes.clone()
+        } else {
+            Processes::default()
+        }
+    }
+
+    fn await_service(&self) -> Result<()> {
+        let to = self.to(ONCE);
+        let what = format!("{} serves", self.contender);
+        await_ok(PATIENCE, &what, || {
+            self.client().run(|| connections::once(to))??;
+            Ok(())
+        })?;
+        Ok(())
+    }
+}
+
+/// Starts an agent that has the key `datapath`, or, for the user path, one that knows no other.
+///
+/// # Errors
+///
+/// When it does not get ready.
+pub fn start(agent: &mut Agent, datapath: Datapath, backend: Backend) -> Result<()> {
+    let key = match datapath {
+        Datapath::Hybrid => "hybrid",
+        Datapath::User => "user",
+    };
+    let text = configuration(backend);
+    agent.configure(&format!("{text}    datapath: {key}\n"))?;
+    let Err(error) = agent.start() else {
+        return Ok(());
+    };
+    let knows_not = format!("{error:#}").contains("datapath");
+    match datapath {
+        Datapath::User if knows_not => {
+            agent.configure(&text)?;
+            agent.start()
+        }
+        Datapath::Hybrid if knows_not => {
+            bail!("this agent has no key modules.edgeProxy.datapath")
+        }
+        Datapath::User | Datapath::Hybrid => Err(error),
+    }
+}
+
+fn configuration(backend: Backend) -> String {
+    format!(
+        "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
+         kind: EdgeMeshAgent\n\
+         commonConfig:\n  terminationGracePeriod: 1s\n\
+         modules:\n  edgeProxy:\n    enable: true\n    backend: {}\n",
+        backend.name()
+    )
+}
+
+/// Waits until a program listens on `to`.
+fn await_listening(program: &mut Background, place: &impl Place, to: SocketAddr) -> Result<()> {
+    await_ok(PATIENCE, "it listens", || {
+        if program.ended()?.is_some() {
+            return Ok(());
+        }
+        place.connect(to)?;
+        Ok(())
+    })?;
+    if let Some(status) = program.ended()? {
+        bail!("it ended ({status}):\n{}", program.log_tail(10));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contenders_have_names_of_their_own_that_fit_a_device() {
+        let all = Contender::all();
+        for (place, one) in all.iter().enumerate() {
+            assert!(one.short().len() <= 9);
+            for other in &all[..place] {
+                assert_ne!(one.short(), other.short());
+                assert_ne!(one.to_string(), other.to_string());
+            }
+        }
+        assert_eq!(all[0], Contender::Direct, "tables compare with it");
+    }
+
+    #[test]
+    fn what_is_nowhere_is_not_found() {
+        assert!(find("sh").is_some());
+        assert!(find("no-program-has-this-name").is_none());
+    }
+}
