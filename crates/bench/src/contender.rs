@@ -8,10 +8,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{
-    Agent, Background, ClusterService, Flavour, KubeProxy, KubeProxyMode, Lab, Namespace, Place,
-    await_ok,
+    Agent, Background, ClusterService, Endpoint, Flavour, KubeProxy, KubeProxyMode, Lab, Namespace,
+    Node, Place, await_ok,
 };
 
 use crate::load::{Counted, ONCE, connections};
@@ -20,6 +20,8 @@ use crate::stage::{CLUSTER_IP, OneNode};
 
 /// How long a contender may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// An address that nobody has.
+const NOWHERE: Ipv4Addr = Ipv4Addr::new(10, 245, 255, 254);
 
 /// How rules get into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,15 +42,6 @@ impl Backend {
         match self {
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",
-        }
-    }
-
-    /// kube-proxy's mode of the same kind.
-    #[must_use]
-    pub fn kube_proxy(self) -> KubeProxyMode {
-        match self {
-            Self::Iptables => KubeProxyMode::Iptables(Flavour::Nft),
-            Self::Nftables => KubeProxyMode::Nftables,
         }
     }
 }
@@ -181,7 +174,7 @@ pub struct Ready {
     pub stage: OneNode,
     address: Ipv4Addr,
     processes: Processes,
-    _running: Running,
+    running: Running,
 }
 
 #[derive(Debug)]
@@ -191,7 +184,7 @@ enum Running {
         _kube_proxy: KubeProxy,
     },
     Agent {
-        _agent: Box<Agent>,
+        agent: Box<Agent>,
         _kube_proxy: KubeProxy,
     },
     Program {
@@ -200,38 +193,31 @@ enum Running {
 }
 
 impl Ready {
-    /// Sets a contender up and waits until it serves. `services` are in the way besides the
-    /// one that is asked; `agent` is the program.
+    /// Sets a contender up and waits until it serves. `agent` is the program; `turn` tells
+    /// apart the nodes of one contender.
     ///
     /// # Errors
     ///
     /// When it does not serve within a minute: says what it said.
-    pub fn set_up(
-        contender: Contender,
-        lab: &Lab,
-        agent: &Path,
-        services: &[ClusterService],
-    ) -> Result<Self> {
-        let stage = OneNode::create(lab, contender.short())?;
-        let mut all = services.to_vec();
-        all.push(stage.service());
+    pub fn set_up(contender: Contender, lab: &Lab, agent: &Path, turn: usize) -> Result<Self> {
+        let stage = OneNode::create(lab, &format!("{}-{turn}", contender.short()))?;
         let (address, processes, running) = match contender {
             Contender::Direct => (stage.server.ipv4(), Processes::default(), Running::Nothing),
             Contender::KubeProxy(backend) => {
-                let kube_proxy = KubeProxy::start(&stage.node, backend.kube_proxy(), &all)?;
+                let kube_proxy = rules(&stage.node, backend, &[stage.service()])?;
                 let running = Running::Rules {
                     _kube_proxy: kube_proxy,
                 };
                 (CLUSTER_IP, Processes::default(), running)
             }
             Contender::Agent(datapath, backend) => {
-                let kube_proxy = KubeProxy::start(&stage.node, backend.kube_proxy(), &all)?;
+                let kube_proxy = rules(&stage.node, backend, &[leading_nowhere(stage.service())])?;
                 let mut agent = Agent::prepare(lab, &stage.node, agent)?;
-                agent.publish(&all)?;
+                agent.publish(&[stage.service()])?;
                 start(&mut agent, datapath, backend)?;
                 let pid = agent.process().context("the agent has ended")?.pid();
                 let running = Running::Agent {
-                    _agent: Box::new(agent),
+                    agent: Box::new(agent),
                     _kube_proxy: kube_proxy,
                 };
                 (CLUSTER_IP, Processes::of(&[pid]), running)
@@ -254,10 +240,21 @@ impl Ready {
             stage,
             address,
             processes,
-            _running: running,
+            running,
         };
         ready.await_service()?;
+        ready.check_path()?;
         Ok(ready)
+    }
+
+    /// Takes it down.
+    ///
+    /// # Errors
+    ///
+    /// Those of ip.
+    pub fn clear(self) -> Result<()> {
+        drop(self.running);
+        self.stage.clear()
     }
 
     /// Where clients connect to.
@@ -297,6 +294,60 @@ impl Ready {
         })?;
         Ok(())
     }
+
+    /// That the agent serves does not show by which path.
+    fn check_path(&self) -> Result<()> {
+        let (Contender::Agent(datapath, _), Running::Agent { agent, .. }) =
+            (self.contender, &self.running)
+        else {
+            return Ok(());
+        };
+        let metrics = agent.get("/metrics")?;
+        let accepted = sum(&metrics, "edgemesh_forward_connections_accepted");
+        match datapath {
+            Datapath::Hybrid => ensure!(
+                accepted == 0.0,
+                "the agent takes connections that the kernel was to take"
+            ),
+            Datapath::User => ensure!(accepted > 0.0, "the agent took no connection"),
+        }
+        Ok(())
+    }
+}
+
+/// kube-proxy's rules beside an agent: who gets past the agent finds nobody, so that nothing
+/// that kube-proxy serves is taken for the agent's.
+fn leading_nowhere(service: ClusterService) -> ClusterService {
+    let mut service = service.without_endpoints();
+    service.endpoints.push(Endpoint {
+        addresses: vec![NOWHERE.into()],
+        node: None,
+        ready: true,
+    });
+    service
+}
+
+/// Writes kube-proxy's rules.
+///
+/// # Errors
+///
+/// Those of iptables and nft.
+pub fn rules(node: &Node, backend: Backend, services: &[ClusterService]) -> Result<KubeProxy> {
+    let mode = match backend {
+        Backend::Iptables => KubeProxyMode::Iptables(Flavour::Nft),
+        Backend::Nftables => KubeProxyMode::Nftables,
+    };
+    KubeProxy::start(node, mode, services)
+}
+
+/// The sum of all samples of a page for Prometheus whose names begin like this.
+#[must_use]
+pub fn sum(metrics: &str, name: &str) -> f64 {
+    let samples = metrics.lines().filter(|line| line.starts_with(name));
+    let values = samples.filter_map(|line| line.rsplit_once(' '));
+    values
+        .filter_map(|(_, value)| value.parse::<f64>().ok())
+        .sum()
 }
 
 /// Starts an agent that has the key `datapath`, or, for the user path, one that knows no other.
@@ -367,6 +418,13 @@ mod tests {
             }
         }
         assert_eq!(all[0], Contender::Direct, "tables compare with it");
+    }
+
+    #[test]
+    fn samples_of_one_name_are_summed() {
+        let page = "# TYPE a counter\na_total{b=\"c\"} 2\na_total 0.5\nb_total 7\n";
+        assert_eq!(sum(page, "a_total"), 2.5);
+        assert_eq!(sum(page, "c"), 0.0);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What is measured. Each part has a lab of its own.
 
-pub mod one_node;
+mod memory;
+mod one_node;
+mod services;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,6 +18,10 @@ use crate::results::Comparison;
 pub enum Part {
     /// Throughput, connections, requests and datagrams between two pods of one node.
     OneNode,
+    /// Memory, with idle connections and without.
+    Memory,
+    /// 100 to 10,000 Services.
+    Services,
 }
 
 /// How much is to be measured.
@@ -129,19 +135,23 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::OneNode => "one-node",
+            Self::Memory => "memory",
+            Self::Services => "services",
         })
     }
 }
 
 impl Part {
     /// All, in the order of the report.
-    pub const ALL: [Self; 1] = [Self::OneNode];
+    pub const ALL: [Self; 3] = [Self::OneNode, Self::Memory, Self::Services];
 
     /// The heading of its section.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
             Self::OneNode => "Between two pods of one node",
+            Self::Memory => "Memory",
+            Self::Services => "Many Services",
         }
     }
 
@@ -154,6 +164,8 @@ impl Part {
         let mut found = Found::default();
         match self {
             Self::OneNode => one_node::measure(lab, effort, &mut found)?,
+            Self::Memory => memory::measure(lab, effort, &mut found)?,
+            Self::Services => services::measure(lab, effort, &mut found)?,
         }
         Ok(found)
     }

@@ -51,6 +51,27 @@ impl Processes {
         Ok(Duration::from_secs_f64(seconds))
     }
 
+    /// The time that threads which still run have had a processor: as
+    /// [`Self::processor_time`], but to the microsecond, for what is idle.
+    ///
+    /// # Errors
+    ///
+    /// When one of those named has ended, or the kernel keeps no such account
+    /// (`CONFIG_SCHED_INFO`).
+    pub fn scheduled_time(&self) -> Result<Duration> {
+        let mut nanoseconds = 0;
+        for pid in self.with_children()? {
+            let folder = format!("/proc/{pid}/task");
+            for task in fs::read_dir(&folder).with_context(|| format!("cannot list {folder}"))? {
+                let path = task?.path().join("schedstat");
+                let text = fs::read_to_string(&path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                nanoseconds += run_time_in(&text).with_context(|| format!("it says {text:?}"))?;
+            }
+        }
+        Ok(Duration::from_nanos(nanoseconds))
+    }
+
     /// Their memory.
     ///
     /// # Errors
@@ -143,6 +164,12 @@ fn seconds_in(stat: &str) -> Option<f64> {
     Some(ticks?.iter().sum::<f64>() / TICKS_PER_SECOND)
 }
 
+/// The first figure is the time on a processor, in nanoseconds. Source: the kernel's
+/// Documentation/scheduler/sched-stats.
+fn run_time_in(schedstat: &str) -> Option<u64> {
+    schedstat.split_whitespace().next()?.parse().ok()
+}
+
 fn parent_in(stat: &str) -> Option<u32> {
     after_name(stat)?.get(1)?.parse().ok()
 }
@@ -190,6 +217,7 @@ mod tests {
         assert!(memory.resident >= memory.own && memory.own > 0);
         assert!(own.open_files().unwrap() > 2);
         own.processor_time().unwrap();
+        assert!(own.scheduled_time().unwrap() > Duration::ZERO);
         assert!(busy_machine().unwrap() > 0.0);
     }
 

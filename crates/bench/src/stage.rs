@@ -33,7 +33,7 @@ pub struct OneNode {
 }
 
 impl OneNode {
-    /// Makes them. The names of nodes are short: devices are named for them.
+    /// Makes them: the node is `name`.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! Connections, one after the other in each thread: connect, a byte there, a byte back, end.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use edgemesh_lab::Namespace;
 
-use super::{Meter, Until, Usage, connect};
+use super::{Meter, PATIENCE, Until, Usage, connect};
 use crate::histogram::Histogram;
 use crate::processes::Processes;
 
@@ -92,7 +92,21 @@ pub fn run(
 ///
 /// The kernel's.
 pub fn once(to: SocketAddr) -> io::Result<()> {
-    let mut stream = connect(to)?;
+    exchange(connect(to)?)
+}
+
+/// As [`once`], but the connection has to be there within this time.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn once_within(to: SocketAddr, limit: Duration) -> io::Result<()> {
+    let stream = TcpStream::connect_timeout(&to, limit)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    exchange(stream)
+}
+
+fn exchange(mut stream: TcpStream) -> io::Result<()> {
     let mut byte = [b'?'];
     stream.write_all(&byte)?;
     stream.read_exact(&mut byte)?;

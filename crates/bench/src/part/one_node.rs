@@ -109,6 +109,7 @@ pub(super) fn measure(lab: &Lab, effort: &Effort, found: &mut Found) -> Result<(
     Ok(())
 }
 
+/// Everybody who takes part and can; the first one has to.
 fn set_up_all(lab: &Lab, effort: &Effort, found: &mut Found) -> Result<Vec<Ready>> {
     let mut all = Vec::new();
     for contender in Contender::all() {
@@ -123,7 +124,7 @@ fn set_up_all(lab: &Lab, effort: &Effort, found: &mut Found) -> Result<Vec<Ready
             ));
             continue;
         }
-        match Ready::set_up(contender, lab, &effort.agent, &[]) {
+        match Ready::set_up(contender, lab, &effort.agent, 0) {
             Ok(ready) => all.push(ready),
             Err(error) if is_reference => return Err(error),
             Err(error) => {
