@@ -19,7 +19,7 @@ use iroh::endpoint::{
     BindError, BindOpts, Builder, IdleTimeout, InvalidSocketAddr, PortmapperConfig,
     QuicTransportConfig, presets,
 };
-use iroh::{Endpoint, NetReportConfig, RelayMap, RelayMode};
+use iroh::{Endpoint, NetReportConfig, RelayMap, RelayMode, RelayUrl};
 use noq_proto::congestion::Bbr3Config;
 use tracing::warn;
 
@@ -68,6 +68,8 @@ pub(crate) struct EndpointOptions {
     pub(crate) lookup: MemoryLookup,
     /// Which relays are believed.
     pub(crate) trust: RelayTrust,
+    /// Where the proxy listens by which relays are dialled; none to dial them directly.
+    pub(crate) relay_dialer: Option<SocketAddr>,
 }
 
 /// Makes the endpoint.
@@ -101,6 +103,9 @@ pub enum BindFault {
     /// The system refused.
     #[error("open the tunnel's UDP socket")]
     Bind(#[from] BindError),
+    /// There is no loopback address or no port.
+    #[error("open a TCP socket on a loopback address, by which relays are dialled")]
+    RelayDialer(#[source] io::Error),
 }
 
 /// An endpoint with everything set that [the module](self) tells, which listens at `port`.
@@ -123,6 +128,11 @@ pub(crate) fn endpoint_builder(
         .net_report_config(report)
         .transport_config(transport())
         .clear_ip_transports();
+    if let Some(dialer) = options.relay_dialer
+        && let Ok(url) = format!("http://{dialer}/").parse::<RelayUrl>()
+    {
+        builder = builder.proxy_url((*url).clone());
+    }
     for ip in &options.bind {
         let required = BindOpts::default().set_is_required(ip.is_ipv4());
         builder = builder.bind_addr_with_opts(SocketAddr::new(*ip, port), required)?;

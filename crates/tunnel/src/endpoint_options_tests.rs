@@ -16,6 +16,7 @@ fn options() -> EndpointOptions {
         advertise: Vec::new(),
         lookup: MemoryLookup::new(),
         trust: RelayTrust::default(),
+        relay_dialer: None,
     }
 }
 

@@ -117,6 +117,7 @@ impl Saying {
             advertise: Vec::new(),
             lookup: MemoryLookup::new(),
             trust: RelayTrust::default(),
+            relay_dialer: None,
         })
         .await
         .unwrap();

@@ -8,6 +8,8 @@ use edgemesh_catalog::{NodeName, PublicKey};
 use iroh::TransportAddr;
 
 use crate::link::{Link, State};
+use crate::relay_address::RelayAddress;
+use crate::relay_detours::RelayDetours;
 
 /// How things stand with one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +61,8 @@ impl fmt::Display for Path {
 }
 
 impl PeerStatus {
-    pub(crate) fn of(link: &Link) -> Self {
+    /// `detours` tell who relays in the place of a relay that is away.
+    pub(crate) fn of(link: &Link, detours: &RelayDetours) -> Self {
         let mesh_node = link.mesh_node();
         let state = link.state();
         Self {
@@ -76,7 +79,7 @@ impl PeerStatus {
                     LinkStatus::Up {
                         path: selected
                             .as_ref()
-                            .and_then(|path| path_of(path.remote_addr())),
+                            .and_then(|path| path_of(path.remote_addr(), detours)),
                         round_trip: selected.as_ref().map(iroh::endpoint::Path::rtt),
                     }
                 }
@@ -85,10 +88,14 @@ impl PeerStatus {
     }
 }
 
-fn path_of(address: &TransportAddr) -> Option<Path> {
+fn path_of(address: &TransportAddr, detours: &RelayDetours) -> Option<Path> {
     match address {
         TransportAddr::Ip(address) => Some(Path::Direct(*address)),
-        TransportAddr::Relay(url) => Some(Path::Relayed(url.to_string())),
+        TransportAddr::Relay(url) => {
+            let stand_in = RelayAddress::of_url(url).and_then(|relay| detours.stand_in(relay));
+            let by = stand_in.map_or_else(|| url.to_string(), |relay| relay.to_string());
+            Some(Path::Relayed(by))
+        }
         _ => None,
     }
 }

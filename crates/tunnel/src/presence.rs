@@ -18,6 +18,8 @@ use crate::own_record::{OwnFacts, OwnRecord};
 use crate::peer_book::Peers;
 use crate::relay_book::{RelayBook, RelayNode};
 use crate::relay_counters::RelayCounters;
+use crate::relay_detours::RelayDetours;
+use crate::relay_dialer::RelayDialer;
 use crate::relay_server::{RelayServer, RelaySettings};
 use crate::relay_trust::RelayTrust;
 use crate::relays::RelayKeeper;
@@ -33,6 +35,8 @@ pub(crate) struct PresenceOptions {
     pub(crate) endpoint: Endpoint,
     /// Told whom to believe.
     pub(crate) trust: RelayTrust,
+    /// By what relays are dialled; none when the transport does that itself.
+    pub(crate) dialer: Option<RelayDialer>,
     /// The relay nodes of the configuration.
     pub(crate) relay_nodes: Vec<RelayNode>,
     /// How this node is a relay, if it is one.
@@ -56,6 +60,8 @@ pub(crate) struct PresenceOptions {
 pub(crate) struct Presence {
     /// By what peers are reached.
     pub(crate) book: RelayBook,
+    /// Which relays are away.
+    pub(crate) detours: RelayDetours,
     /// What this node says of itself; none until it is known.
     pub(crate) own: watch::Receiver<Option<MeshNode>>,
     /// What its relay has done.
@@ -73,22 +79,29 @@ impl Presence {
     ) -> (Self, Vec<NamedTask>) {
         let mut tasks: Vec<NamedTask> = Vec::new();
         let relay_counters = Arc::new(RelayCounters::default());
+        let book = RelayBook::new();
+        let detours = RelayDetours::new();
         let mut own_relay = watch::channel(None).1;
         if let Some(settings) = options.relay {
             warn_of_unreachable(&options.relay_nodes, &options.node);
             let counters = Arc::clone(&relay_counters);
-            let server = RelayServer::new(settings, options.key.clone(), counters);
+            let server = RelayServer::new(settings, options.key.clone(), counters)
+                .standing_in_for(book.clone());
             own_relay = server.open();
             let task = server.run(options.peers.clone(), stop.clone());
             tasks.push(("the relay", task.boxed()));
         }
-        let book = RelayBook::new();
+        if let Some(dialer) = options.dialer {
+            let task = dialer.run(book.clone(), detours.clone(), stop.clone());
+            tasks.push(("the tunnel's dialer of relays", task.boxed()));
+        }
         let keeper = RelayKeeper {
             endpoint: options.endpoint.clone(),
             own: options.node.clone(),
             named: options.relay_nodes,
             trust: options.trust,
             book: book.clone(),
+            detours: detours.clone(),
         };
         let task = keeper.run(options.peers, own_relay.clone(), stop.clone());
         tasks.push(("the tunnel's keeper of relays", task.boxed()));
@@ -113,6 +126,7 @@ impl Presence {
         tasks.push(("the tunnel's own record", task.boxed()));
         let presence = Self {
             book,
+            detours,
             own,
             relay_counters,
         };

@@ -39,6 +39,7 @@ impl Member {
             advertise: Vec::new(),
             lookup: MemoryLookup::new(),
             trust: trust.clone(),
+            relay_dialer: None,
         })
         .await
         .unwrap();
@@ -51,6 +52,7 @@ impl Member {
             key,
             endpoint: endpoint.clone(),
             trust,
+            dialer: None,
             relay_nodes: relay_nodes.to_vec(),
             relay,
             advertise: Vec::new(),

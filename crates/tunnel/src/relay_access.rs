@@ -105,10 +105,12 @@ impl RelayAccess {
             return Access::Deny { reason };
         }
         let connections = guests.connections.entry(key).or_default();
+        if connections.is_empty() {
+            self.0.counters.note_client_came();
+        }
         connections.push_back(connection);
         let surplus = connections.len() > PER_KEY;
         let oldest = surplus.then(|| connections.pop_front()).flatten();
-        self.0.counters.set_clients(guests.connections.len());
         drop(guests);
         if let Some(oldest) = oldest {
             self.cut(&key, Some(oldest));
@@ -133,9 +135,9 @@ impl AccessControl for RelayAccess {
             connections.retain(|known| *known != connection);
             if connections.is_empty() {
                 guests.connections.remove(&key);
+                self.0.counters.note_client_left();
             }
         }
-        self.0.counters.set_clients(guests.connections.len());
     }
 }
 

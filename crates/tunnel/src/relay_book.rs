@@ -45,6 +45,8 @@ struct Relay {
 /// All relays as of one moment. Never changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Relays {
+    /// This node.
+    node: Option<NodeName>,
     relays: Vec<Relay>,
     /// By what others mean this node's own relay.
     own: BTreeSet<RelayAddress>,
@@ -63,6 +65,7 @@ impl Relays {
     ) -> Self {
         let relay = |peer: &Arc<Peer>| relay(peer, named);
         Self {
+            node: Some(own.clone()),
             relays: peers.iter().filter_map(relay).collect(),
             own: advertised(named, own).collect(),
             own_local,
@@ -120,6 +123,45 @@ impl Relays {
             endpoint_id(&peer.public_key)?,
             ways,
         ))
+    }
+
+    /// Whether this node may use a relay at this address.
+    pub(crate) fn is_relay(&self, address: RelayAddress) -> bool {
+        self.own_local == Some(address) || self.at(address).is_some()
+    }
+
+    /// By what this node reaches those that may stand in for the relay at this address, in
+    /// turn. All nodes come to the same order, which goes round by the nodes' names. None for
+    /// this node's own relay, without which it is no relay's client.
+    pub(crate) fn stand_ins(&self, address: RelayAddress) -> Vec<RelayAddress> {
+        let Some(away) = self.at(address) else {
+            return Vec::new();
+        };
+        let others = self.relays.iter().filter(|relay| relay.node != away.node);
+        let others = others.filter_map(|relay| Some((&relay.node, *relay.addresses.first()?)));
+        let own = self.node.as_ref().zip(self.own_local);
+        let (mut before, mut after): (Vec<_>, Vec<_>) =
+            others.chain(own).partition(|(node, _)| **node < away.node);
+        before.sort_unstable();
+        after.sort_unstable();
+        let in_turn = after.into_iter().chain(before);
+        in_turn.map(|(_, address)| address).collect()
+    }
+
+    /// For whose relay, not this node's, somebody takes this one who asks for `address`.
+    pub(crate) fn stands_in_for(&self, address: RelayAddress) -> Option<&NodeName> {
+        if self.own.contains(&address) || self.own_local == Some(address) {
+            return None;
+        }
+        let mut known = self.relays.iter();
+        let known = known
+            .find(|relay| relay.addresses.contains(&address) || relay.known_as.contains(&address));
+        known.map(|relay| &relay.node)
+    }
+
+    fn at(&self, address: RelayAddress) -> Option<&Relay> {
+        let mut relays = self.relays.iter();
+        relays.find(|relay| relay.addresses.contains(&address))
     }
 
     /// By what others reach the relay that this node reaches by `url`.

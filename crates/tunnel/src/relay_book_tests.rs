@@ -182,3 +182,40 @@ fn own_relay_that_is_not_open_is_no_way() {
     assert_eq!(urls(&relays), [""; 0]);
     assert_eq!(ways(&relays, &edge), [""; 0]);
 }
+
+#[test]
+fn all_nodes_turn_to_the_same_stand_in_for_a_relay_that_is_away() {
+    let urls = ["http://192.0.2.1", "http://192.0.2.2", "http://192.0.2.3"];
+    let says = [
+        says("a", 1, &urls[..1], None),
+        says("b", 2, &urls[1..2], None),
+        says("c", 3, &urls[2..], None),
+    ];
+    let at = |url: &str| RelayAddress::of_url(&url.parse().unwrap()).unwrap();
+    let [a, b, c] = urls.map(at);
+    let client = Relays::new(&believed(&says), &[], &name("edge"), None);
+    assert_eq!(client.stand_ins(a), [b, c]);
+    assert_eq!(client.stand_ins(b), [c, a]);
+    assert_eq!(client.stand_ins(c), [a, b]);
+    assert_eq!(client.stand_ins(at("http://192.0.2.4")), []);
+    // As one of them sees it, which reaches its own by another address.
+    let local = at("http://127.0.0.1:20006");
+    let list = [
+        named("a", &["192.0.2.1:80"]),
+        named("b", &["192.0.2.2:80"]),
+        named("c", &["192.0.2.3:80"]),
+    ];
+    let on_b = Relays::new(
+        &believed(&[says[0].clone(), says[2].clone()]),
+        &list,
+        &name("b"),
+        Some(local),
+    );
+    assert_eq!(on_b.stand_ins(a), [local, c]);
+    assert_eq!(on_b.stand_ins(local), []);
+    // It takes for another's clients those that ask for the other, and no others.
+    assert_eq!(on_b.stands_in_for(a), Some(&name("a")));
+    assert_eq!(on_b.stands_in_for(b), None);
+    assert_eq!(on_b.stands_in_for(local), None);
+    assert_eq!(on_b.stands_in_for(at("http://192.0.2.4")), None);
+}

@@ -82,8 +82,12 @@ impl RelayCounters {
         Arc::clone(&self.relay)
     }
 
-    pub(crate) fn set_clients(&self, clients: usize) {
-        self.clients.store(clients, Ordering::Relaxed);
+    pub(crate) fn note_client_came(&self) {
+        self.clients.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_client_left(&self) {
+        self.clients.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn set_observers(&self, observers: usize) {

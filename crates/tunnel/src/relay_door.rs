@@ -15,13 +15,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::header::HOST;
 use hyper::service::Service;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use iroh_relay::http::{RELAY_PATH, RELAY_PROBE_PATH};
-use iroh_relay::server::http_server::{
-    BytesBody, HyperError, HyperResult, RelayService, RelayServiceWithNotify,
-};
+use iroh_relay::server::http_server::{BytesBody, HyperError, HyperResult, RelayServiceWithNotify};
 use iroh_relay::server::streams::MaybeTlsStream;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -33,6 +32,7 @@ use tracing::{debug, warn};
 
 use crate::address_places::{AddressPlaces, Place};
 use crate::relay_counters::RelayCounters;
+use crate::relay_rooms::RelayRooms;
 
 /// Connections in all that have not proved a key yet.
 const IN_ALL: usize = 1024;
@@ -49,7 +49,7 @@ const HEAD: usize = 8192;
 /// Lets clients in, until `stop`. Those who are in stay.
 pub(crate) async fn keep_door(
     listener: TcpListener,
-    relay: RelayService,
+    rooms: RelayRooms,
     counters: Arc<RelayCounters>,
     stop: CancellationToken,
 ) {
@@ -63,7 +63,7 @@ pub(crate) async fn keep_door(
             accepted = accept(&listener, not_before) => match accepted {
                 Ok((stream, from)) => match places.take(from.ip()) {
                     Some(place) => {
-                        arrivals.spawn(receive(stream, relay.clone(), place));
+                        arrivals.spawn(receive(stream, rooms.clone(), place));
                     }
                     None => counters.note_turned_away(),
                 },
@@ -86,7 +86,7 @@ async fn accept(
 }
 
 /// Brings one connection to where the relay has taken it over or refused it.
-async fn receive(stream: TcpStream, relay: RelayService, place: Place) {
+async fn receive(stream: TcpStream, rooms: RelayRooms, place: Place) {
     let Ok(handle) = stream.as_fd().try_clone_to_owned() else {
         return;
     };
@@ -94,7 +94,7 @@ async fn receive(stream: TcpStream, relay: RelayService, place: Place) {
     // the key.
     let arrived = CancellationToken::new();
     let door = Door {
-        relay: RelayServiceWithNotify::new(relay, Arc::new(Notify::new())),
+        rooms,
         arriving: Arc::new(arrived.clone().drop_guard()),
     };
     let arrival = async {
@@ -118,7 +118,7 @@ async fn receive(stream: TcpStream, relay: RelayService, place: Place) {
 
 /// Passes on what is for the relay, and answers the rest.
 struct Door {
-    relay: RelayServiceWithNotify,
+    rooms: RelayRooms,
     arriving: Arc<DropGuard>,
 }
 
@@ -132,7 +132,11 @@ impl Service<Request<Incoming>> for Door {
             (&Method::GET, RELAY_PATH) => {
                 let arriving = Arc::clone(&self.arriving);
                 request.extensions_mut().insert(arriving);
-                self.relay.call(request)
+                let host = request.headers().get(HOST);
+                let room = self
+                    .rooms
+                    .for_host(host.and_then(|host| host.to_str().ok()));
+                RelayServiceWithNotify::new(room, Arc::new(Notify::new())).call(request)
             }
             (&Method::GET, RELAY_PROBE_PATH) => answer(StatusCode::OK),
             _ => answer(StatusCode::NOT_FOUND),

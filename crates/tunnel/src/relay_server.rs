@@ -12,10 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_catalog::PublicKey;
-use hyper::HeaderMap;
-use iroh_relay::KeyCache;
-use iroh_relay::server::ClientRateLimit;
-use iroh_relay::server::http_server::{Handlers, RelayService};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -27,9 +23,10 @@ use tracing::{error, info, warn};
 use crate::address_discovery::{AddressDiscovery, DiscoveryFault};
 use crate::identity::NodeKey;
 use crate::peer_book::Peers;
-use crate::relay_access::RelayAccess;
+use crate::relay_book::RelayBook;
 use crate::relay_counters::RelayCounters;
 use crate::relay_door::keep_door;
+use crate::relay_rooms::RelayRooms;
 
 /// TCP port of the relay unless told otherwise: the number of the tunnel's UDP port.
 pub const RELAY_PORT: u16 = 20_006;
@@ -42,8 +39,6 @@ const BIND_AGAIN: Duration = Duration::from_millis(500);
 const CUT_AGAIN: Duration = Duration::from_millis(100);
 /// Connections that the kernel keeps until they are taken.
 const BACKLOG: i32 = 1024;
-/// Keys that are kept in the form in which they are verified.
-const KEYS_AT_HAND: usize = 4096;
 
 /// How this node is a relay.
 #[derive(Clone, Debug)]
@@ -81,6 +76,8 @@ pub(crate) struct RelayServer {
     settings: RelaySettings,
     key: NodeKey,
     counters: Arc<RelayCounters>,
+    /// The other relays, for which it stands in while they are away.
+    others: RelayBook,
     open: watch::Sender<Option<OpenRelay>>,
 }
 
@@ -102,8 +99,15 @@ impl RelayServer {
             settings,
             key,
             counters,
+            others: RelayBook::new(),
             open: watch::Sender::new(None),
         }
+    }
+
+    /// It stands in for the relays of this book while they are away; for none otherwise.
+    pub(crate) fn standing_in_for(mut self, others: RelayBook) -> Self {
+        self.others = others;
+        self
     }
 
     /// Where it listens; none while it does not.
@@ -120,25 +124,20 @@ impl RelayServer {
         };
         let (listener, discovery, at) = sockets;
         info!(relay = %at.relay, discovery = %at.discovery, "this node is a relay");
-        let access = RelayAccess::new(Arc::clone(&self.counters));
-        let relay = RelayService::new(
-            Handlers::default(),
-            HeaderMap::new(),
-            Some(ClientRateLimit::new(self.settings.client_bytes_per_second)),
-            KeyCache::new(KEYS_AT_HAND),
-            Arc::new(access.clone()),
-            self.counters.of_relay(),
+        let rooms = RelayRooms::new(
+            self.others.clone(),
+            Arc::clone(&self.counters),
+            self.settings.client_bytes_per_second,
         );
-        access.set_clients(relay.clients().clone());
         let ending = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let counters = Arc::clone(&self.counters);
-        tasks.spawn(keep_door(listener, relay.clone(), counters, ending.clone()));
+        tasks.spawn(keep_door(listener, rooms.clone(), counters, ending.clone()));
         tasks.spawn(discovery.run(ending.clone()));
         self.open.send_replace(Some(at));
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.follow(&access, peers) => {}
+            () = self.follow(&rooms, peers) => {}
             Some(ended) = tasks.join_next() => {
                 error!(?ended, "a part of the relay has ended by itself: this node is no relay \
                      until the agent is started again");
@@ -146,15 +145,15 @@ impl RelayServer {
         }
         self.open.send_replace(None);
         ending.cancel();
-        relay.shutdown().await;
+        rooms.shutdown().await;
         while tasks.join_next().await.is_some() {}
     }
 
     /// Admits the peers as they come and go. Ends when nobody tells any more.
-    async fn follow(&self, access: &RelayAccess, mut peers: watch::Receiver<Arc<Peers>>) {
+    async fn follow(&self, rooms: &RelayRooms, mut peers: watch::Receiver<Arc<Peers>>) {
         loop {
-            access.admit(self.admitted(&peers.borrow_and_update()));
-            while access.cut_strangers() {
+            rooms.admit(self.admitted(&peers.borrow_and_update()));
+            while rooms.cut_strangers() {
                 sleep(CUT_AGAIN).await;
             }
             if peers.changed().await.is_err() {

@@ -24,6 +24,7 @@ use tracing::{debug, info};
 use crate::peer_book::Peers;
 use crate::relay_address::RelayAddress;
 use crate::relay_book::{RelayBook, RelayNode, Relays};
+use crate::relay_detours::{RelayDetours, StandIns};
 use crate::relay_server::OpenRelay;
 use crate::relay_trust::RelayTrust;
 
@@ -45,6 +46,8 @@ pub(crate) struct RelayKeeper {
     pub(crate) trust: RelayTrust,
     /// Told all relays.
     pub(crate) book: RelayBook,
+    /// Tells which relays are away although the transport sees itself connected.
+    pub(crate) detours: RelayDetours,
 }
 
 /// What the keeper knows while it runs.
@@ -74,6 +77,7 @@ impl RelayKeeper {
     ) {
         let mut state = State::default();
         let mut statuses = self.endpoint.home_relay_status().stream();
+        let mut detours = self.detours.follow();
         loop {
             let local = own_relay
                 .borrow_and_update()
@@ -90,7 +94,14 @@ impl RelayKeeper {
                         Err(_) => return stop.cancelled().await,
                     },
                     Ok(()) = own_relay.changed() => break,
-                    Some(status) = statuses.next() => state.home.note(&status, Instant::now()),
+                    Some(status) = statuses.next() => {
+                        state.home.note(home_of(&status), &detours.borrow(), Instant::now());
+                    }
+                    Ok(()) = detours.changed() => {
+                        let status = self.endpoint.home_relay_status().get();
+                        let detours = detours.borrow_and_update();
+                        state.home.note(home_of(&status), &detours, Instant::now());
+                    }
                     Some(()) = due => {}
                 }
                 if state.home.leave(&state.wanted, Instant::now()) {
@@ -137,11 +148,15 @@ impl Home {
         self.left_out.values().copied().chain(leave).min()
     }
 
-    fn note(&mut self, status: &[RelayStatus], now: Instant) {
-        let away = status.iter().find(|relay| !relay.is_connected());
-        let same = |(url, _): &(RelayUrl, _)| away.is_some_and(|relay| relay.url() == url);
-        if !self.away.as_ref().is_some_and(same) {
-            self.away = away.map(|relay| (relay.url().clone(), now));
+    /// What there is to be seen of the relay, and whether the transport is connected with it.
+    fn note(&mut self, home: Option<(&RelayUrl, bool)>, detours: &StandIns, now: Instant) {
+        let is_away = |(url, connected): &(&RelayUrl, bool)| {
+            let address = RelayAddress::of_url(url);
+            !connected || address.is_some_and(|address| detours.contains_key(&address))
+        };
+        let away = home.filter(is_away).map(|(url, _)| url);
+        if self.away.as_ref().map(|(url, _)| url) != away {
+            self.away = away.map(|url| (url.clone(), now));
         }
     }
 
@@ -166,6 +181,12 @@ impl Home {
         }
         changed
     }
+}
+
+/// The relay at which this node is to be found, and whether it is connected with it.
+fn home_of(status: &[RelayStatus]) -> Option<(&RelayUrl, bool)> {
+    let home = status.first()?;
+    Some((home.url(), home.is_connected()))
 }
 
 /// By what this node reaches its own relay, which listens at `address`.

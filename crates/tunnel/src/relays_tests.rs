@@ -33,6 +33,7 @@ impl Member {
             advertise: Vec::new(),
             lookup: MemoryLookup::new(),
             trust: trust.clone(),
+            relay_dialer: None,
         })
         .await
         .unwrap();
@@ -43,6 +44,7 @@ impl Member {
             named: named.to_vec(),
             trust,
             book: book.clone(),
+            detours: RelayDetours::new(),
         };
         let peers = Arc::new(peers.clone());
         let mut tasks = JoinSet::new();

@@ -25,6 +25,7 @@ use crate::identity::NodeKey;
 use crate::jobs::Jobs;
 use crate::peer_book::{PeerBook, Peers};
 use crate::presence::{Presence, PresenceOptions};
+use crate::relay_dialer::RelayDialer;
 use crate::relay_trust::RelayTrust;
 use crate::settings::Settings;
 use crate::tunnel::{Inner, Tunnel};
@@ -99,6 +100,7 @@ impl Tunnel {
             .collect();
         let lookup = MemoryLookup::new();
         let trust = RelayTrust::default();
+        let dialer = RelayDialer::bind().await.map_err(BindFault::RelayDialer)?;
         let endpoint = bind_endpoint(&EndpointOptions {
             key: key.clone(),
             alpns: vec![ALPN.to_vec()],
@@ -107,6 +109,7 @@ impl Tunnel {
             advertise: settings.advertise.clone(),
             lookup: lookup.clone(),
             trust: trust.clone(),
+            relay_dialer: Some(dialer.address()),
         })
         .await?;
         let counters = Arc::new(Counters::default());
@@ -127,6 +130,7 @@ impl Tunnel {
                 key,
                 endpoint: endpoint.clone(),
                 trust,
+                dialer: Some(dialer),
                 relay_nodes: settings.relay_nodes,
                 relay: settings.relay,
                 advertise: settings.advertise,

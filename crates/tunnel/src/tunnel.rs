@@ -168,7 +168,9 @@ impl Tunnel {
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {
         let links: Vec<_> = self.0.links().values().cloned().collect();
-        links.iter().map(|link| PeerStatus::of(link)).collect()
+        let detours = &self.0.presence.detours;
+        let status = |link: &Arc<Link>| PeerStatus::of(link, detours);
+        links.iter().map(status).collect()
     }
 
     /// Nodes that are believed.

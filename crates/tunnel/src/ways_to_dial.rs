@@ -62,7 +62,7 @@ pub(crate) fn is_own(ip: IpAddr, listening: &[SocketAddr]) -> bool {
 }
 
 /// Whether an address is one of this host's: only there a socket can be bound to it.
-fn is_of_this_host(ip: IpAddr) -> bool {
+pub(crate) fn is_of_this_host(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
 

@@ -262,7 +262,6 @@ fn relayed_connections_go_on_when_their_only_relay_is_killed_and_comes_back() ->
 }
 
 #[test]
-#[ignore = "it takes the transport more than 30 s to turn to another relay"]
 fn another_relay_takes_over_from_one_that_is_gone() -> Result<()> {
     in_lab(|lab| {
         play(
