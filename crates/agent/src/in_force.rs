@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use edgemesh_catalog::Catalog;
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{Earlier, Plan, Policy, Reachability};
+use edgemesh_plan::{Earlier, HostFacts, Plan, Policy, Reachability};
 use edgemesh_rules::{BackendChoice, BackendKind, Family};
 use tokio::sync::watch;
 
@@ -66,6 +66,14 @@ impl Telling {
     /// The plan that was told of last.
     pub(crate) fn last_planned(&self) -> Option<Planned> {
         self.0.borrow().planned.clone()
+    }
+
+    /// Whether that plan was made for a host of which `facts` do not hold.
+    pub(crate) fn host_is_other_than(&self, facts: &HostFacts) -> bool {
+        let told = self.0.borrow();
+        told.planned
+            .as_ref()
+            .is_some_and(|planned| planned.policy.host != *facts)
     }
 
     /// A plan is in force from now on.

@@ -1,5 +1,6 @@
 //! The folders of `scenarios/`: cluster objects in, plan and rule text out.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use edgemesh_catalog::{Catalog, NodeName, Protocol};
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{Plan, Policy, PortalEndpoint, Reachability, Target, Way, plan};
+use edgemesh_plan::{OwnPods, Plan, Policy, PortalEndpoint, Reachability, Target, Way, plan};
 use edgemesh_rules::{Gate, Mark, Ruleset, render, render_nftables};
 use edgemesh_watch::{Counters, ManifestsSource};
 use tokio_util::sync::CancellationToken;
@@ -57,8 +58,13 @@ async fn play(folder: &Path) -> Vec<(&'static str, String)> {
         IpAddr::from(config.edge_proxy.intercept_v6),
     ]
     .map(|intercept| {
-        let empty = Ruleset::new(intercept, REFUSAL_PORT, Mark::AGENT);
-        wanted::ruleset(empty, &plan, &destinations, None)
+        let pods = catalog
+            .node(&policy.node)
+            .map_or(&[][..], |node| &node.pod_cidrs);
+        let empty =
+            Ruleset::new(intercept, REFUSAL_PORT, Mark::AGENT).with_pods(pods.iter().copied());
+        let own_pods = OwnPods::of(&catalog, &policy);
+        wanted::ruleset(empty, &plan, own_pods, &destinations, None)
     });
     let tables = [&v4, &v6].map(render_nftables).join("\n");
     vec![
@@ -73,11 +79,19 @@ async fn play(folder: &Path) -> Vec<(&'static str, String)> {
 }
 
 /// The peers of the tunnel by `peers.txt`, one in each line; without it there is no tunnel.
+/// In each line of `direct.txt` a peer and a network of it that is proved to be reached
+/// without the tunnel.
 fn reachability(folder: &Path) -> Reachability {
-    match fs::read_to_string(folder.join("peers.txt")) {
-        Ok(names) => Reachability::with_peers(names.lines().map(NodeName::new)),
-        Err(_) => Reachability::default(),
+    let Ok(names) = fs::read_to_string(folder.join("peers.txt")) else {
+        return Reachability::default();
+    };
+    let direct = fs::read_to_string(folder.join("direct.txt")).unwrap_or_default();
+    let mut verified: BTreeMap<NodeName, Arc<[_]>> = BTreeMap::new();
+    for line in direct.lines() {
+        let (node, network) = line.split_once(' ').unwrap();
+        verified.insert(NodeName::new(node), [network.parse().unwrap()].into());
     }
+    Reachability::with_peers(names.lines().map(NodeName::new)).with_verified(Arc::new(verified))
 }
 
 async fn read(folder: &Path) -> Catalog {
@@ -128,10 +142,13 @@ fn describe(plan: &Plan) -> String {
             write!(text, "{} at {}: ", port.name, portal.frontend).unwrap();
             match &portal.target {
                 Target::Forward {
-                    endpoints, choice, ..
+                    endpoints,
+                    choice,
+                    datapath,
                 } => {
                     let endpoints: Vec<_> = endpoints.iter().map(describe_endpoint).collect();
-                    write!(text, "forwarded to {} ({choice})", endpoints.join(", ")).unwrap();
+                    let endpoints = endpoints.join(", ");
+                    write!(text, "forwarded to {endpoints} ({choice}) {datapath}").unwrap();
                 }
                 Target::Refuse(reason) => write!(text, "refused: {reason}").unwrap(),
                 Target::LeaveAlone(reason) => write!(text, "left alone: {reason}").unwrap(),

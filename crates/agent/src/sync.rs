@@ -4,6 +4,7 @@
 //! portals (make), routes and rules, and only then what is gone (break). In
 //! between, a look whether the kernel still has what it was given.
 
+mod deciding;
 mod ending;
 mod inputs;
 
@@ -12,9 +13,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgemesh_forward::{Destinations, Forwarder};
-use edgemesh_plan::{Plan, plan, plan_since};
-use edgemesh_rules::{Backend, Family, HostNetwork, HostNetworkChanges, Mark, Repair, Ruleset};
+use edgemesh_forward::Forwarder;
+use edgemesh_plan::OwnPods;
+use edgemesh_rules::{
+    Backend, Family, HostForwarding, HostNetwork, HostNetworkChanges, Mark, Repair, Ruleset,
+};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -66,6 +69,7 @@ pub(crate) struct Sync {
     /// Whether the last plan could not be put in force: what the kernel has is an older one.
     behind: bool,
     undoings: Undoings,
+    forwarding: HostForwarding,
 }
 
 /// What a [`Sync`] is made of.
@@ -119,6 +123,7 @@ impl Sync {
             failures: 0,
             behind: false,
             undoings: Undoings::listen(parts.check_period),
+            forwarding: HostForwarding::open(),
         }
     }
 
@@ -177,6 +182,7 @@ impl Sync {
                         continue;
                     }
                     let outcome = self.check().await;
+                    pending |= self.host_changed();
                     if let Some(pause) = self.outcome(Round::Look, outcome) {
                         // What a check could not repair, the full way has to.
                         pending = true;
@@ -210,25 +216,19 @@ impl Sync {
             // The tunnel tells in a moment, which brings us back.
             return Ok(());
         }
-        let policy = self.inputs.policy.borrow_and_update().clone();
-        let reachability = self.inputs.reachability.borrow_and_update().clone();
-        let plan = match self.telling.last_planned() {
-            Some(last) => plan_since(&catalog, &reachability, &policy, last.as_earlier()),
-            None => plan(&catalog, &reachability, &policy),
-        };
-        let destinations = self.forwarder.prepare(&plan);
-        self.apply(&plan, &destinations).await?;
-        self.forwarder.retire(&plan);
-        self.figures
-            .planned(&catalog, wanted::handling(&plan, &destinations));
-        let unserved = destinations.failed.len();
-        self.telling.planned(Planned {
+        let planned = self.decide(catalog);
+        self.apply(&planned).await?;
+        self.forwarder.retire(&planned.plan);
+        let Planned {
             catalog,
-            reachability,
-            policy,
-            plan: Arc::new(plan),
-            destinations: Arc::new(destinations),
-        });
+            plan,
+            destinations,
+            ..
+        } = &planned;
+        self.figures
+            .planned(catalog, wanted::handling(plan, destinations));
+        let unserved = destinations.failed.len();
+        self.telling.planned(planned);
         if unserved == 0 {
             Ok(())
         } else {
@@ -236,13 +236,25 @@ impl Sync {
         }
     }
 
-    async fn apply(&mut self, plan: &Plan, destinations: &Destinations) -> Result<(), SyncError> {
+    async fn apply(&mut self, planned: &Planned) -> Result<(), SyncError> {
+        let Planned {
+            catalog,
+            policy,
+            plan,
+            destinations,
+            ..
+        } = planned;
+        let own_pods = OwnPods::of(catalog, policy);
+        let pod_networks = catalog
+            .node(&policy.node)
+            .map_or(&[][..], |node| &node.pod_cidrs);
         let wanted: Vec<Ruleset> = self
             .families
             .iter()
             .map(|family| {
+                let empty = family.empty.clone().with_pods(pod_networks.iter().copied());
                 let before = family.wanted.as_deref();
-                wanted::ruleset(family.empty.clone(), plan, destinations, before)
+                wanted::ruleset(empty, plan, own_pods, destinations, before)
             })
             .collect();
         let began = Instant::now();

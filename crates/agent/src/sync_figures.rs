@@ -80,7 +80,9 @@ impl Figures for std::sync::Arc<SyncFigures> {
             ("node", state.nodes),
         ];
         let portals = [
-            ("forwarded", state.handling.forwarded),
+            ("kernel", state.handling.by_kernel),
+            ("kernel_and_agent", state.handling.by_both),
+            ("user_mode", state.handling.by_agent),
             ("refused", state.handling.refused),
             ("left_alone", state.handling.left_alone),
             ("failed", state.handling.failed),

@@ -2,34 +2,42 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{Plan, Portal, ServicePortPlan, Target};
-use edgemesh_rules::{Family, PortalRule, RuleComment, Ruleset};
+use edgemesh_plan::{Datapath, OwnPods, Plan, Portal, ServicePortPlan, Target, UserMode};
+use edgemesh_rules::{
+    Family, KernelEndpoint, KernelPath, PortalRule, RuleComment, Ruleset, Sharing,
+};
 
 /// Adds to `empty`, a ruleset without portals, a rule for each portal of its family.
 ///
 /// A portal that the forwarder cannot serve gets none: it stays kube-proxy's until the
-/// forwarder can. Comments are shared with the ruleset `before`.
+/// forwarder can. What is the same in the ruleset `before` is shared with it.
 pub(crate) fn ruleset(
     mut empty: Ruleset,
     plan: &Plan,
+    own_pods: OwnPods<'_>,
     destinations: &Destinations,
     before: Option<&Ruleset>,
 ) -> Ruleset {
-    let known_comment = |frontend, name| {
-        let known = &before?.portals().get(frontend)?.comment;
-        known.is_name_of(name).then(|| known.clone())
-    };
     for (port, portal) in served(plan, destinations, empty.family()) {
         let Some(&to_port) = destinations.ports.get(&portal.frontend) else {
             continue;
         };
+        let known = before.and_then(|before| before.portals().get(&portal.frontend));
+        let known_comment = known.map(|known| &known.comment);
         let rule = PortalRule {
-            comment: known_comment(&portal.frontend, &port.name)
-                .unwrap_or_else(|| RuleComment::from(&port.name)),
+            comment: known_comment
+                .filter(|comment| comment.is_name_of(&port.name))
+                .map_or_else(|| RuleComment::from(&port.name), RuleComment::clone),
             to_port,
-            kernel: None,
+            kernel: kernel_path(
+                port,
+                portal,
+                own_pods,
+                known.and_then(|k| k.kernel.as_deref()),
+            ),
         };
         if let Err(misplaced) = empty.insert(portal.frontend, rule) {
             // The plan holds no such portal; saying so beats trusting that silently.
@@ -37,6 +45,51 @@ pub(crate) fn ruleset(
         }
     }
     empty
+}
+
+/// How the kernel serves a portal, if it has a part in it.
+fn kernel_path(
+    port: &ServicePortPlan,
+    portal: &Portal,
+    own_pods: OwnPods<'_>,
+    known: Option<&KernelPath>,
+) -> Option<Box<KernelPath>> {
+    let Target::Forward {
+        endpoints,
+        datapath,
+        ..
+    } = &portal.target
+    else {
+        return None;
+    };
+    let kernels = || {
+        datapath
+            .kernel_endpoints(endpoints)
+            .map(|endpoint| KernelEndpoint {
+                address: endpoint.address,
+                is_pod_here: own_pods.has(endpoint),
+            })
+    };
+    let sharing = match datapath {
+        Datapath::User(_) => return None,
+        Datapath::Kernel => port.affinity.map_or(Sharing::Alone, Sharing::Sticky),
+        Datapath::KernelAndAgent => {
+            let agents = endpoints.len() - kernels().count();
+            u32::try_from(agents)
+                .ok()
+                .and_then(NonZeroU32::new)
+                .map_or(Sharing::Alone, Sharing::WithAgent)
+        }
+    };
+    let path = match known {
+        Some(known)
+            if known.sharing() == sharing && known.endpoints().iter().copied().eq(kernels()) =>
+        {
+            known.clone()
+        }
+        Some(_) | None => KernelPath::new(kernels(), sharing)?,
+    };
+    Some(Box::new(path))
 }
 
 /// The addresses that host processes must have a route to.
@@ -62,8 +115,12 @@ fn served<'a>(
 /// How many portals are handled in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Handling {
-    /// Forwarded by us.
-    pub(crate) forwarded: usize,
+    /// Sent to endpoints by the kernel.
+    pub(crate) by_kernel: usize,
+    /// Sent to endpoints by the kernel and the agent, to each his own.
+    pub(crate) by_both: usize,
+    /// Forwarded by the agent.
+    pub(crate) by_agent: usize,
     /// Refused by us, for want of endpoints.
     pub(crate) refused: usize,
     /// Left to kube-proxy (or to nobody) by decision.
@@ -82,11 +139,28 @@ pub(crate) fn handling(plan: &Plan, destinations: &Destinations) -> Handling {
         for portal in &port.portals {
             *match &portal.target {
                 _ if destinations.failed.contains_key(&portal.frontend) => &mut handling.failed,
-                Target::Forward { .. } => &mut handling.forwarded,
+                Target::Forward { datapath, .. } => match datapath {
+                    Datapath::Kernel => &mut handling.by_kernel,
+                    Datapath::KernelAndAgent => &mut handling.by_both,
+                    Datapath::User(_) => &mut handling.by_agent,
+                },
                 Target::Refuse(_) => &mut handling.refused,
                 Target::LeaveAlone(_) => &mut handling.left_alone,
             } += 1;
         }
     }
     handling
+}
+
+/// Why portals are in user mode, each reason once for each family.
+pub(crate) fn obstacles(plan: &Plan) -> BTreeSet<(Family, UserMode)> {
+    plan.intercepted()
+        .filter_map(|(_, portal)| match &portal.target {
+            Target::Forward {
+                datapath: Datapath::User(why),
+                ..
+            } => Some((Family::of(portal.frontend.ip), *why)),
+            Target::Forward { .. } | Target::Refuse(_) | Target::LeaveAlone(_) => None,
+        })
+        .collect()
 }

@@ -73,7 +73,7 @@ pub async fn cleanup(intercepts: &[IpAddr]) -> CleanedUp {
     }
     for intercept in intercepts {
         let nothing = Ruleset::new(*intercept, 0, Mark::AGENT);
-        match remove_stale_flows(Arc::new(nothing)).await {
+        match remove_stale_flows(Arc::new(nothing), Arc::default()).await {
             Ok(0) => {}
             Ok(flows) => done.removed.push(format!(
                 "{flows} UDP flows to {intercept} from connection tracking"

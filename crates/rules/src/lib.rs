@@ -58,4 +58,4 @@ pub use precedence::Misplacement;
 pub use removal::Removed;
 pub use repair::Repair;
 pub use ruleset::{Mark, Misplaced, PortalRule, RuleComment, Ruleset};
-pub use stale_flows::remove_stale_flows;
+pub use stale_flows::{LeftWays, remove_stale_flows, udp_ways_left};

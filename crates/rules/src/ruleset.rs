@@ -198,19 +198,6 @@ impl Ruleset {
         SocketAddr::new(self.intercept, rule.to_port)
     }
 
-    /// Whether a UDP portal of `before` is gone, or leads to another port here.
-    #[must_use]
-    pub fn leaves_udp_ports_of(&self, before: &Self) -> bool {
-        before
-            .portals()
-            .iter()
-            .filter(|(frontend, _)| frontend.protocol == Protocol::Udp)
-            .any(|(frontend, rule)| {
-                let now = self.portals().get(frontend);
-                now.is_none_or(|now| now.to_port != rule.to_port)
-            })
-    }
-
     /// Whether the rules that stand before the portals are the same in both.
     pub(crate) fn same_fixed_rules(&self, other: &Self) -> bool {
         (self.mark, self.gate, self.refused_at()) == (other.mark, other.gate, other.refused_at())

@@ -4,10 +4,12 @@
 //! others after it, for as long as the client keeps sending, however the rules have changed
 //! since (many issues of kubernetes; kube-proxy `pkg/proxy/conntrack/cleanup.go`). A client
 //! that never changes its port would be stuck. So when a portal's port on the intercept
-//! address changes or goes, its flows are taken out of connection tracking, and the next
-//! datagram meets the rules again.
+//! address changes or goes, or the kernel no longer sends it to an endpoint, its flows are
+//! taken out of connection tracking, and the next datagram meets the rules again. Flows whose
+//! endpoint is still there stay where they are, whatever else changed.
 //! The messages are those of `include/uapi/linux/netfilter/nfnetlink_conntrack.h`.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use edgemesh_plan::Frontend;
 use nix::sys::socket::SockProtocol;
 
 use crate::netlink::{Message, NetlinkSocket, nested, push_attribute};
-use crate::{Family, Ruleset};
+use crate::{Family, PortalRule, Ruleset};
 
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
@@ -45,19 +47,55 @@ const UDP: u8 = 17;
 /// `struct nfgenmsg`.
 const FIXED_PART: usize = 4;
 
-/// A UDP flow that a rule of ours sent to the intercept address.
+/// A UDP flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Flow {
     /// Where the client sends its datagrams.
     to: SocketAddr,
-    /// The port on the intercept address that they are brought to.
-    port: u16,
+    /// Where they are brought to, and answered from.
+    brought_to: SocketAddr,
     /// What names it to the kernel.
     name: Vec<(u16, Vec<u8>)>,
 }
 
-/// Takes flows out of connection tracking that lead to a port on the intercept address
-/// which is no longer their portal's in `rules`; how many there were.
+/// Ways to endpoints that the kernel does not go any more.
+pub type LeftWays = BTreeSet<(Frontend, SocketAddr)>;
+
+/// What flows may have become stale when the rules `now` took the place of `before`: none, or
+/// some, those that went the ways returned among them.
+#[must_use]
+pub fn udp_ways_left(before: &Ruleset, now: &Ruleset) -> Option<LeftWays> {
+    let mut any = udp(now).any(|(frontend, _)| !before.portals().contains_key(frontend));
+    let mut left = LeftWays::new();
+    for (frontend, rule) in udp(before) {
+        let now = now.portals().get(frontend);
+        any |= now.is_none_or(|now| now.to_port != rule.to_port);
+        let path_now = now.and_then(|now| now.kernel.as_ref());
+        let endpoints = rule.kernel.iter().flat_map(|path| path.endpoints());
+        left.extend(
+            endpoints
+                .map(|endpoint| endpoint.address)
+                .filter(|address| !path_now.is_some_and(|path| path.leads_to(*address)))
+                .map(|address| (*frontend, address)),
+        );
+    }
+    (any || !left.is_empty()).then_some(left)
+}
+
+fn udp(rules: &Ruleset) -> impl Iterator<Item = (&Frontend, &PortalRule)> {
+    rules
+        .portals()
+        .iter()
+        .filter(|(frontend, _)| frontend.protocol == Protocol::Udp)
+}
+
+/// Takes flows out of connection tracking that lead to where `rules` send nobody any more;
+/// how many there were. Those are
+///
+/// * to a port on the intercept address which is no longer their portal's,
+/// * by the kernel to what is no endpoint of its portal's kernel path any more, or by one of
+///   the ways that were `left`,
+/// * to a portal's own address: they began before there was a rule for it.
 ///
 /// To be called when the rules are in force. Flows of others are left alone, those
 /// addressed to the intercept address itself among them.
@@ -65,8 +103,14 @@ struct Flow {
 /// # Errors
 ///
 /// The kernel's, as when it has no connection tracking netlink (`nf_conntrack_netlink`).
-pub async fn remove_stale_flows(rules: Arc<Ruleset>) -> io::Result<usize> {
-    let work = move || remove(rules.intercept(), |flow| is_stale(flow, &rules));
+pub async fn remove_stale_flows(rules: Arc<Ruleset>, left: Arc<LeftWays>) -> io::Result<usize> {
+    let asks_of_all = !left.is_empty() || udp(&rules).next().is_some();
+    let work = move || {
+        let answered_from = (!asks_of_all).then_some(rules.intercept());
+        remove(rules.family(), answered_from, |flow| {
+            is_stale(flow, &rules, &left)
+        })
+    };
     // The kernel goes through all its connections for it.
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,
@@ -74,25 +118,43 @@ pub async fn remove_stale_flows(rules: Arc<Ruleset>) -> io::Result<usize> {
     }
 }
 
-fn is_stale(flow: &Flow, rules: &Ruleset) -> bool {
+fn is_stale(flow: &Flow, rules: &Ruleset, left: &LeftWays) -> bool {
+    if flow.to.ip() == rules.intercept() {
+        return false;
+    }
     let frontend = Frontend {
         ip: flow.to.ip(),
         protocol: Protocol::Udp,
         port: flow.to.port(),
     };
-    let now = rules.portals().get(&frontend).map(|rule| rule.to_port);
-    flow.to.ip() != rules.intercept() && now != Some(flow.port)
+    let rule = rules.portals().get(&frontend);
+    if flow.brought_to.ip() == rules.intercept() {
+        return rule.map(|rule| rule.to_port) != Some(flow.brought_to.port());
+    }
+    if flow.brought_to == flow.to {
+        return rule.is_some();
+    }
+    match rule.and_then(|rule| rule.kernel.as_ref()) {
+        Some(path) => !path.leads_to(flow.brought_to),
+        // kube-proxy's own flows are none of ours.
+        None => left.contains(&(frontend, flow.brought_to)),
+    }
 }
 
-fn remove(intercept: IpAddr, stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+/// Looks at the flows that are `answered_from` an address, or at all.
+fn remove(
+    family: Family,
+    answered_from: Option<IpAddr>,
+    stale: impl Fn(&Flow) -> bool,
+) -> io::Result<usize> {
     let mut socket = NetlinkSocket::open(SockProtocol::NetlinkNetFilter, 0)?;
     let mut found = Vec::new();
-    socket.dump(GET, &request(intercept), |message| {
-        found.extend(Flow::read(message, intercept).filter(|flow| stale(flow)));
+    socket.dump(GET, &request(family, answered_from), |message| {
+        found.extend(Flow::read(message).filter(|flow| stale(flow)));
     })?;
     let mut removed = 0;
     for flow in found {
-        match socket.command(DELETE, 0, &flow.deletion(Family::of(intercept))) {
+        match socket.command(DELETE, 0, &flow.deletion(family)) {
             Ok(()) => removed += 1,
             // It ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -102,14 +164,15 @@ fn remove(intercept: IpAddr, stale: impl Fn(&Flow) -> bool) -> io::Result<usize>
     Ok(removed)
 }
 
-/// Asks for the UDP flows whose answers come from `intercept`. Kernels before 5.8 know no
-/// such filter and tell of all flows; which ones count is looked at again on our side.
-fn request(intercept: IpAddr) -> Vec<u8> {
+/// Asks for the UDP flows that are `answered_from` an address, or for all of them. Kernels
+/// before 5.8 know no such filter and tell of all flows; which ones count is looked at again
+/// on our side.
+fn request(family: Family, answered_from: Option<IpAddr>) -> Vec<u8> {
     let mut protocol = Vec::new();
     push_attribute(&mut protocol, PROTOCOL_NUMBER, &[UDP]);
     let mut tuple = Vec::new();
     let mut by = BY_PROTOCOL;
-    if let IpAddr::V4(v4) = intercept {
+    if let Some(IpAddr::V4(v4)) = answered_from {
         let mut ip = Vec::new();
         push_attribute(&mut ip, SOURCE_V4, &v4.octets());
         push_attribute(&mut tuple, TUPLE_IP | NESTED, &ip);
@@ -120,7 +183,7 @@ fn request(intercept: IpAddr) -> Vec<u8> {
     push_attribute(&mut tuple, TUPLE_PROTOCOL | NESTED, &protocol);
     let mut filter = Vec::new();
     push_attribute(&mut filter, REPLY_FLAGS, &by.to_ne_bytes());
-    let mut payload = header(Family::of(intercept));
+    let mut payload = header(family);
     push_attribute(&mut payload, TUPLE_REPLY | NESTED, &tuple);
     push_attribute(&mut payload, FILTER | NESTED, &filter);
     payload
@@ -178,8 +241,8 @@ fn address(value: &[u8]) -> Option<IpAddr> {
 }
 
 impl Flow {
-    /// None when it is not answered from `intercept`.
-    fn read(message: Message<'_>, intercept: IpAddr) -> Option<Self> {
+    /// None when it is not of UDP.
+    fn read(message: Message<'_>) -> Option<Self> {
         let (mut original, mut reply) = (None, None);
         let mut name = Vec::new();
         for (kind, value) in message.attributes(FIXED_PART) {
@@ -193,10 +256,9 @@ impl Flow {
                 _ => {}
             }
         }
-        let reply = reply.filter(|reply| reply.from.ip() == intercept)?;
         Some(Self {
             to: original?.to,
-            port: reply.from.port(),
+            brought_to: reply?.from,
             name,
         })
     }
@@ -213,49 +275,120 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Mark, PortalRule, RuleComment};
+    use crate::{KernelEndpoint, KernelPath, Mark, RuleComment, Sharing};
 
     const INTERCEPT: &str = "169.254.96.16";
 
-    fn rules(portals: &[(&str, u16)]) -> Ruleset {
+    fn frontend(text: &str) -> Frontend {
+        let address: SocketAddr = text.parse().unwrap();
+        Frontend {
+            ip: address.ip(),
+            protocol: Protocol::Udp,
+            port: address.port(),
+        }
+    }
+
+    fn by_agent(to_port: u16) -> PortalRule {
+        PortalRule {
+            comment: RuleComment::new("default/dns:dns"),
+            to_port,
+            kernel: None,
+        }
+    }
+
+    fn by_kernel(endpoints: &[&str]) -> PortalRule {
+        let endpoints = endpoints.iter().map(|address| KernelEndpoint {
+            address: address.parse().unwrap(),
+            is_pod_here: true,
+        });
+        PortalRule {
+            kernel: KernelPath::new(endpoints, Sharing::Alone).map(Box::new),
+            ..by_agent(40001)
+        }
+    }
+
+    fn rules<const N: usize>(portals: [(&str, PortalRule); N]) -> Ruleset {
         let mut rules = Ruleset::new(INTERCEPT.parse().unwrap(), 9, Mark::AGENT);
-        for (frontend, to_port) in portals {
-            let frontend: SocketAddr = frontend.parse().unwrap();
-            let frontend = Frontend {
-                ip: frontend.ip(),
-                protocol: Protocol::Udp,
-                port: frontend.port(),
-            };
-            let rule = PortalRule {
-                comment: RuleComment::new("default/dns:dns"),
-                to_port: *to_port,
-                kernel: None,
-            };
-            rules.insert(frontend, rule).unwrap();
+        for (at, rule) in portals {
+            rules.insert(frontend(at), rule).unwrap();
         }
         rules
     }
 
-    fn flow(to: &str, port: u16) -> Flow {
+    fn flow(to: &str, brought_to: &str) -> Flow {
         Flow {
             to: to.parse().unwrap(),
-            port,
+            brought_to: brought_to.parse().unwrap(),
             name: Vec::new(),
         }
     }
 
+    fn is_stale(to: &str, brought_to: &str, rules: &Ruleset) -> bool {
+        super::is_stale(&flow(to, brought_to), rules, &LeftWays::new())
+    }
+
     #[test]
     fn a_flow_is_stale_when_its_portal_is_gone_or_served_at_another_port() {
-        let rules = rules(&[("10.96.0.10:53", 40001)]);
-        assert!(!is_stale(&flow("10.96.0.10:53", 40001), &rules));
-        assert!(is_stale(&flow("10.96.0.10:53", 40000), &rules));
-        assert!(is_stale(&flow("10.96.0.11:53", 40001), &rules));
-        assert!(is_stale(&flow("10.96.0.10:54", 40001), &rules));
+        let rules = rules([("10.96.0.10:53", by_agent(40001))]);
+        let through_agent = |to, port: u16| is_stale(to, &format!("{INTERCEPT}:{port}"), &rules);
+        assert!(!through_agent("10.96.0.10:53", 40001));
+        assert!(through_agent("10.96.0.10:53", 40000));
+        assert!(through_agent("10.96.0.11:53", 40001));
+        assert!(through_agent("10.96.0.10:54", 40001));
+    }
+
+    #[test]
+    fn the_kernels_flow_is_stale_when_its_endpoint_is_gone() {
+        let rules = rules([("10.96.0.10:53", by_kernel(&["10.244.1.2:5353"]))]);
+        assert!(!is_stale("10.96.0.10:53", "10.244.1.2:5353", &rules));
+        assert!(is_stale("10.96.0.10:53", "10.244.1.3:5353", &rules));
+        // The agent goes on with what it has, since the portal keeps its port there.
+        let agents = format!("{INTERCEPT}:40001");
+        assert!(!is_stale("10.96.0.10:53", &agents, &rules));
+    }
+
+    #[test]
+    fn a_flow_that_began_before_its_portal_had_a_rule_is_stale() {
+        for rule in [by_agent(40001), by_kernel(&["10.244.1.2:5353"])] {
+            let rules = rules([("10.96.0.10:53", rule)]);
+            assert!(is_stale("10.96.0.10:53", "10.96.0.10:53", &rules));
+            assert!(!is_stale("10.96.0.11:53", "10.96.0.11:53", &rules));
+        }
+    }
+
+    #[test]
+    fn flows_of_kube_proxy_are_left_alone_and_those_by_a_way_that_was_left_are_not() {
+        let before = rules([("10.96.0.10:53", by_kernel(&["10.244.1.2:5353"]))]);
+        for now in [rules([("10.96.0.10:53", by_agent(40001))]), rules([])] {
+            let left = udp_ways_left(&before, &now).unwrap();
+            let by = |endpoint| super::is_stale(&flow("10.96.0.10:53", endpoint), &now, &left);
+            assert!(by("10.244.1.2:5353"));
+            assert!(!by("10.244.1.3:5353"));
+        }
+    }
+
+    #[test]
+    fn a_look_is_due_only_when_ways_changed() {
+        let one = || rules([("10.96.0.10:53", by_kernel(&["10.244.1.2:5353"]))]);
+        let two = rules([(
+            "10.96.0.10:53",
+            by_kernel(&["10.244.1.2:5353", "10.244.1.3:5353"]),
+        )]);
+        assert_eq!(udp_ways_left(&one(), &one()), None);
+        assert_eq!(udp_ways_left(&one(), &two), None);
+        let left = udp_ways_left(&two, &one()).unwrap();
+        let gone = (
+            frontend("10.96.0.10:53"),
+            "10.244.1.3:5353".parse().unwrap(),
+        );
+        assert_eq!(left, LeftWays::from([gone]));
+        assert_eq!(udp_ways_left(&rules([]), &one()), Some(LeftWays::new()));
     }
 
     #[test]
     fn what_strangers_send_to_the_intercept_address_itself_is_left_alone() {
-        let rules = rules(&[]);
-        assert!(!is_stale(&flow("169.254.96.16:40001", 9), &rules));
+        let rules = rules([]);
+        let own = format!("{INTERCEPT}:40001");
+        assert!(!is_stale(&own, &format!("{INTERCEPT}:9"), &rules));
     }
 }

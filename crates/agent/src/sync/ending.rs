@@ -68,9 +68,7 @@ impl Sync {
                 Ok(_) => {
                     tracing::info!(family = %family.empty.family(), "rules are out");
                     let nothing = Arc::new(family.empty);
-                    family
-                        .flows
-                        .rules_changed(family.wanted.as_deref(), &nothing);
+                    family.flows.rules_go(family.wanted.as_deref(), &nothing);
                     family.flows.tidy(&nothing).await;
                 }
                 Err(error) => tracing::error!(
