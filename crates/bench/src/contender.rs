@@ -2,6 +2,7 @@
 
 mod haproxy;
 mod nginx;
+pub mod wireguard;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -3,6 +3,7 @@
 mod memory;
 mod one_node;
 mod services;
+mod tunnel;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,6 +23,12 @@ pub enum Part {
     Memory,
     /// 100 to 10,000 Services.
     Services,
+    /// From an edge node to the cloud, and to another edge by a relay.
+    Tunnel,
+    /// From an edge node to another through holes that were punched.
+    TunnelPunched,
+    /// The same as `tunnel`, over long paths that lose packets.
+    TunnelFar,
 }
 
 /// How much is to be measured.
@@ -137,13 +144,23 @@ impl fmt::Display for Part {
             Self::OneNode => "one-node",
             Self::Memory => "memory",
             Self::Services => "services",
+            Self::Tunnel => "tunnel",
+            Self::TunnelPunched => "tunnel-punched",
+            Self::TunnelFar => "tunnel-far",
         })
     }
 }
 
 impl Part {
     /// All, in the order of the report.
-    pub const ALL: [Self; 3] = [Self::OneNode, Self::Memory, Self::Services];
+    pub const ALL: [Self; 6] = [
+        Self::OneNode,
+        Self::Memory,
+        Self::Services,
+        Self::Tunnel,
+        Self::TunnelPunched,
+        Self::TunnelFar,
+    ];
 
     /// The heading of its section.
     #[must_use]
@@ -152,6 +169,9 @@ impl Part {
             Self::OneNode => "Between two pods of one node",
             Self::Memory => "Memory",
             Self::Services => "Many Services",
+            Self::Tunnel => "Between sites",
+            Self::TunnelPunched => "Between sites, by punched holes",
+            Self::TunnelFar => "Between sites that are far from each other",
         }
     }
 
@@ -166,6 +186,9 @@ impl Part {
             Self::OneNode => one_node::measure(lab, effort, &mut found)?,
             Self::Memory => memory::measure(lab, effort, &mut found)?,
             Self::Services => services::measure(lab, effort, &mut found)?,
+            Self::Tunnel => tunnel::measure(lab, effort, &mut found)?,
+            Self::TunnelPunched => tunnel::measure_punched(lab, effort, &mut found)?,
+            Self::TunnelFar => tunnel::measure_far(lab, effort, &mut found)?,
         }
         Ok(found)
     }

@@ -15,8 +15,8 @@ use crate::processes::Processes;
 
 /// What is written at once.
 const BUFFER: usize = 256 << 10;
-/// How long the streams go before they are measured.
-const WARM_UP: Duration = Duration::from_millis(200);
+/// How long streams have to go before they are measured, where there is no distance.
+pub const WARM_UP: Duration = Duration::from_millis(200);
 /// How often a writer that has to wait looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -53,7 +53,8 @@ impl Moved {
     }
 }
 
-/// Sends over `streams` connections and counts for `window` what arrives.
+/// Sends over `streams` connections and counts what arrives for `window`, from `warm_up`
+/// after the first bytes on.
 ///
 /// # Errors
 ///
@@ -62,7 +63,7 @@ pub fn run(
     client: &Namespace,
     to: SocketAddr,
     streams: usize,
-    window: Duration,
+    [warm_up, window]: [Duration; 2],
     server: &Counted,
     processes: &Processes,
 ) -> Result<Moved> {
@@ -74,7 +75,7 @@ pub fn run(
             for stream in &open {
                 scope.spawn(|| write_until(&end, stream));
             }
-            let moved = watch(server, window, processes);
+            let moved = watch(server, [warm_up, window], processes);
             end.store(true, Ordering::Relaxed);
             moved.with_context(|| format!("bytes to {to}"))
         })
@@ -106,12 +107,16 @@ pub fn send(client: &Namespace, to: SocketAddr, bytes: u64, server: &Counted) ->
     })?
 }
 
-fn watch(server: &Counted, window: Duration, processes: &Processes) -> Result<Moved> {
+fn watch(
+    server: &Counted,
+    [warm_up, window]: [Duration; 2],
+    processes: &Processes,
+) -> Result<Moved> {
     let before = server.bytes();
     await_until(PATIENCE, "the first bytes arrive", || {
         server.bytes() > before
     })?;
-    pause(WARM_UP.min(window));
+    pause(warm_up);
     let meter = Meter::start(processes)?;
     let (first, began) = (server.bytes(), Instant::now());
     pause(window);

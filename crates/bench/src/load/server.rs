@@ -127,6 +127,12 @@ impl LoadServer {
     pub fn counted(&self) -> &Counted {
         &self.counted
     }
+
+    /// As [`Self::counted`], to be kept beside it.
+    #[must_use]
+    pub fn shared(&self) -> Arc<Counted> {
+        Arc::clone(&self.counted)
+    }
 }
 
 impl Drop for LoadServer {

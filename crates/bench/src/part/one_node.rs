@@ -143,7 +143,7 @@ fn throughput(ready: &Ready, effort: &Effort, streams: usize) -> Result<Vec<Opti
         ready.client(),
         ready.to(BULK),
         streams,
-        effort.window,
+        [bulk::WARM_UP, effort.window],
         ready.counted(),
         &ready.processes(),
     )?;
