@@ -136,6 +136,28 @@ impl Backend {
         &self.choice
     }
 
+    /// Why no portal can be served by the kernel on this host, as a clause. Whatever is wanted,
+    /// the agent serves all of them then. None while nothing is known to stand against it: it
+    /// is found out when such a portal is [applied](Self::apply) first.
+    #[must_use]
+    pub fn no_kernel_path(&self) -> Option<Arc<str>> {
+        match &self.way {
+            Way::Iptables(iptables) => iptables.no_kernel_path(),
+            Way::Nftables(_) => None,
+        }
+    }
+
+    /// Why the kernel can't keep clients at their endpoint, as a clause. Whatever is wanted, the
+    /// agent serves portals that want it then. None as with
+    /// [`no_kernel_path`](Self::no_kernel_path).
+    #[must_use]
+    pub fn no_affinity(&self) -> Option<Arc<str>> {
+        match &self.way {
+            Way::Iptables(iptables) => iptables.no_affinity(),
+            Way::Nftables(_) => None,
+        }
+    }
+
     /// Brings the kernel to hold `wanted`, in one atomic step.
     ///
     /// The first call takes over what another process of the agent left: with iptables by

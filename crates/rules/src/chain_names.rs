@@ -10,7 +10,20 @@ pub const JUMP_COMMENT: &str = "handle ClusterIPs; NOTE: this must be before the
 pub const KUBE_SERVICES: &str = "KUBE-SERVICES";
 
 /// What the names of all our chains begin with.
-pub(crate) const OWN_PREFIX: &str = "EDGEMESH-PORTALS-";
+pub(crate) const OWN_PREFIX: &str = "EDGEMESH-";
+
+/// What the names of the chains begin with that share a portal's connections among
+/// endpoints; what follows tells the portal.
+pub(crate) const SERVICE_PREFIX: &str = "EDGEMESH-SVC-";
+
+/// The chain that masquerades what the kernel sends on: jumped to from `POSTROUTING`.
+pub(crate) const MASQUERADE: &str = "EDGEMESH-POSTROUTING";
+
+/// The built-in chain that jumps to [`MASQUERADE`].
+pub(crate) const POSTROUTING: &str = "POSTROUTING";
+
+/// The comment of the jump to [`MASQUERADE`].
+pub(crate) const MASQUERADE_COMMENT: &str = "edgemesh: masquerade what came through a portal";
 
 /// The chains that belong to us, wholly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -46,6 +46,15 @@ pub(crate) fn portals_set(family: Family) -> SetName {
     SetName { name, family }
 }
 
+/// Where the set of all portals is made anew, before it takes the place of the one in use.
+fn next_portals_set(family: Family) -> SetName {
+    let name = match family {
+        Family::V4 => "EDGEMESH-PORTALS-NEXT",
+        Family::V6 => "EDGEMESH-PORTALS-6-NEXT",
+    };
+    SetName { name, family }
+}
+
 /// All addresses: a hash:net holds no /0.
 fn all_addresses(family: Family) -> [IpAddr; 2] {
     match family {
@@ -148,23 +157,78 @@ impl GateSets {
         self.pulse.beat()
     }
 
-    /// Brings the portals of `rules` into their set.
-    pub(crate) fn hold(&mut self, rules: &Ruleset) -> io::Result<()> {
-        let set = portals_set(self.pulse.family);
-        let wanted: BTreeSet<Frontend> = rules.portals().keys().copied().collect();
-        let held = match self.portals.take() {
-            Some(held) => held,
-            None => {
-                self.pulse.sets.flush(set)?;
-                BTreeSet::new()
-            }
+    /// Adds the portals of `rules` to their set: to be called before a rule leads there.
+    ///
+    /// What the set held before is unknown at first. It is exchanged then, in one step, since
+    /// the rules of an agent before this one may still ask it.
+    pub(crate) fn add_portals(&mut self, rules: &Ruleset) -> io::Result<()> {
+        let wanted = rules.portals().keys().copied();
+        let Some(mut held) = self.portals.take() else {
+            let wanted: BTreeSet<Frontend> = wanted.collect();
+            self.make_portals_anew(&wanted)?;
+            self.portals = Some(wanted);
+            return Ok(());
         };
-        let gone: Vec<Frontend> = held.difference(&wanted).copied().collect();
-        let new: Vec<Frontend> = wanted.difference(&held).copied().collect();
-        self.pulse.sets.remove_portals(set, &gone)?;
+        let new: Vec<Frontend> = wanted.filter(|portal| !held.contains(portal)).collect();
+        let set = portals_set(self.pulse.family);
         self.pulse.sets.add_portals(set, &new)?;
-        self.portals = Some(wanted);
+        held.extend(new);
+        self.portals = Some(held);
         Ok(())
+    }
+
+    /// Takes all other portals out of their set: to be called when no rule leads there any
+    /// more.
+    pub(crate) fn keep_portals(&mut self, rules: &Ruleset) -> io::Result<()> {
+        let Some(mut held) = self.portals.take() else {
+            return Ok(());
+        };
+        let gone: Vec<Frontend> = held
+            .iter()
+            .filter(|portal| !rules.portals().contains_key(*portal))
+            .copied()
+            .collect();
+        let set = portals_set(self.pulse.family);
+        self.pulse.sets.remove_portals(set, &gone)?;
+        for portal in gone {
+            held.remove(&portal);
+        }
+        self.portals = Some(held);
+        Ok(())
+    }
+
+    /// Whether the set of portals holds as many as it was given. If not, somebody changed it,
+    /// and the next call of [`add_portals`](Self::add_portals) makes it anew.
+    pub(crate) fn are_portals_whole(&mut self) -> bool {
+        let Some(held) = &self.portals else {
+            return true;
+        };
+        let whole = match self.pulse.sets.count(portals_set(self.pulse.family)) {
+            Ok(count) => count.is_none_or(|count| count == held.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(_) => true,
+        };
+        if !whole {
+            self.portals = None;
+        }
+        whole
+    }
+
+    fn make_portals_anew(&mut self, portals: &BTreeSet<Frontend>) -> io::Result<()> {
+        let (set, next) = (
+            portals_set(self.pulse.family),
+            next_portals_set(self.pulse.family),
+        );
+        let sets = &mut self.pulse.sets;
+        // One that an agent left when it was killed just then.
+        sets.destroy(next)?;
+        sets.create(next, SetKind::Portals)?;
+        let portals: Vec<Frontend> = portals.iter().copied().collect();
+        let exchanged = sets
+            .add_portals(next, &portals)
+            .and_then(|()| sets.create(set, SetKind::Portals))
+            .and_then(|()| sets.swap(set, next));
+        exchanged.and(sets.destroy(next).map(|_| ()))
     }
 }
 
@@ -173,10 +237,11 @@ pub(crate) fn remove_sets(family: Family) -> io::Result<bool> {
     let mut sets = IpSets::open()?;
     let alive = sets.destroy(alive_set(family));
     let portals = sets.destroy(portals_set(family));
+    let next = sets.destroy(next_portals_set(family));
     // A kernel without IP sets has none of ours either.
     let tolerated = |outcome: io::Result<bool>| match outcome {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
         other => other,
     };
-    Ok(tolerated(alive)? | tolerated(portals)?)
+    Ok(tolerated(alive)? | tolerated(portals)? | tolerated(next)?)
 }

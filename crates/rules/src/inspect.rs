@@ -4,6 +4,7 @@
 //! For people who ask who handles a connection. Our own repairs read the rules in
 //! another way, which looks at no counter and at nothing of kube-proxy's.
 
+mod kernel_path_view;
 mod kube_proxy_element;
 mod kube_proxy_portals;
 mod nat_view;
@@ -12,6 +13,7 @@ mod nft_chains;
 use crate::iptables::installed::{Tools, installed};
 use crate::{Family, Flavour};
 
+pub use kernel_path_view::{MasqueradeFound, PortalLeads, SentTo};
 pub use kube_proxy_element::{NftElement, kube_proxy_element};
 pub use kube_proxy_portals::kube_proxy_portals;
 pub use nat_view::{Hook, KubeAction, KubeRule, NatView, PortalFound, StandingRule};

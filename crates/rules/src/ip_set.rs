@@ -10,12 +10,14 @@ use edgemesh_plan::Frontend;
 use nix::sys::socket::SockProtocol;
 
 use crate::Family;
-use crate::netlink::{NetlinkSocket, push_attribute};
+use crate::netlink::{NetlinkSocket, nested, push_attribute};
 
 const SUBSYSTEM: u16 = 6 << 8;
 const CREATE: u16 = SUBSYSTEM | 2;
 const DESTROY: u16 = SUBSYSTEM | 3;
 const FLUSH: u16 = SUBSYSTEM | 4;
+const SWAP: u16 = SUBSYSTEM | 6;
+const LIST_SETS: u16 = SUBSYSTEM | 7;
 const ADD: u16 = SUBSYSTEM | 9;
 const DELETE: u16 = SUBSYSTEM | 10;
 /// `NLM_F_EXCL`: it is an error if the set is not there (or is there, or the element).
@@ -26,6 +28,9 @@ const SET_NAME: u16 = 2;
 const TYPE_NAME: u16 = 3;
 const REVISION: u16 = 4;
 const FAMILY: u16 = 5;
+/// The second set of an exchange, in the place of `TYPE_NAME`.
+const OTHER_NAME: u16 = 3;
+const FLAGS: u16 = 6;
 const DATA: u16 = 7;
 const LIST: u16 = 8;
 const LINE: u16 = 9;
@@ -36,6 +41,11 @@ const PORT: u16 = 4;
 const TIMEOUT: u16 = 6;
 const IP_PROTOCOL: u16 = 7;
 const MOST_ELEMENTS: u16 = 19;
+/// How many there are; told since Linux 4.10.
+const ELEMENTS: u16 = 24;
+
+/// `IPSET_FLAG_LIST_HEADER`.
+const WITHOUT_ELEMENTS: u32 = 4;
 
 const NESTED: u16 = 0x8000;
 const NETWORK_ORDER: u16 = 0x4000;
@@ -47,6 +57,9 @@ const FIRST_REVISION: u8 = 0;
 const PER_MESSAGE: usize = 1000;
 /// Portals that one set takes.
 const MOST_PORTALS: u32 = 1 << 20;
+
+/// `struct nfgenmsg`.
+const FIXED_PART: usize = 4;
 
 /// Error numbers of IP sets begin here.
 const PRIVATE_ERRORS: i32 = 4096;
@@ -105,6 +118,36 @@ impl IpSets {
     /// Takes everything out of it.
     pub(crate) fn flush(&mut self, set: SetName) -> io::Result<()> {
         self.command(FLUSH, &about(set))
+    }
+
+    /// Exchanges what is in two sets of the same kind: rules that ask one ask the other's
+    /// elements from now on.
+    pub(crate) fn swap(&mut self, one: SetName, other: SetName) -> io::Result<()> {
+        let mut payload = about(one);
+        let name = [other.name.as_bytes(), b"\0"].concat();
+        push_attribute(&mut payload, OTHER_NAME, &name);
+        self.command(SWAP, &payload)
+    }
+
+    /// How many elements the set has; none when the kernel doesn't tell.
+    pub(crate) fn count(&mut self, set: SetName) -> io::Result<Option<usize>> {
+        let mut payload = about(set);
+        let flags = WITHOUT_ELEMENTS.to_be_bytes();
+        push_attribute(&mut payload, FLAGS | NETWORK_ORDER, &flags);
+        let mut count = None;
+        let told = self.socket.dump(LIST_SETS, &payload, |message| {
+            count = message
+                .attributes(FIXED_PART)
+                .filter(|(kind, _)| *kind == DATA)
+                .flat_map(|(_, data)| nested(data))
+                .find(|(kind, _)| *kind == ELEMENTS)
+                .and_then(|(_, value)| {
+                    usize::try_from(u32::from_be_bytes(value.try_into().ok()?)).ok()
+                })
+                .or(count);
+        });
+        told.map_err(in_words)?;
+        Ok(count)
     }
 
     /// Removes the set; whether it was there.

@@ -1,5 +1,6 @@
 //! What an agent left that went another way into the kernel and ended without notice.
 
+use crate::chain_names::MASQUERADE;
 use crate::error::RulesError;
 use crate::gate::remove_sets;
 use crate::iptables::installed::installed;
@@ -68,11 +69,11 @@ fn tell(family: Family, kind: BackendKind, outcome: Result<bool, RulesError>) {
 pub(crate) fn may_hold_chains(family: Family, flavour: Flavour) -> bool {
     match flavour {
         Flavour::Nft => NfTables::open().is_ok_and(|mut nf_tables| {
-            OwnChain::BOTH.into_iter().any(|chain| {
-                nf_tables
-                    .has_chain(family, "nat", chain.name())
-                    .unwrap_or(true)
-            })
+            OwnChain::BOTH
+                .map(OwnChain::name)
+                .into_iter()
+                .chain([MASQUERADE])
+                .any(|chain| nf_tables.has_chain(family, "nat", chain).unwrap_or(true))
         }),
         Flavour::Legacy => std::fs::read_to_string(family.legacy_table_names())
             .is_ok_and(|names| names.lines().any(|name| name == "nat")),

@@ -47,11 +47,14 @@ pub use host_network::{
 };
 pub use host_support::{HostSupport, host_supports};
 pub use inspect::{
-    BaseChain, ChainFound, ElementFound, Hook, Inspected, KubeAction, KubeRule, NatView,
-    NftElement, PortalFound, StandingRule, TableFound, ToolFound, base_chains, find_tools, inspect,
-    kube_proxy_element, kube_proxy_portals, own_tables, refused_portals,
+    BaseChain, ChainFound, ElementFound, Hook, Inspected, KubeAction, KubeRule, MasqueradeFound,
+    NatView, NftElement, PortalFound, PortalLeads, SentTo, StandingRule, TableFound, ToolFound,
+    base_chains, find_tools, inspect, kube_proxy_element, kube_proxy_portals, own_tables,
+    refused_portals,
 };
-pub use iptables::{Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render};
+pub use iptables::{
+    Extensions, Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render,
+};
 pub use kernel_path::{KernelEndpoint, KernelPath, Sharing};
 pub use nftables::{NftablesError, render_nftables, render_refusing};
 pub use precedence::Misplacement;

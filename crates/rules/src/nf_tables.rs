@@ -11,6 +11,7 @@ use std::io;
 
 use nix::sys::socket::SockProtocol;
 
+use crate::chain_names::MASQUERADE;
 use crate::netlink::{Message, NetlinkSocket, Outgoing, push_attribute};
 use crate::nf_hook::{Content, Fault, HookRule};
 use crate::{Family, OwnChain};
@@ -56,6 +57,8 @@ pub(crate) struct NfTables {
 pub(crate) struct Standing {
     table: u64,
     chains: [Option<ChainSize>; 2],
+    /// With the jump to it, wherever that stands.
+    masquerade: Option<ChainSize>,
     hooks: [Vec<HookRule>; 2],
 }
 
@@ -76,7 +79,7 @@ impl Standing {
     /// Whether nothing was added to our chains or taken from them, whatever happened in
     /// the hooks.
     pub(crate) fn same_chains(&self, other: &Self) -> bool {
-        (self.table, self.chains) == (other.table, other.chains)
+        (self.table, self.chains, self.masquerade) == (other.table, other.chains, other.masquerade)
     }
 }
 
@@ -122,6 +125,7 @@ impl NfTables {
         let mut standing = Standing {
             table: self.table_handle(family, NAT)?,
             chains: [None; 2],
+            masquerade: self.chain_size(family, MASQUERADE)?,
             hooks: [Vec::new(), Vec::new()],
         };
         for chain in OwnChain::BOTH {

@@ -4,6 +4,7 @@ use std::fmt;
 
 use edgemesh_plan::Frontend;
 
+use crate::chain_names::{MASQUERADE, POSTROUTING};
 use crate::{Misplacement, OwnChain};
 
 /// One thing that was put right.
@@ -40,6 +41,21 @@ pub enum Repair {
         /// What was wrong with it.
         because: Misplacement,
     },
+    /// Chains by which portals are shared among endpoints were gone, held something else, or
+    /// were of no portal.
+    ServiceChains {
+        /// The name of one of them.
+        first: String,
+        /// How many there were in all.
+        count: usize,
+    },
+    /// The chain that masquerades what the kernel sends to endpoints was gone, or held
+    /// something else.
+    MasqueradeChain,
+    /// The jump to that chain was not as it must be.
+    MasqueradeJump(Misplacement),
+    /// The IP set of all portals held something else.
+    PortalSet,
     /// The table of this name was gone; it was made again, with all that is in it.
     TableMissing(String),
     /// The table of this name was another one or held something else; it was made anew.
@@ -77,6 +93,24 @@ impl fmt::Display for Repair {
             Repair::Jump { chain, because } => {
                 write!(f, "the jump from {} to {chain} was {because}", chain.hook())
             }
+            Repair::ServiceChains { first, count } => write!(
+                f,
+                "{count} chains that share connections among endpoints were not as they had been \
+                 made, among them {first}"
+            ),
+            Repair::MasqueradeChain => {
+                write!(
+                    f,
+                    "chain {MASQUERADE} was missing, or not as it had been made"
+                )
+            }
+            Repair::MasqueradeJump(because) => {
+                write!(
+                    f,
+                    "the jump from {POSTROUTING} to {MASQUERADE} was {because}"
+                )
+            }
+            Repair::PortalSet => f.write_str("the IP set of all portals held something else"),
             Repair::TableMissing(table) => write!(f, "table {table} was missing"),
             Repair::TableAltered(table) => {
                 write!(f, "table {table} was not as it had been made")

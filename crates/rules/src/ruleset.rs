@@ -9,7 +9,7 @@ use edgemesh_catalog::{Protocol, ServicePortName};
 use edgemesh_plan::Frontend;
 use ipnet::IpNet;
 
-use crate::{Family, Gate, KernelPath};
+use crate::{Extensions, Family, Gate, KernelPath};
 
 /// The rules of one family. Both chains hold the same ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,7 @@ pub struct Ruleset {
     refusal_port: u16,
     mark: Mark,
     gate: Gate,
+    extensions: Extensions,
     pods: Arc<[IpNet]>,
     portals: BTreeMap<Frontend, PortalRule>,
     /// How many portals lead to each pod of this node by the kernel.
@@ -72,6 +73,7 @@ impl Ruleset {
             refusal_port,
             mark,
             gate: Gate::None,
+            extensions: Extensions::default(),
             pods: Arc::default(),
             portals: BTreeMap::new(),
             hairpins: BTreeMap::new(),
@@ -116,6 +118,7 @@ impl Ruleset {
                 for pod in rule.kernel.iter().flat_map(|path| path.hairpins()) {
                     *self.hairpins.entry(pod).or_default() += 1;
                 }
+                self.extensions.kernel_path |= rule.kernel.is_some();
                 self.portals.insert(frontend, rule);
                 Ok(())
             }
@@ -175,6 +178,20 @@ impl Ruleset {
         self.gate
     }
 
+    /// The same rules made of other extensions of iptables.
+    /// [`Backend`](crate::Backend) chooses them, whatever is given.
+    #[must_use]
+    pub fn with_extensions(mut self, extensions: Extensions) -> Self {
+        self.extensions = extensions;
+        self
+    }
+
+    /// What of iptables the rules are made of.
+    #[must_use]
+    pub fn extensions(&self) -> Extensions {
+        self.extensions
+    }
+
     /// The networks of this node's pods; empty where they are not known.
     #[must_use]
     pub fn pods(&self) -> &[IpNet] {
@@ -184,6 +201,12 @@ impl Ruleset {
     /// The pods of this node to which the kernel sends connections, sorted.
     pub fn hairpins(&self) -> impl Iterator<Item = IpAddr> {
         self.hairpins.keys().copied()
+    }
+
+    /// Whether the kernel sends connections to this pod of the node.
+    #[must_use]
+    pub fn is_hairpin(&self, pod: IpAddr) -> bool {
+        self.hairpins.contains_key(&pod)
     }
 
     /// The portals.
@@ -204,7 +227,8 @@ impl Ruleset {
     }
 }
 
-/// One bit of the packet mark, by which the agent's own traffic passes its own rules.
+/// One bit of the packet mark. By one the agent's own traffic passes its own rules, by
+/// another it is told what came through a portal.
 ///
 /// kube-proxy uses 0x4000 and 0x8000 (its `--iptables-masquerade-bit` and kubelet's drop
 /// bit), Calico 0xffff0000.
@@ -216,6 +240,11 @@ pub struct Mark {
 impl Mark {
     /// The agent's default: 0x2000.
     pub const AGENT: Mark = Mark { bit: 13 };
+
+    /// What came through a portal and is not the agent's: 0x1000. It is set where the kernel
+    /// has a part in portals, says that a packet may have to be masqueraded, and is taken off
+    /// in the same place.
+    pub const PORTAL: Mark = Mark { bit: 12 };
 
     /// Bit number `bit` of the mark; none when the mark has no such bit (it has 32).
     #[must_use]

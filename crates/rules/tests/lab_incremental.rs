@@ -4,13 +4,22 @@
 mod on_node;
 mod shown;
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use edgemesh_catalog::Protocol;
 use edgemesh_lab::{Flavour, Lab, Node, test};
 use edgemesh_plan::Frontend;
-use edgemesh_rules::{Backend, Change, Family, Mark, PortalRule, RuleComment, Ruleset};
+use edgemesh_rules::{
+    Backend, Change, Family, KernelEndpoint, KernelPath, Mark, PortalRule, RuleComment, Ruleset,
+    Sharing,
+};
+use ipnet::IpNet;
 use on_node::{backend, cluster_ip, intercept, nat, nftables, on_node};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -24,17 +33,28 @@ const EVERY: usize = 30;
 enum Step {
     /// A Service port comes, or leads elsewhere or is called otherwise from now on.
     Set { number: u16, variant: u16 },
+    /// A Service port is served by the kernel from now on, at these endpoints.
+    Serve {
+        number: u16,
+        endpoints: BTreeSet<u16>,
+        sharing: Sharing,
+    },
     /// A Service port goes.
     Remove { number: u16 },
     /// All go.
     Clear,
     /// The refusal port is another one, as after a restart of the forwarder.
     RefuseAt { port: u16 },
+    /// The node's pods have other addresses.
+    Pods { network: u16 },
 }
 
 fn steps() -> Result<Vec<Vec<Step>>> {
     let step = proptest::prop_oneof![
-        60 => (0_u16..40, 0_u16..6).prop_map(|(number, variant)| Step::Set { number, variant }),
+        30 => (0_u16..40, proptest::collection::btree_set(0_u16..6, 1..4), sharing())
+            .prop_map(|(number, endpoints, sharing)| Step::Serve { number, endpoints, sharing }),
+        1 => (0_u16..3).prop_map(|network| Step::Pods { network }),
+        40 => (0_u16..40, 0_u16..6).prop_map(|(number, variant)| Step::Set { number, variant }),
         30 => (0_u16..40).prop_map(|number| Step::Remove { number }),
         1 => proptest::strategy::Just(Step::Clear),
         2 => (20_008_u16..20_011).prop_map(|port| Step::RefuseAt { port }),
@@ -44,6 +64,14 @@ fn steps() -> Result<Vec<Vec<Step>>> {
         .new_tree(&mut TestRunner::deterministic())
         .map_err(|reason| anyhow::anyhow!("{reason}"))?;
     Ok(tree.current())
+}
+
+fn sharing() -> impl Strategy<Value = Sharing> {
+    proptest::prop_oneof![
+        2 => proptest::strategy::Just(Sharing::Alone),
+        1 => (1..3_u32).prop_map(|n| Sharing::WithAgent(NonZeroU32::MIN.saturating_add(n))),
+        1 => (1..3_u64).prop_map(|hours| Sharing::Sticky(Duration::from_secs(3600 * hours))),
+    ]
 }
 
 /// The ruleset after a step.
@@ -63,12 +91,37 @@ fn after(rules: &Ruleset, step: &Step) -> Result<Ruleset> {
             };
             rules.insert(frontend(rules.family(), *number), rule)?;
         }
+        Step::Serve {
+            number,
+            endpoints,
+            sharing,
+        } => {
+            let family = rules.family();
+            let endpoints = endpoints.iter().map(|last| KernelEndpoint {
+                address: SocketAddr::new(cluster_ip(family, 0x100 + last), 8080),
+                is_pod_here: *last < 4,
+            });
+            let rule = PortalRule {
+                comment: RuleComment::new(&format!("default/s-{number}:p0")),
+                to_port: 20_007,
+                kernel: KernelPath::new(endpoints, *sharing).map(Box::new),
+            };
+            rules.insert(frontend(family, *number), rule)?;
+        }
         Step::Remove { number } => {
             rules.remove(&frontend(rules.family(), *number));
         }
-        Step::Clear => rules = Ruleset::new(rules.intercept(), 20_008, Mark::AGENT),
+        Step::Clear => {
+            let pods = rules.pods().to_vec();
+            rules = Ruleset::new(rules.intercept(), 20_008, Mark::AGENT).with_pods(pods);
+        }
+        Step::Pods { network } => {
+            let network = cluster_ip(rules.family(), 0x200 + network);
+            rules = rules.with_pods([IpNet::from(network)]);
+        }
         Step::RefuseAt { port } => {
-            let mut moved = Ruleset::new(rules.intercept(), *port, Mark::AGENT);
+            let pods = rules.pods().to_vec();
+            let mut moved = Ruleset::new(rules.intercept(), *port, Mark::AGENT).with_pods(pods);
             for (frontend, rule) in rules.portals() {
                 moved.insert(*frontend, rule.clone())?;
             }
@@ -153,11 +206,24 @@ fn by_nftables() -> Result<()> {
 
 fn follow_by_iptables(lab: &Lab, flavour: Flavour) -> Result<()> {
     let (node, fresh) = nodes(lab)?;
-    on_node(&node, async || {
-        let open = async || backend(Family::V4, flavour).await;
-        let show = |node: &Node| Ok(sorted(&nat(node, flavour, Family::V4)?));
-        follow(&node, &fresh, Family::V4, open, show).await
-    })?
+    let seen_sticky = AtomicBool::new(false);
+    on_node(&node, async || -> Result<()> {
+        for family in Family::BOTH {
+            let open = async || backend(family, flavour).await;
+            let show = |node: &Node| {
+                let text = nat(node, flavour, family)?;
+                seen_sticky.fetch_or(text.contains("-m recent --update"), Ordering::Relaxed);
+                Ok(sorted(&text))
+            };
+            follow(&node, &fresh, family, open, show).await?;
+        }
+        Ok(())
+    })??;
+    assert!(
+        seen_sticky.into_inner(),
+        "no portal was served by the kernel"
+    );
+    Ok(())
 }
 
 #[test]

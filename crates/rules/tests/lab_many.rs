@@ -22,7 +22,7 @@ fn one_service_more_among_ten_thousand_is_a_transaction_of_two_lines() -> Result
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             let applied = backend.apply(&many).await?;
-            assert_eq!(applied.lines, 2 * (1 + 5 + usize::from(SERVICES)) + 2);
+            assert_eq!(applied.lines, 2 * (1 + 6 + usize::from(SERVICES)) + 2);
             say(flavour, "all in", applied.took);
             let unchanged = backend.verify(&many).await?;
             assert_eq!(unchanged.repairs, []);

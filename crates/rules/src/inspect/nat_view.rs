@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 
+use crate::inspect::kernel_path_view::{KernelPathView, MasqueradeFound, PortalLeads, SentTo};
 use crate::iptables::own_rule::{OwnRule, recognise};
+use crate::iptables::service_chain::PortalTarget;
 use crate::iptables::words::Words;
 use crate::{KUBE_SERVICES, OwnChain};
 
@@ -41,7 +43,7 @@ pub struct Hook {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortalFound {
     /// Where it leads.
-    pub to: SocketAddr,
+    pub to: PortalLeads,
     /// Whether the kernel refuses what is sent there.
     pub refused: bool,
     /// The service port that it names.
@@ -79,6 +81,7 @@ pub struct NatView {
     kube: BTreeMap<Frontend, KubeRule>,
     chains: BTreeSet<String>,
     refused_at: Option<SocketAddr>,
+    kernel_path: KernelPathView,
 }
 
 impl NatView {
@@ -101,6 +104,27 @@ impl NatView {
     #[must_use]
     pub fn own_rule(&self, chain: OwnChain, frontend: &Frontend) -> Option<&PortalFound> {
         self.own[chain.index()].get(frontend)
+    }
+
+    /// To whom the kernel sends the connections that a rule of ours takes.
+    #[must_use]
+    pub fn sent_to(&self, found: &PortalFound) -> Vec<SentTo> {
+        let is_agent = |to: SocketAddr| self.refused_at.is_some_and(|at| at.ip() == to.ip());
+        match &found.to {
+            PortalLeads::Into(chain) => self.kernel_path.sent_by(chain, is_agent),
+            PortalLeads::To(address) => vec![SentTo {
+                address: *address,
+                is_agent: is_agent(*address),
+                connections: found.rule.packets,
+                rule: found.rule.clone(),
+            }],
+        }
+    }
+
+    /// The chain by which what the kernel sends to endpoints is masqueraded where it must be.
+    #[must_use]
+    pub fn masquerade(&self) -> &MasqueradeFound {
+        &self.kernel_path.masquerade
     }
 
     /// How many portals one of our chains has rules for.
@@ -159,6 +183,7 @@ impl NatView {
             *place += 1;
             let concerns_us = OwnChain::by_name(chain).is_some()
                 || OwnChain::by_hook(chain).is_some()
+                || KernelPathView::concerns(chain)
                 || chain == KUBE_SERVICES;
             if concerns_us {
                 let rule = StandingRule {
@@ -173,7 +198,7 @@ impl NatView {
         // The refusal port is told by a rule that may stand behind those that lead there.
         if let Some(at) = self.refused_at {
             for found in self.own.iter_mut().flat_map(BTreeMap::values_mut) {
-                found.refused = found.to == at;
+                found.refused = found.to == PortalLeads::To(at);
             }
         }
     }
@@ -187,6 +212,8 @@ impl NatView {
             self.take_in_own(chain, rule);
         } else if let Some(chain) = OwnChain::by_hook(&rule.chain) {
             self.hooks[chain.index()].take_in(chain, rule);
+        } else {
+            self.kernel_path.take_in(rule);
         }
     }
 
@@ -198,7 +225,12 @@ impl NatView {
                 comment,
             }) => Some((frontend, to, comment.into_owned())),
             // While no agent lives it refuses, as the listener that is gone would.
-            Some(OwnRule::OwnTraffic(_) | OwnRule::RefusedWhileDead { .. }) => return,
+            Some(
+                OwnRule::OwnTraffic(_)
+                | OwnRule::RefusedWhileDead { .. }
+                | OwnRule::ForNoPortal(_)
+                | OwnRule::ThroughPortal,
+            ) => return,
             Some(OwnRule::NotThroughPortal { refused_at, .. }) => {
                 self.refused_at = Some(refused_at);
                 return;
@@ -211,7 +243,10 @@ impl NatView {
                 self.own[chain.index()]
                     .entry(frontend)
                     .or_insert(PortalFound {
-                        to,
+                        to: match to {
+                            PortalTarget::Address(address) => PortalLeads::To(address),
+                            PortalTarget::Chain(chain) => PortalLeads::Into(chain),
+                        },
                         refused: false,
                         comment,
                         rule,
@@ -269,7 +304,7 @@ fn rule(line: &str) -> Option<(u64, &str, &str)> {
     Some((packets, chain, spec))
 }
 
-fn target(spec: &str) -> Option<String> {
+pub(super) fn target(spec: &str) -> Option<String> {
     let mut words = Words::of(spec);
     words
         .by_ref()

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use crate::backend::{Applied, Change, Verified};
+use crate::chain_names::SERVICE_PREFIX;
 use crate::error::RulesError;
 use crate::iptables::difference::{Difference, Means, against, between};
 use crate::iptables::installed::Tools;
@@ -255,6 +256,28 @@ impl IptablesBackend {
         *self = moved;
         self.empty_left_flavour().await?;
         Ok(Some(self.choice.clone()))
+    }
+
+    /// Whether iptables knows `MASQUERADE --random-fully`.
+    pub(crate) fn has_random_fully(&self) -> bool {
+        self.tools.random_fully
+    }
+
+    /// Whether the kernel takes these rules, tried in a chain that nothing leads to and that
+    /// is gone afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When it doesn't, or could not be asked.
+    pub(crate) async fn takes(&mut self, rules: &[String]) -> Result<(), ToolError> {
+        let chain = format!("{SERVICE_PREFIX}TRIAL");
+        let mut trial = Transaction::default();
+        trial.make_whole(&chain, rules);
+        let mut end = Transaction::default();
+        end.delete_chain(&chain);
+        self.tools.restore(&(trial.text() + &end.text())).await?;
+        self.watch.settle(2);
+        Ok(())
     }
 
     /// Whether the nat table can be read.

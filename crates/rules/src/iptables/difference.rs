@@ -1,13 +1,14 @@
 //! What has to be changed so that the kernel holds what is wanted. Pure.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use edgemesh_plan::Frontend;
 
 use crate::chain_names::OwnChain;
-use crate::iptables::own_rule::{OwnRule, fixed_rules};
+use crate::iptables::kernel_path_difference::{
+    kernel_path_against, kernel_path_between, remove_kernel_path,
+};
+use crate::iptables::own_rule::{OwnRule, fixed_rules, portal_rule};
 use crate::iptables::parse::{FoundRule, Table};
 use crate::iptables::transaction::Transaction;
 use crate::precedence::{correction, own_jumps};
@@ -36,13 +37,14 @@ pub(crate) enum Means {
 /// The changes that turn what was read back into what is wanted.
 pub(crate) fn against(table: &Table<'_>, wanted: &Ruleset, means: Means) -> Difference {
     let mut difference = Difference::default();
+    kernel_path_against(&mut difference, table, wanted);
     for chain in OwnChain::BOTH {
         chain_difference(&mut difference, chain, table.own(chain), wanted, means);
     }
     for chain in OwnChain::BOTH {
         if let Some(correction) = correction(table.hook(chain)) {
             for spec in correction.delete {
-                difference.transaction.delete_from_hook(chain, spec);
+                difference.transaction.delete_jump(chain.hook(), spec);
             }
             difference
                 .transaction
@@ -59,25 +61,79 @@ pub(crate) fn against(table: &Table<'_>, wanted: &Ruleset, means: Means) -> Diff
 /// The changes from one ruleset to another, where the kernel is known to hold the first.
 pub(crate) fn between(known: &Ruleset, wanted: &Ruleset) -> Transaction {
     let mut transaction = Transaction::default();
-    if !known.same_fixed_rules(wanted) {
-        rewrite_both(&mut transaction, wanted);
-        return transaction;
-    }
-    let gone = unlike(known, wanted);
-    let new = unlike(wanted, known);
-    if too_much(gone.len(), new.len(), wanted) {
-        rewrite_both(&mut transaction, wanted);
+    let same_fixed_rules =
+        known.same_fixed_rules(wanted) && known.extensions() == wanted.extensions();
+    let changed = changed_portals(known, wanted, same_fixed_rules);
+    kernel_path_between(&mut transaction, known, wanted, &changed);
+    let rules: Vec<_> = changed
+        .iter()
+        .map(|change| change.rules(known, wanted))
+        .filter(|(old, new)| old != new)
+        .collect();
+    let gone = rules.iter().filter(|(old, _)| old.is_some()).count();
+    let new = rules.iter().filter(|(_, new)| new.is_some()).count();
+    if !same_fixed_rules || too_much(gone, new, wanted) {
+        for chain in OwnChain::BOTH {
+            transaction.rewrite(chain, wanted);
+        }
         return transaction;
     }
     for chain in OwnChain::BOTH {
-        for &(frontend, rule) in &gone {
-            transaction.delete(chain, &portal(known, frontend, rule));
+        for old in rules.iter().filter_map(|(old, _)| old.as_ref()) {
+            transaction.delete(chain.name(), old);
         }
-        for &(frontend, rule) in &new {
-            transaction.append(chain, &portal(wanted, frontend, rule));
+        for new in rules.iter().filter_map(|(_, new)| new.as_ref()) {
+            transaction.append(chain, new);
         }
     }
     transaction
+}
+
+/// A portal that is not the same before and after.
+pub(crate) struct ChangedPortal<'a> {
+    pub(crate) frontend: &'a Frontend,
+    pub(crate) old: Option<&'a PortalRule>,
+    pub(crate) new: Option<&'a PortalRule>,
+}
+
+impl<'a> ChangedPortal<'a> {
+    /// The rule before and after.
+    fn rules(
+        &self,
+        known: &Ruleset,
+        wanted: &Ruleset,
+    ) -> (Option<OwnRule<'a>>, Option<OwnRule<'a>>) {
+        (
+            self.old.map(|rule| portal_rule(known, self.frontend, rule)),
+            self.new
+                .map(|rule| portal_rule(wanted, self.frontend, rule)),
+        )
+    }
+}
+
+/// The portals that are not the same, or all, when the same portal may be another rule.
+fn changed_portals<'a>(
+    known: &'a Ruleset,
+    wanted: &'a Ruleset,
+    same_fixed_rules: bool,
+) -> Vec<ChangedPortal<'a>> {
+    let old = known.portals().iter().map(|(frontend, old)| ChangedPortal {
+        frontend,
+        old: Some(old),
+        new: wanted.portals().get(frontend),
+    });
+    let added = wanted
+        .portals()
+        .iter()
+        .filter(|(frontend, _)| !known.portals().contains_key(*frontend))
+        .map(|(frontend, new)| ChangedPortal {
+            frontend,
+            old: None,
+            new: Some(new),
+        });
+    old.filter(|change| !same_fixed_rules || change.old != change.new)
+        .chain(added)
+        .collect()
 }
 
 /// The changes that take out all that is ours.
@@ -93,36 +149,45 @@ pub(crate) fn removal(table: &Table<'_>) -> Removal {
     let mut removal = Removal::default();
     for chain in OwnChain::BOTH {
         for spec in own_jumps(table.hook(chain)) {
-            removal.transaction.delete_from_hook(chain, spec);
+            removal.transaction.delete_jump(chain.hook(), spec);
         }
     }
     for chain in OwnChain::BOTH {
-        let Some(rules) = table.own(chain) else {
-            continue;
-        };
-        let mut referring = referring_to(table, chain).peekable();
-        if referring.peek().is_none() {
-            removal.transaction.make_empty(chain);
-            removal.transaction.delete_chain(chain);
-        } else {
-            removal.kept_by.extend(referring.map(str::to_owned));
-            if !rules.is_empty() {
-                removal.transaction.make_empty(chain);
-            }
+        if let Some(rules) = table.own(chain) {
+            removal.remove_chain(table, chain.name(), rules.is_empty());
         }
     }
+    remove_kernel_path(&mut removal, table);
     removal
 }
 
-fn referring_to<'t, 'a>(
+impl Removal {
+    /// Deletes a chain, or only empties it where somebody else's rule leads into it.
+    pub(crate) fn remove_chain(&mut self, table: &Table<'_>, chain: &str, is_empty: bool) {
+        let before = self.kept_by.len();
+        self.kept_by
+            .extend(referring_to(table, chain).map(str::to_owned));
+        if self.kept_by.len() == before {
+            self.transaction.delete_chain(chain);
+        } else if !is_empty {
+            self.transaction.empty(chain);
+        }
+    }
+}
+
+/// Rules of others that lead into a chain of ours.
+pub(crate) fn referring_to<'t, 'a>(
     table: &'t Table<'a>,
-    chain: OwnChain,
+    chain: &str,
 ) -> impl Iterator<Item = &'a str> + use<'t, 'a> {
-    table
-        .references
-        .iter()
-        .copied()
-        .filter(move |rule| rule.contains(chain.name()))
+    let jumps = ["-j ", "-g "].map(|option| format!("{option}{chain}"));
+    table.references.iter().copied().filter(move |rule| {
+        jumps.iter().any(|jump| {
+            rule.find(jump.as_str())
+                .and_then(|at| rule.get(at + jump.len()..))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+        })
+    })
 }
 
 fn chain_difference(
@@ -164,12 +229,12 @@ fn change_rules(
     missing: &[(&Frontend, &PortalRule)],
 ) {
     for spec in surplus {
-        difference.transaction.delete(chain, spec);
+        difference.transaction.delete(chain.name(), spec);
     }
     for &(frontend, rule) in missing {
         difference
             .transaction
-            .append(chain, &portal(wanted, frontend, rule));
+            .append(chain, &portal_rule(wanted, frontend, rule));
     }
     if let Some(first) = surplus.first() {
         difference.repairs.push(Repair::RulesSurplus {
@@ -210,30 +275,19 @@ fn surplus_and_kept<'a>(
             Some(rule) if fixed.contains(rule) => {
                 return None;
             }
-            Some(OwnRule::Portal {
-                frontend,
-                to,
-                comment,
-            }) if is_wanted(wanted, frontend, *to, comment) && kept.insert(*frontend) => {}
+            Some(rule @ OwnRule::Portal { frontend, .. })
+                if is_wanted(wanted, frontend, rule) && kept.insert(*frontend) => {}
             Some(_) | None => surplus.push(found.spec),
         }
     }
     Some((surplus, kept))
 }
 
-fn is_wanted(wanted: &Ruleset, frontend: &Frontend, to: SocketAddr, comment: &str) -> bool {
+fn is_wanted(wanted: &Ruleset, frontend: &Frontend, found: &OwnRule<'_>) -> bool {
     wanted
         .portals()
         .get(frontend)
-        .is_some_and(|rule| wanted.destination(rule) == to && rule.comment.as_str() == comment)
-}
-
-/// The portals of `one` that `other` doesn't have, or has differently.
-fn unlike<'a>(one: &'a Ruleset, other: &Ruleset) -> Vec<(&'a Frontend, &'a PortalRule)> {
-    one.portals()
-        .iter()
-        .filter(|(frontend, rule)| other.portals().get(*frontend) != Some(*rule))
-        .collect()
+        .is_some_and(|rule| portal_rule(wanted, frontend, rule) == *found)
 }
 
 fn too_much(deleted: usize, added: usize, wanted: &Ruleset) -> bool {
@@ -245,18 +299,4 @@ fn too_much(deleted: usize, added: usize, wanted: &Ruleset) -> bool {
 fn rewrite_found(difference: &mut Difference, chain: OwnChain, wanted: &Ruleset) {
     difference.transaction.rewrite(chain, wanted);
     difference.repairs.push(Repair::ChainRewritten(chain));
-}
-
-fn rewrite_both(transaction: &mut Transaction, wanted: &Ruleset) {
-    for chain in OwnChain::BOTH {
-        transaction.rewrite(chain, wanted);
-    }
-}
-
-fn portal<'a>(rules: &Ruleset, frontend: &Frontend, rule: &'a PortalRule) -> OwnRule<'a> {
-    OwnRule::Portal {
-        frontend: *frontend,
-        to: rules.destination(rule),
-        comment: Cow::Borrowed(rule.comment.as_str()),
-    }
 }

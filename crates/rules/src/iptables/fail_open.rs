@@ -1,4 +1,4 @@
-//! The rules by way of iptables, with the gate before them.
+//! The rules by way of iptables, with the gate before them, made of what the kernel has.
 
 use std::sync::Arc;
 
@@ -6,13 +6,16 @@ use crate::backend::{Applied, Verified};
 use crate::error::RulesError;
 use crate::gate::{GateSets, remove_sets};
 use crate::iptables::backend::IptablesBackend;
-use crate::{Family, FlavourChoice, FlavourSetting, Gate, NoFlavour, Removed, Ruleset};
+use crate::iptables::extensions::Lacking;
+use crate::iptables::trial::Trial;
+use crate::{Family, FlavourChoice, FlavourSetting, Gate, NoFlavour, Removed, Repair, Ruleset};
 
 /// One family's rules, and the gate that closes when the agent dies.
 #[derive(Debug)]
 pub(crate) struct FailOpen {
     backend: IptablesBackend,
     sets: Sets,
+    trial: Trial,
     /// What becomes of a gate that an agent before this one left.
     found_gate: FoundGate,
     /// The rules as they were wanted last, without the gate and with it.
@@ -47,6 +50,7 @@ impl FailOpen {
         Ok(Self {
             backend: IptablesBackend::open(family, setting).await?,
             sets: Sets::NotYet,
+            trial: Trial::default(),
             found_gate: FoundGate::Close,
             gated: None,
             without_kube_proxy: PATIENCE,
@@ -86,31 +90,84 @@ impl FailOpen {
     pub(crate) async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
         self.make_sets();
         self.backend.look_around().await?;
+        self.try_kernel_path(wanted).await;
         let gated = self.gated(wanted);
-        let applied = match self.backend.apply(&gated).await {
-            Err(error) if gated.gate() != Gate::None => {
-                let without = self.do_without(&error, wanted);
-                self.backend.apply(&without).await?
-            }
-            applied => applied?,
-        };
+        let applied = self.apply_what_is_taken(gated.clone(), wanted).await?;
         self.open_gate();
         // Reading the rules may have shown who else is there.
         let better = self.gated(wanted);
         if better != gated {
             self.backend.apply(&better).await?;
         }
+        self.forget_other_portals(wanted);
         Ok(applied)
+    }
+
+    /// Brings in the rules, with less of what iptables or the kernel may lack if they are
+    /// refused.
+    async fn apply_what_is_taken(
+        &mut self,
+        mut gated: Arc<Ruleset>,
+        wanted: &Arc<Ruleset>,
+    ) -> Result<Applied, RulesError> {
+        loop {
+            let error = match self.backend.apply(&gated).await {
+                Ok(applied) => return Ok(applied),
+                Err(error) => error,
+            };
+            if gated.extensions().kernel_path && !error.is_retryable() {
+                tracing::warn!(
+                    %error, family = %self.backend.family(),
+                    "trying without serving portals in the kernel"
+                );
+                self.trial.give_up();
+            } else if gated.gate() != Gate::None {
+                tracing::warn!(
+                    %error, family = %self.backend.family(),
+                    "trying without the gate by which new connections fall through to \
+                     kube-proxy when the agent dies without notice"
+                );
+                self.sets = Sets::Impossible;
+            } else {
+                return Err(error);
+            }
+            gated = self.gated(wanted);
+        }
+    }
+
+    /// See [`Backend::no_kernel_path`](crate::Backend::no_kernel_path).
+    pub(crate) fn no_kernel_path(&self) -> Option<Arc<str>> {
+        let (_, gated) = self.gated.as_ref()?;
+        if gated.extensions().portal_set {
+            self.trial.no_kernel_path()
+        } else {
+            Some(Lacking::PortalSet.reason().into())
+        }
+    }
+
+    /// See [`Backend::no_affinity`](crate::Backend::no_affinity).
+    pub(crate) fn no_affinity(&self) -> Option<Arc<str>> {
+        self.trial.no_affinity()
     }
 
     /// See [`IptablesBackend::verify`].
     pub(crate) async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
+        let whole = match &mut self.sets {
+            Sets::There(sets) => sets.are_portals_whole(),
+            Sets::NotYet | Sets::Impossible => true,
+        };
+        if !whole {
+            self.gated = None;
+        }
         let gated = self.gated(wanted);
         let changed = self.backend.knows_other_than(&gated);
         let mut verified = self.backend.verify(&gated).await?;
         if changed {
             // Not undone by anybody: kube-proxy came or went, and the gate follows.
             verified.repairs.clear();
+        }
+        if !whole {
+            verified.repairs.push(Repair::PortalSet);
         }
         Ok(verified)
     }
@@ -131,6 +188,8 @@ impl FailOpen {
         let gated = self.gated(wanted);
         let moved = self.backend.reconsider(&gated).await?;
         if moved.is_some() {
+            self.trial.begin_anew();
+            self.try_kernel_path(wanted).await;
             let gated = self.gated(wanted);
             self.backend.apply(&gated).await?;
         }
@@ -176,7 +235,14 @@ impl FailOpen {
         };
     }
 
-    /// The rules with the gate that suits who else is there.
+    async fn try_kernel_path(&mut self, wanted: &Ruleset) {
+        if let Sets::There(_) = &self.sets {
+            self.trial.begin(&mut self.backend, wanted).await;
+        }
+    }
+
+    /// The rules with the gate that suits who else is there, made of what the kernel has. Their
+    /// portals are in the set by then.
     fn gated(&mut self, wanted: &Arc<Ruleset>) -> Arc<Ruleset> {
         self.without_kube_proxy = match self.backend.sees_kube_proxy() {
             true => 0,
@@ -187,35 +253,54 @@ impl FailOpen {
             Sets::There(_) if self.without_kube_proxy < PATIENCE => Gate::KubeProxy,
             Sets::There(_) => Gate::Refuse,
         };
+        let known = self.gated.as_ref().filter(|(plain, _)| plain == wanted);
+        let portal_set = match known {
+            Some((_, gated)) if gate != Gate::None => gated.extensions().portal_set,
+            Some(_) | None => self.add_portals(wanted),
+        };
+        let extensions = self
+            .trial
+            .extensions(portal_set, self.backend.has_random_fully());
         if let Some((plain, gated)) = &self.gated
             && plain == wanted
-            && gated.gate() == gate
+            && (gated.gate(), gated.extensions()) == (gate, extensions)
         {
             return Arc::clone(gated);
         }
-        if let (Sets::There(sets), Gate::Refuse) = (&mut self.sets, gate)
-            && let Err(error) = sets.hold(wanted)
-        {
-            tracing::warn!(
-                %error, family = %self.backend.family(),
-                "can't tell the kernel all portals: should the agent die, some will time out \
-                 instead of being refused"
-            );
-        }
-        let gated = Arc::new(Ruleset::clone(wanted).gated(gate));
+        let gated = Ruleset::clone(wanted)
+            .gated(gate)
+            .with_extensions(extensions);
+        let gated = Arc::new(gated);
         self.gated = Some((Arc::clone(wanted), Arc::clone(&gated)));
         gated
     }
 
-    /// iptables may lack what the kernel has.
-    fn do_without(&mut self, error: &RulesError, wanted: &Arc<Ruleset>) -> Arc<Ruleset> {
-        tracing::warn!(
-            %error, family = %self.backend.family(),
-            "trying without the gate by which new connections fall through to kube-proxy when \
-             the agent dies without notice"
-        );
-        self.sets = Sets::Impossible;
-        self.gated(wanted)
+    /// Brings the portals into their set; whether all are in it.
+    fn add_portals(&mut self, wanted: &Ruleset) -> bool {
+        let Sets::There(sets) = &mut self.sets else {
+            return false;
+        };
+        match sets.add_portals(wanted) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(
+                    %error, family = %self.backend.family(),
+                    "can't tell the kernel all portals: every packet has to go through all \
+                     rules, no portal is served in the kernel, and should the agent die where \
+                     there is no kube-proxy, some connections will time out instead of being \
+                     refused"
+                );
+                false
+            }
+        }
+    }
+
+    fn forget_other_portals(&mut self, wanted: &Ruleset) {
+        if let Sets::There(sets) = &mut self.sets
+            && let Err(error) = sets.keep_portals(wanted)
+        {
+            tracing::debug!(%error, "the set of portals will be made anew");
+        }
     }
 
     fn open_gate(&mut self) {

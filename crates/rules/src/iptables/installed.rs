@@ -16,6 +16,8 @@ pub(crate) struct Tools {
     pub(crate) flavour: Flavour,
     save: PathBuf,
     restore: PathBuf,
+    /// Whether they know `MASQUERADE --random-fully`, as since 1.6.2.
+    pub(crate) random_fully: bool,
 }
 
 impl Tools {
@@ -100,6 +102,8 @@ fn named_for(family: Family, flavour: Flavour) -> Option<Tools> {
         flavour,
         save: program("save")?,
         restore: program("restore")?,
+        // A flavour in the name came with 1.8.
+        random_fully: true,
     })
 }
 
@@ -121,6 +125,7 @@ async fn without_flavour_in_name(family: Family) -> Option<Tools> {
         flavour: flavour_of_version(&version),
         save,
         restore,
+        random_fully: knows_random_fully(&version),
     })
 }
 
@@ -134,9 +139,32 @@ fn flavour_of_version(version: &str) -> Flavour {
     }
 }
 
+/// `iptables v1.6.2`; what can't be read is taken for older.
+fn knows_random_fully(version: &str) -> bool {
+    let numbers = version
+        .split_once(" v")
+        .map_or("", |(_, rest)| rest.split_whitespace().next().unwrap_or(""));
+    let numbers: Vec<u32> = numbers.split('.').flat_map(str::parse).collect();
+    numbers >= vec![1, 6, 2]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_fully_came_with_1_6_2() {
+        for (version, knows) in [
+            ("iptables v1.6.1\n", false),
+            ("iptables v1.6.2\n", true),
+            ("iptables v1.8.9 (legacy)\n", true),
+            ("iptables v1.10\n", true),
+            ("ip6tables v1.4.21", false),
+            ("something else", false),
+        ] {
+            assert_eq!(knows_random_fully(version), knows, "{version}");
+        }
+    }
 
     #[test]
     fn the_version_tells_the_flavour() {

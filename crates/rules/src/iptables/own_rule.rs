@@ -1,4 +1,5 @@
-//! The rules of our chains: what they are, how they are written, how they are recognised.
+//! The rules of our portal chains: what they are, how they are written, how they are
+//! recognised.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -7,13 +8,16 @@ use std::net::{IpAddr, SocketAddr};
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 
+use crate::chain_names::SERVICE_PREFIX;
 use crate::gate::{alive_set, portals_set};
-use crate::ip_set::SetName;
-use crate::iptables::words::Words;
-use crate::{Family, Gate, Mark, Ruleset};
+use crate::iptables::options::Options;
+use crate::iptables::service_chain::{PortalTarget, target};
+use crate::{Family, Gate, Mark, PortalRule, Ruleset};
 
 const OWN_TRAFFIC_COMMENT: &str = "edgemesh: the agent's own traffic";
 const NO_PORTAL_COMMENT: &str = "edgemesh: not through a portal";
+const PASSED_COMMENT: &str = "edgemesh: for no portal";
+const MARKED_COMMENT: &str = "edgemesh: through a portal";
 const LEFT_COMMENT: &str = "edgemesh: kube-proxy's while no agent lives";
 const REFUSED_COMMENT: &str = "edgemesh: refused while no agent lives";
 
@@ -29,6 +33,8 @@ pub(crate) enum OwnRule<'a> {
         listener: IpAddr,
         refused_at: SocketAddr,
     },
+    /// What is for no portal doesn't go through the list of them.
+    ForNoPortal(Family),
     /// While no agent lives, all goes on to kube-proxy.
     LeftWhileDead(Family),
     /// While no agent lives, what is meant for a portal is refused.
@@ -36,10 +42,12 @@ pub(crate) enum OwnRule<'a> {
         protocol: Protocol,
         refused_at: SocketAddr,
     },
-    /// A portal's traffic goes to the agent.
+    /// What goes through a portal is marked, for it may have to be masqueraded.
+    ThroughPortal,
+    /// A portal's traffic goes to the agent, or to endpoints.
     Portal {
         frontend: Frontend,
-        to: SocketAddr,
+        to: PortalTarget,
         comment: Cow<'a, str>,
     },
 }
@@ -54,6 +62,10 @@ pub(crate) fn fixed_rules(rules: &Ruleset) -> Vec<OwnRule<'static>> {
         listener: rules.intercept(),
         refused_at,
     }));
+    let extensions = rules.extensions();
+    if extensions.portal_set {
+        fixed.push(OwnRule::ForNoPortal(rules.family()));
+    }
     match rules.gate() {
         Gate::None => {}
         Gate::KubeProxy => fixed.push(OwnRule::LeftWhileDead(rules.family())),
@@ -61,6 +73,9 @@ pub(crate) fn fixed_rules(rules: &Ruleset) -> Vec<OwnRule<'static>> {
             protocol,
             refused_at,
         })),
+    }
+    if extensions.portal_set && extensions.kernel_path {
+        fixed.push(OwnRule::ThroughPortal);
     }
     fixed
 }
@@ -70,11 +85,20 @@ pub(crate) fn portal_rules(rules: &Ruleset) -> impl Iterator<Item = OwnRule<'_>>
     rules
         .portals()
         .iter()
-        .map(|(&frontend, rule)| OwnRule::Portal {
-            frontend,
-            to: rules.destination(rule),
-            comment: Cow::Borrowed(rule.comment.as_str()),
-        })
+        .map(|(frontend, rule)| portal_rule(rules, frontend, rule))
+}
+
+/// The rule of one portal.
+pub(crate) fn portal_rule<'a>(
+    rules: &Ruleset,
+    frontend: &Frontend,
+    rule: &'a PortalRule,
+) -> OwnRule<'a> {
+    OwnRule::Portal {
+        frontend: *frontend,
+        to: target(rules, frontend, rule),
+        comment: Cow::Borrowed(rule.comment.as_str()),
+    }
 }
 
 /// The rule as iptables-save writes it, without the chain.
@@ -95,6 +119,17 @@ impl fmt::Display for OwnRule<'_> {
                 "-d {listener}/{} -p {protocol} -m comment --comment \"{NO_PORTAL_COMMENT}\" \
                  -j DNAT --to-destination {refused_at}",
                 Family::of(*listener).host_prefix()
+            ),
+            OwnRule::ForNoPortal(family) => write!(
+                f,
+                "-m set ! --match-set {} dst,dst -m comment --comment \"{PASSED_COMMENT}\" \
+                 -j RETURN",
+                portals_set(*family).name
+            ),
+            OwnRule::ThroughPortal => write!(
+                f,
+                "-m comment --comment \"{MARKED_COMMENT}\" -j MARK --set-xmark {mark}/{mark}",
+                mark = Mark::PORTAL
             ),
             OwnRule::LeftWhileDead(family) => write!(
                 f,
@@ -119,15 +154,21 @@ impl fmt::Display for OwnRule<'_> {
                 frontend,
                 to,
                 comment,
-            } => write!(
-                f,
-                "-d {}/{} -p {protocol} -m comment --comment \"{comment}\" -m {protocol} \
-                 --dport {} -j DNAT --to-destination {to}",
-                frontend.ip,
-                Family::of(frontend.ip).host_prefix(),
-                frontend.port,
-                protocol = frontend.protocol,
-            ),
+            } => {
+                write!(
+                    f,
+                    "-d {}/{} -p {protocol} -m comment --comment \"{comment}\" -m {protocol} \
+                     --dport {} -j ",
+                    frontend.ip,
+                    Family::of(frontend.ip).host_prefix(),
+                    frontend.port,
+                    protocol = frontend.protocol,
+                )?;
+                match to {
+                    PortalTarget::Address(to) => write!(f, "DNAT --to-destination {to}"),
+                    PortalTarget::Chain(chain) => f.write_str(chain),
+                }
+            }
         }
     }
 }
@@ -141,175 +182,41 @@ pub(crate) fn write_line(out: &mut String, verb: &str, chain: &str, rule: &dyn f
 /// Reads a rule (without its chain) as one of ours, whatever the order of its options;
 /// none when it is somebody else's, or ours with something added or changed.
 pub(crate) fn recognise(spec: &str) -> Option<OwnRule<'_>> {
-    match Options::read(spec)? {
-        Options {
-            mark: Some((value, mask)),
-            comment: Some(comment),
-            jump: Some(jump),
-            destination: None,
-            protocol: None,
-            dport: None,
-            to: None,
-            dead: None,
-            portals: None,
-        } if comment == OWN_TRAFFIC_COMMENT && jump == "RETURN" && value == mask => {
-            Some(OwnRule::OwnTraffic(single_bit(value)?))
-        }
-        Options {
-            mark: None,
-            comment: Some(comment),
-            jump: Some(jump),
-            destination: None,
-            protocol: None,
-            dport: None,
-            to: None,
-            dead: Some(family),
-            portals: None,
-        } if comment == LEFT_COMMENT && jump == "RETURN" => Some(OwnRule::LeftWhileDead(family)),
-        Options {
-            mark: None,
-            comment: Some(comment),
-            jump: Some(jump),
-            destination: None,
-            protocol: Some(protocol),
-            dport: None,
-            to: Some(refused_at),
-            dead: Some(family),
-            portals: Some(of_family),
-        } if comment == REFUSED_COMMENT
-            && jump == "DNAT"
-            && [family, of_family] == [Family::of(refused_at.ip()); 2] =>
-        {
-            Some(OwnRule::RefusedWhileDead {
-                protocol,
-                refused_at,
-            })
-        }
-        Options {
-            mark: None,
-            comment: Some(comment),
-            jump: Some(jump),
-            destination: Some(ip),
-            protocol: Some(protocol),
-            dport,
-            to: Some(to),
-            dead: None,
-            portals: None,
-        } if jump == "DNAT" => match dport {
-            Some(port) => Some(OwnRule::Portal {
-                frontend: Frontend { ip, protocol, port },
-                to,
-                comment,
-            }),
-            None if comment == NO_PORTAL_COMMENT => Some(OwnRule::NotThroughPortal {
-                protocol,
-                listener: ip,
-                refused_at: to,
-            }),
-            None => None,
-        },
-        _ => None,
-    }
+    let options = Options::read(spec)?;
+    let rule = likely(&options)?;
+    let text = rule.to_string();
+    (text == spec || Options::read(&text)? == options).then_some(rule)
 }
 
-/// The options that rules of ours are made of.
-#[derive(Default)]
-struct Options<'a> {
-    destination: Option<IpAddr>,
-    protocol: Option<Protocol>,
-    dport: Option<u16>,
-    comment: Option<Cow<'a, str>>,
-    mark: Option<(u32, u32)>,
-    jump: Option<Cow<'a, str>>,
-    to: Option<SocketAddr>,
-    /// Not in the set of the living.
-    dead: Option<Family>,
-    /// In the set of portals.
-    portals: Option<Family>,
-}
-
-impl<'a> Options<'a> {
-    /// None when an option occurs that no rule of ours has, or one occurs twice.
-    fn read(spec: &'a str) -> Option<Self> {
-        let mut options = Self::default();
-        let mut words = Words::of(spec);
-        while let Some(option) = words.next() {
-            let value = words.next()?;
-            match option.as_ref() {
-                "-m" | "--match" => {
-                    matches!(value.as_ref(), "tcp" | "udp" | "comment" | "mark" | "set")
-                        .then_some(())?;
-                }
-                "!" => {
-                    (value == "--match-set").then_some(())?;
-                    let name = words.next()?;
-                    (words.next()? == "dst").then_some(())?;
-                    set(&mut options.dead, named(&name, alive_set))?;
-                }
-                "--match-set" => {
-                    (words.next()? == "dst,dst").then_some(())?;
-                    set(&mut options.portals, named(&value, portals_set))?;
-                }
-                "-d" | "--destination" => set(&mut options.destination, host(&value))?,
-                "-p" | "--protocol" => set(&mut options.protocol, protocol(&value))?,
-                "--dport" | "--destination-port" => set(&mut options.dport, value.parse().ok())?,
-                "--comment" => set(&mut options.comment, Some(value))?,
-                "--mark" => set(&mut options.mark, mark(&value))?,
-                "-j" | "--jump" => set(&mut options.jump, Some(value))?,
-                "--to-destination" => set(&mut options.to, value.parse().ok())?,
+/// The rule that these options are, unless there are more or fewer of them than it has.
+fn likely<'a>(options: &Options<'a>) -> Option<OwnRule<'a>> {
+    match options.comment.as_deref()? {
+        OWN_TRAFFIC_COMMENT => Some(OwnRule::OwnTraffic(single_bit(options.mark?.0)?)),
+        PASSED_COMMENT => Some(OwnRule::ForNoPortal(options.no_portal?)),
+        MARKED_COMMENT => Some(OwnRule::ThroughPortal),
+        LEFT_COMMENT => Some(OwnRule::LeftWhileDead(options.dead?)),
+        REFUSED_COMMENT => Some(OwnRule::RefusedWhileDead {
+            protocol: options.protocol?,
+            refused_at: options.to?,
+        }),
+        NO_PORTAL_COMMENT => Some(OwnRule::NotThroughPortal {
+            protocol: options.protocol?,
+            listener: options.destination?,
+            refused_at: options.to?,
+        }),
+        _ => Some(OwnRule::Portal {
+            frontend: Frontend {
+                ip: options.destination?,
+                protocol: options.protocol?,
+                port: options.dport?,
+            },
+            to: match options.jump.as_deref()? {
+                "DNAT" => PortalTarget::Address(options.to?),
+                chain if chain.starts_with(SERVICE_PREFIX) => PortalTarget::Chain(chain.to_owned()),
                 _ => return None,
-            }
-        }
-        Some(options)
-    }
-}
-
-fn set<T>(option: &mut Option<T>, value: Option<T>) -> Option<()> {
-    if option.is_some() {
-        return None;
-    }
-    *option = Some(value?);
-    Some(())
-}
-
-/// The family whose set of this purpose has this name.
-fn named(name: &str, purpose: impl Fn(Family) -> SetName) -> Option<Family> {
-    Family::BOTH
-        .into_iter()
-        .find(|family| purpose(*family).name == name)
-}
-
-/// A single address: with its full prefix length, its full mask, or bare.
-fn host(text: &str) -> Option<IpAddr> {
-    let (address, mask) = text.split_once('/').unwrap_or((text, ""));
-    let address: IpAddr = address.parse().ok()?;
-    let whole = match address {
-        IpAddr::V4(_) => matches!(mask, "" | "32" | "255.255.255.255"),
-        IpAddr::V6(_) => matches!(mask, "" | "128" | "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
-    };
-    whole.then_some(address)
-}
-
-fn protocol(text: &str) -> Option<Protocol> {
-    match text {
-        "tcp" | "6" => Some(Protocol::Tcp),
-        "udp" | "17" => Some(Protocol::Udp),
-        _ => None,
-    }
-}
-
-/// A mark and its mask; without a mask all bits count.
-fn mark(text: &str) -> Option<(u32, u32)> {
-    match text.split_once('/') {
-        Some((value, mask)) => Some((number(value)?, number(mask)?)),
-        None => Some((number(text)?, u32::MAX)),
-    }
-}
-
-fn number(text: &str) -> Option<u32> {
-    match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16).ok(),
-        None => text.parse().ok(),
+            },
+            comment: options.comment.clone()?,
+        }),
     }
 }
 

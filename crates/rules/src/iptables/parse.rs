@@ -4,9 +4,13 @@
 //! as they concern us, so that tens of thousands of them cost next to nothing.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use crate::JUMP_COMMENT;
-use crate::chain_names::{KUBE_SERVICES, OWN_PREFIX, OwnChain};
+use crate::chain_names::{
+    KUBE_SERVICES, MASQUERADE, MASQUERADE_COMMENT, OWN_PREFIX, OwnChain, POSTROUTING,
+    SERVICE_PREFIX,
+};
 use crate::iptables::own_rule::{OwnRule, recognise};
 use crate::iptables::words::Words;
 
@@ -15,7 +19,13 @@ use crate::iptables::words::Words;
 pub(crate) struct Table<'a> {
     own: [Option<Vec<FoundRule<'a>>>; 2],
     hooks: [Vec<HookRule<'a>>; 2],
-    /// Rules of foreign chains (other than the hooks) that lead into ours.
+    /// The chains by which portals are shared among endpoints, by name, with their rules.
+    pub(crate) services: BTreeMap<&'a str, Vec<&'a str>>,
+    /// The rules of the chain that masquerades; none when there is no such chain.
+    pub(crate) masquerade: Option<Vec<&'a str>>,
+    /// The rules of POSTROUTING.
+    pub(crate) postrouting: Vec<HookRule<'a>>,
+    /// Rules of others, but for jumps that we take for ours, that lead into our chains.
     pub(crate) references: Vec<&'a str>,
     /// Whether kube-proxy's entry chain exists.
     pub(crate) kube_services: bool,
@@ -94,12 +104,15 @@ impl<'a> Table<'a> {
 
     /// How many rules are in our chains.
     pub(crate) fn own_rules(&self) -> usize {
-        self.own.iter().flatten().map(Vec::len).sum()
+        let portals = self.own.iter().flatten().map(Vec::len);
+        let services = self.services.values().map(Vec::len);
+        let masquerade = self.masquerade.iter().map(Vec::len);
+        portals.chain(services).chain(masquerade).sum()
     }
 
     /// How many rules of the hooks lead into our chains.
     pub(crate) fn own_jumps(&self) -> usize {
-        let rules = self.hooks.iter().flatten();
+        let rules = self.hooks.iter().flatten().chain(&self.postrouting);
         rules.filter(|rule| rule.leads.to_us()).count()
     }
 
@@ -112,15 +125,19 @@ impl<'a> Table<'a> {
         }
     }
 
-    fn read_chain(&mut self, name: &str) {
+    fn read_chain(&mut self, name: &'a str) {
         if let Some(own) = OwnChain::by_name(name) {
             self.own[own.index()].get_or_insert_default();
+        } else if name.starts_with(SERVICE_PREFIX) {
+            self.services.entry(name).or_default();
+        } else if name == MASQUERADE {
+            self.masquerade.get_or_insert_default();
         } else if name == KUBE_SERVICES {
             self.kube_services = true;
         }
     }
 
-    fn read_rule(&mut self, rule: &'a str, chain: &str, spec: &'a str) {
+    fn read_rule(&mut self, rule: &'a str, chain: &'a str, spec: &'a str) {
         if let Some(own) = OwnChain::by_name(chain) {
             self.own[own.index()]
                 .get_or_insert_default()
@@ -128,13 +145,37 @@ impl<'a> Table<'a> {
                     spec,
                     rule: recognise(spec),
                 });
-        } else if let Some(own) = OwnChain::by_hook(chain) {
-            let leads = leads(spec, own);
-            self.hooks[own.index()].push(HookRule { spec, leads });
-        } else if spec.contains(OWN_PREFIX) && own_target(&Target::of(spec)).is_some() {
-            self.references.push(rule);
+        } else if chain.starts_with(SERVICE_PREFIX) {
+            self.services.entry(chain).or_default().push(spec);
+        } else if chain == MASQUERADE {
+            self.masquerade.get_or_insert_default().push(spec);
+        } else {
+            let leads = self.read_hook_rule(chain, spec);
+            let is_ours = leads.is_some_and(Leads::to_us);
+            if !is_ours && spec.contains(OWN_PREFIX) && is_own(Target::of(spec).name()) {
+                self.references.push(rule);
+            }
         }
     }
+
+    /// Where a rule leads, if it is one of a hook.
+    fn read_hook_rule(&mut self, chain: &str, spec: &'a str) -> Option<Leads> {
+        let (rules, leads) = if let Some(own) = OwnChain::by_hook(chain) {
+            (&mut self.hooks[own.index()], leads(spec, own))
+        } else if chain == POSTROUTING {
+            (&mut self.postrouting, leads_to_masquerade(spec))
+        } else {
+            return None;
+        };
+        rules.push(HookRule { spec, leads });
+        Some(leads)
+    }
+}
+
+fn is_own(chain: Option<&str>) -> bool {
+    chain.is_some_and(|name| {
+        OwnChain::by_name(name).is_some() || name.starts_with(SERVICE_PREFIX) || name == MASQUERADE
+    })
 }
 
 /// Counters, where they are printed, stand before the rule: `[12:3456] -A …`.
@@ -160,49 +201,65 @@ fn leads(spec: &str, hook_of: OwnChain) -> Leads {
         return Leads::Elsewhere;
     }
     let target = Target::of(spec);
-    match own_target(&target) {
-        Some(chain) if chain == hook_of && target.exactly_ours => Leads::Ours,
+    match target.name().and_then(OwnChain::by_name) {
+        Some(chain) if chain == hook_of && target.is_plain_jump(JUMP_COMMENT) => Leads::Ours,
         Some(_) => Leads::OursAltered,
-        None if target.name.as_deref() == Some(KUBE_SERVICES) => Leads::KubeServices,
+        None if target.name() == Some(KUBE_SERVICES) => Leads::KubeServices,
         None => Leads::Elsewhere,
     }
 }
 
-fn own_target(target: &Target) -> Option<OwnChain> {
-    OwnChain::by_name(target.name.as_deref()?)
+fn leads_to_masquerade(spec: &str) -> Leads {
+    if !spec.contains(MASQUERADE) {
+        return Leads::Elsewhere;
+    }
+    let target = Target::of(spec);
+    match target.name() {
+        Some(MASQUERADE) if target.is_plain_jump(MASQUERADE_COMMENT) => Leads::Ours,
+        Some(MASQUERADE) => Leads::OursAltered,
+        Some(_) | None => Leads::Elsewhere,
+    }
 }
 
 /// Where a rule leads, and whether it does so as our jumps do.
-struct Target {
-    name: Option<String>,
-    exactly_ours: bool,
+struct Target<'a> {
+    name: Option<Cow<'a, str>>,
+    jumps: bool,
+    comments: Vec<Cow<'a, str>>,
+    unconditional: bool,
 }
 
-impl Target {
-    fn of(spec: &str) -> Self {
-        let mut name = None;
-        let mut jumps = false;
-        let mut comments = 0;
-        let mut only_ours = true;
+impl<'a> Target<'a> {
+    fn of(spec: &'a str) -> Self {
+        let mut target = Self {
+            name: None,
+            jumps: false,
+            comments: Vec::new(),
+            unconditional: true,
+        };
         let mut words = Words::of(spec);
         while let Some(word) = words.next() {
             match word.as_ref() {
                 option @ ("-j" | "--jump" | "-g" | "--goto") => {
-                    jumps = option.starts_with("-j") || option.starts_with("--j");
-                    name = words.next().map(Cow::into_owned);
+                    target.jumps = option.starts_with("-j") || option.starts_with("--j");
+                    target.name = words.next();
                 }
-                "-m" | "--match" => only_ours &= words.next().as_deref() == Some("comment"),
-                "--comment" => {
-                    comments += 1;
-                    only_ours &= words.next().as_deref() == Some(JUMP_COMMENT);
+                "-m" | "--match" => {
+                    target.unconditional &= words.next().as_deref() == Some("comment");
                 }
-                _ => only_ours = false,
+                "--comment" => target.comments.extend(words.next()),
+                _ => target.unconditional = false,
             }
         }
-        Self {
-            name,
-            exactly_ours: jumps && only_ours && comments == 1,
-        }
+        target
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    fn is_plain_jump(&self, comment: &str) -> bool {
+        self.jumps && self.unconditional && matches!(&self.comments[..], [only] if only == comment)
     }
 }
 

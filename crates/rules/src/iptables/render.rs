@@ -1,10 +1,12 @@
-//! A ruleset as the rules that the two chains hold, in their order.
+//! A ruleset as the rules that our chains hold, in their order.
 
 use crate::Ruleset;
-use crate::chain_names::OwnChain;
+use crate::chain_names::{MASQUERADE, OwnChain};
+use crate::iptables::masquerade::masquerade_rules;
 use crate::iptables::own_rule::{fixed_rules, portal_rules, write_line};
+use crate::iptables::service_chain::{chain_name, endpoint_rules};
 
-/// The rules of both chains as iptables-save prints them once they are in force.
+/// The rules of our chains as iptables-save prints them once they are in force.
 ///
 /// Pure; sorted by frontend. Meant for people and for golden tests: what is sent to the
 /// kernel is the difference to what it holds.
@@ -14,6 +16,17 @@ pub fn render(rules: &Ruleset) -> String {
     for chain in OwnChain::BOTH {
         for rule in fixed_rules(rules).into_iter().chain(portal_rules(rules)) {
             write_line(&mut text, "-A", chain.name(), &rule);
+        }
+    }
+    for (frontend, portal) in rules.portals() {
+        for rule in endpoint_rules(rules, frontend, portal) {
+            let chain = chain_name(frontend, portal.comment.as_str());
+            write_line(&mut text, "-A", &chain, &rule);
+        }
+    }
+    if rules.extensions().kernel_path {
+        for rule in masquerade_rules(rules) {
+            write_line(&mut text, "-A", MASQUERADE, &rule);
         }
     }
     text

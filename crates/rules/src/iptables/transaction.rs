@@ -1,20 +1,26 @@
 //! The input of one iptables-restore.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use crate::Ruleset;
-use crate::chain_names::{JUMP_COMMENT, OwnChain};
+use crate::chain_names::{JUMP_COMMENT, MASQUERADE, MASQUERADE_COMMENT, OwnChain, POSTROUTING};
+use crate::iptables::masquerade::masquerade_rules;
 use crate::iptables::own_rule::{OwnRule, fixed_rules, portal_rules, write_line};
 
 /// Changes of the nat table, taken over by the kernel all or none.
 ///
-/// It is one atomic step unless it is [split](Self::sections), and even then traffic
-/// reaches new chains only by the jumps, which come last.
+/// It is one atomic step unless it is [split](Self::sections), and even then a chain is
+/// filled before anything leads to it, and traffic reaches new chains only by the jumps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Transaction {
+    /// Chains made anew, each with all its rules behind it.
+    whole_chains: String,
     chains: String,
     rules: String,
     jumps: String,
+    /// Chains that nothing leads to any more.
+    emptied: String,
+    deleted: String,
     lines: usize,
 }
 
@@ -28,9 +34,18 @@ impl Transaction {
         self.lines
     }
 
+    /// Makes a chain anew whose rules shall never be seen without each other.
+    pub(crate) fn make_whole<R: fmt::Display>(&mut self, chain: &str, rules: &[R]) {
+        write_new_chain(&mut self.whole_chains, chain);
+        for rule in rules {
+            write_line(&mut self.whole_chains, "-A", chain, rule);
+        }
+        self.lines += 1 + rules.len();
+    }
+
     /// Makes the chain if it is missing, and empties it.
     pub(crate) fn make_empty(&mut self, chain: OwnChain) {
-        let _ = writeln!(self.chains, ":{chain} - [0:0]");
+        write_new_chain(&mut self.chains, chain.name());
         self.lines += 1;
     }
 
@@ -39,9 +54,15 @@ impl Transaction {
         self.lines += 1;
     }
 
+    /// Inserts a rule at a place (from 1).
+    pub(crate) fn insert(&mut self, chain: &str, place: usize, rule: &dyn fmt::Display) {
+        write_line(&mut self.rules, "-I", &format!("{chain} {place}"), rule);
+        self.lines += 1;
+    }
+
     /// Deletes the first rule of this text.
-    pub(crate) fn delete(&mut self, chain: OwnChain, spec: &dyn std::fmt::Display) {
-        write_line(&mut self.rules, "-D", chain.name(), spec);
+    pub(crate) fn delete(&mut self, chain: &str, spec: &dyn fmt::Display) {
+        write_line(&mut self.rules, "-D", chain, spec);
         self.lines += 1;
     }
 
@@ -53,65 +74,149 @@ impl Transaction {
         }
     }
 
+    /// Makes the chain anew that masquerades.
+    pub(crate) fn rewrite_masquerade(&mut self, wanted: &Ruleset) {
+        self.make_whole(MASQUERADE, &masquerade_rules(wanted));
+    }
+
     /// Inserts our jump to `chain` at a place (from 1) of its hook.
     pub(crate) fn insert_jump(&mut self, chain: OwnChain, place: usize) {
+        self.add_jump(chain.hook(), place, JUMP_COMMENT, chain.name());
+    }
+
+    /// Inserts the jump to the chain that masquerades, first of all: where others accept
+    /// or masquerade a packet, the chain is over.
+    pub(crate) fn insert_masquerade_jump(&mut self) {
+        self.add_jump(POSTROUTING, 1, MASQUERADE_COMMENT, MASQUERADE);
+    }
+
+    /// Deletes the jump to the chain that masquerades, as it was inserted.
+    pub(crate) fn delete_masquerade_jump(&mut self) {
+        let jump = format!("-m comment --comment \"{MASQUERADE_COMMENT}\" -j {MASQUERADE}");
+        self.delete_jump(POSTROUTING, &jump);
+    }
+
+    fn add_jump(&mut self, hook: &str, place: usize, comment: &str, to: &str) {
         let _ = writeln!(
             self.jumps,
-            "-I {} {place} -m comment --comment \"{JUMP_COMMENT}\" -j {chain}",
-            chain.hook()
+            "-I {hook} {place} -m comment --comment \"{comment}\" -j {to}"
         );
         self.lines += 1;
     }
 
-    /// Deletes the first rule of this text from `chain`'s hook.
-    pub(crate) fn delete_from_hook(&mut self, chain: OwnChain, spec: &str) {
-        write_line(&mut self.jumps, "-D", chain.hook(), &spec);
+    /// Deletes the first rule of this text from a hook.
+    pub(crate) fn delete_jump(&mut self, hook: &str, spec: &str) {
+        write_line(&mut self.jumps, "-D", hook, &spec);
         self.lines += 1;
     }
 
-    /// Deletes the chain, which must be empty and not jumped to by then.
-    pub(crate) fn delete_chain(&mut self, chain: OwnChain) {
-        let _ = writeln!(self.jumps, "-X {chain}");
+    /// Empties a chain that nothing of ours leads to any more.
+    pub(crate) fn empty(&mut self, chain: &str) {
+        write_new_chain(&mut self.emptied, chain);
         self.lines += 1;
+    }
+
+    /// Deletes the chain, which must not be jumped to by then.
+    pub(crate) fn delete_chain(&mut self, chain: &str) {
+        self.empty(chain);
+        let _ = writeln!(self.deleted, "-X {chain}");
+        self.lines += 1;
+    }
+
+    /// Adds all of another one.
+    pub(crate) fn append_all(&mut self, other: &Self) {
+        self.whole_chains += &other.whole_chains;
+        self.chains += &other.chains;
+        self.rules += &other.rules;
+        self.jumps += &other.jumps;
+        self.emptied += &other.emptied;
+        self.deleted += &other.deleted;
+        self.lines += other.lines;
     }
 
     /// The whole as one atomic step.
     pub(crate) fn text(&self) -> String {
-        let mut text = String::with_capacity(self.bytes() + 16);
-        section(&mut text, &[&self.chains, &self.rules, &self.jumps]);
+        let parts = self.parts().map(|part| part.text);
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let mut text = String::with_capacity(bytes + 16);
+        section(&mut text, &parts);
         text
     }
 
-    /// The same as several steps of at most `most` rules each, one after the other, for
-    /// a kernel that doesn't take the whole in one message; and how many steps.
+    /// The same as several steps of about `most` rules each, one after the other, for a
+    /// kernel that doesn't take the whole in one message; and how many steps.
     ///
-    /// The jumps come last and together.
+    /// The jumps come together, and so do a chain's rules where they must.
     pub(crate) fn sections(&self, most: usize) -> (String, usize) {
-        let mut text = String::with_capacity(self.bytes() + 1024);
+        let mut text = String::new();
         let mut count = 0;
-        let mut add = |parts: &[&str]| {
-            if parts.iter().any(|part| !part.is_empty()) {
-                section(&mut text, parts);
+        for part in self.parts() {
+            for step in part.steps(most) {
+                section(&mut text, &[step]);
                 count += 1;
             }
-        };
-        add(&[&self.chains]);
-        let mut rest = self.rules.as_str();
-        while !rest.is_empty() {
-            let end = rest
-                .match_indices('\n')
-                .nth(most.max(1) - 1)
-                .map_or(rest.len(), |(at, _)| at + 1);
-            add(&[&rest[..end]]);
-            rest = &rest[end..];
         }
-        add(&[&self.jumps]);
         (text, count)
     }
 
-    fn bytes(&self) -> usize {
-        self.chains.len() + self.rules.len() + self.jumps.len()
+    /// In the order in which they must come.
+    fn parts(&self) -> [Part<'_>; 6] {
+        let parted = |text, parting| Part { text, parting };
+        [
+            parted(&self.whole_chains, Parting::BeforeChains),
+            parted(&self.chains, Parting::Anywhere),
+            parted(&self.rules, Parting::Anywhere),
+            parted(&self.jumps, Parting::Nowhere),
+            parted(&self.emptied, Parting::Anywhere),
+            parted(&self.deleted, Parting::Anywhere),
+        ]
     }
+}
+
+struct Part<'a> {
+    text: &'a str,
+    parting: Parting,
+}
+
+/// Where a part may be taken apart.
+#[derive(Clone, Copy)]
+enum Parting {
+    Anywhere,
+    BeforeChains,
+    Nowhere,
+}
+
+impl<'a> Part<'a> {
+    /// Pieces of `most` lines, or some more where they can't be taken apart.
+    fn steps(self, most: usize) -> impl Iterator<Item = &'a str> {
+        let mut rest = self.text;
+        std::iter::from_fn(move || {
+            let mut end = 0;
+            for (count, line) in rest.split_inclusive('\n').enumerate() {
+                if count >= most.max(1) && self.parting.may_be_before(line) {
+                    break;
+                }
+                end += line.len();
+            }
+            let (step, left) = rest.split_at(end);
+            rest = left;
+            (!step.is_empty()).then_some(step)
+        })
+    }
+}
+
+impl Parting {
+    fn may_be_before(self, line: &str) -> bool {
+        match self {
+            Parting::Anywhere => true,
+            Parting::BeforeChains => line.starts_with(':'),
+            Parting::Nowhere => false,
+        }
+    }
+}
+
+fn write_new_chain(out: &mut String, chain: &str) {
+    let _ = writeln!(out, ":{chain} - [0:0]");
 }
 
 fn section(text: &mut String, parts: &[&str]) {
