@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
+use edgemesh_plan::{DatapathMode, HostFacts};
 use edgemesh_rules::{BackendChoice, Family, ToolFound};
 use edgemesh_watch::Reached;
 
@@ -28,6 +29,10 @@ pub(crate) struct Facts {
     pub(super) missing_modules: Option<Vec<&'static str>>,
     /// Connections tracked now, and how many may be.
     pub(super) conntrack: Option<(u64, u64)>,
+    /// Who may take connections to endpoints, by the configuration.
+    pub(super) datapath: DatapathMode,
+    /// What the host's settings allow the kernel to do about that.
+    pub(super) host: HostFacts,
     /// By what kube-proxy can be recognised.
     pub(super) kube_proxy: Signs,
     /// What could not be read of the rules.

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edgemesh_rules::{BackendKind, Flavour};
 
+use super::datapath_findings::datapath_findings;
 use super::facts::{AgentFact, Facts, PortFact, PortUse, SourceFact};
 use super::finding::{CheckReport, Finding, Grade, fails, ok, warning};
 use super::kube_proxy::Mode;
@@ -25,6 +26,7 @@ pub(crate) fn findings(facts: &Facts) -> CheckReport {
     all.push(programs(facts));
     all.extend(rules(facts));
     all.extend(kernel(facts));
+    all.extend(datapath_findings(facts));
     all.extend(kube_proxy(facts));
     all.extend(others(facts));
     all.extend(addresses(facts));

@@ -1,3 +1,4 @@
+use edgemesh_plan::{DatapathMode, HostFacts};
 use edgemesh_rules::{BackendChoice, Family, ToolFound};
 use edgemesh_watch::Reached;
 
@@ -31,6 +32,8 @@ fn good() -> Facts {
             .to_vec(),
         missing_modules: Some(vec![]),
         conntrack: Some((100, 262_144)),
+        datapath: DatapathMode::Hybrid,
+        host: HostFacts::default(),
         kube_proxy: Signs {
             chains: vec![(Family::V4, Flavour::Nft)],
             ..Signs::default()

@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use edgemesh_catalog::NodeName;
 use edgemesh_rules::{
-    Backend, BackendChoice, Family, HostSupport, OwnChain, find_tools, host_supports,
+    Backend, BackendChoice, Family, HostForwarding, HostSupport, OwnChain, find_tools,
+    host_supports,
 };
 use edgemesh_watch::{Counters, ManifestsSource, reach};
 use nix::sys::resource::{Resource, getrlimit};
@@ -80,6 +81,8 @@ pub(crate) async fn probe(wanted: &Wanted) -> Facts {
         families: families(config).await,
         missing_modules: missing_modules(),
         conntrack: conntrack(),
+        datapath: config.edge_proxy.datapath,
+        host: HostForwarding::open().facts().clone(),
         kube_proxy: signs(&kernel),
         rule_problems: kernel.problems.clone(),
         others: others(&kernel),

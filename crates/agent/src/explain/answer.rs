@@ -13,6 +13,7 @@ use edgemesh_plan::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::datapath::{self, DatapathExplained, TakenBy};
 use super::query::Query;
 use crate::config::near_matches;
 use crate::in_force::Planned;
@@ -80,6 +81,9 @@ pub(crate) struct PortalExplained {
     pub(crate) decision: Decision,
     /// Why.
     pub(crate) why: String,
+    /// Who takes connections to endpoints; none where nobody does.
+    #[serde(default)]
+    pub(crate) datapath: Option<DatapathExplained>,
     /// Every endpoint, the used ones first.
     pub(crate) endpoints: Vec<EndpointExplained>,
 }
@@ -117,6 +121,9 @@ pub(crate) struct EndpointExplained {
     pub(crate) left_out: Option<String>,
     /// By which way it is reached.
     pub(crate) path: String,
+    /// Who takes connections there; none where nobody does.
+    #[serde(default)]
+    pub(crate) taken_by: Option<TakenBy>,
 }
 
 /// Which endpoints of a portal failed.
@@ -319,13 +326,14 @@ fn explain_portal(
         .filter(|reason| {
             reason.unused != Some(Unused::OtherFamily) || service.cluster_ips.len() == 1
         })
-        .map(|reason| explain_endpoint(reason, &left_out))
+        .map(|reason| explain_endpoint(reason, portal, &left_out))
         .collect();
     endpoints.sort_by_key(|endpoint| !endpoint.used);
     PortalExplained {
         ip,
         decision,
         why,
+        datapath: portal.and_then(|portal| datapath::explain(portal, &planned.policy.host)),
         endpoints,
     }
 }
@@ -352,7 +360,11 @@ fn decision(
     }
 }
 
-fn explain_endpoint(reason: &EndpointReason, left_out: &[LeftOut]) -> EndpointExplained {
+fn explain_endpoint(
+    reason: &EndpointReason,
+    portal: Option<&Portal>,
+    left_out: &[LeftOut],
+) -> EndpointExplained {
     let here = reason.way == WayReason::OwnNode;
     EndpointExplained {
         address: reason.address.to_string(),
@@ -371,6 +383,9 @@ fn explain_endpoint(reason: &EndpointReason, left_out: &[LeftOut]) -> EndpointEx
             .find(|left_out| left_out.endpoint == reason.address)
             .map(in_words),
         path: path(reason.way, reason.node.as_ref()),
+        taken_by: portal
+            .filter(|_| reason.unused.is_none())
+            .and_then(|portal| datapath::taken_by(portal, reason.address)),
     }
 }
 

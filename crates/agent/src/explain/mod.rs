@@ -5,6 +5,7 @@
 //! without an agent too. [`report()`] puts both together.
 
 mod answer;
+mod datapath;
 mod kernel;
 mod own_table;
 mod query;

@@ -83,7 +83,7 @@ pub(super) fn refused(
 pub(super) fn lets_pass(frontend: &Frontend, kernel: &Kernel, agent: Agent) -> Option<String> {
     let (table, _) = holding(frontend, kernel).find(|(table, _)| table.open_for.is_none())?;
     let what_to_do = match agent {
-        Agent::Runs(_) => {
+        Agent::Runs(_, _) => {
             "a running agent opens it within moments; `edgemesh-agent status` and the log say \
              what keeps it from doing so"
         }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::{
     AgentAnswer, Decision, EndpointExplained, PortExplained, PortalExplained, ServiceExplained,
 };
+use super::datapath::DatapathExplained;
 use super::kernel::Kernel;
 use super::query::Query;
 use super::verdict::{Agent, Verdict, verdict};
@@ -79,6 +80,9 @@ pub(crate) struct PortalReport {
     pub(crate) decision: Option<Decision>,
     /// Why.
     pub(crate) why: Option<String>,
+    /// Who takes connections to endpoints, by the agent's plan.
+    #[serde(default)]
+    pub(crate) datapath: Option<DatapathExplained>,
     /// Who handles a new connection: from pods, and from the host.
     pub(crate) handlers: Vec<Verdict>,
     /// The endpoints, as the agent knows them.
@@ -167,6 +171,7 @@ fn from_rules(query: &Query, kernel: &Kernel) -> Vec<ServiceExplained> {
             ip: frontend.ip,
             decision: Decision::LeaveAlone,
             why: String::new(),
+            datapath: None,
             endpoints: Vec::new(),
         };
         let protocol = frontend.protocol.to_string();
@@ -259,7 +264,10 @@ fn portal_report(
 ) -> PortalReport {
     let decision = known.then_some(portal.decision);
     let agent = if runs {
-        Agent::Runs(decision)
+        Agent::Runs(
+            decision,
+            portal.datapath.as_ref().map(|datapath| datapath.by),
+        )
     } else {
         Agent::Silent
     };
@@ -274,6 +282,7 @@ fn portal_report(
         ip: portal.ip,
         decision,
         why: known.then(|| portal.why.clone()),
+        datapath: portal.datapath.clone(),
         handlers,
         endpoints: portal.endpoints.clone(),
     }

@@ -1,6 +1,7 @@
 //! An explanation as text: the answer first, then by what, then the endpoints. Pure.
 
 use super::answer::{Decision, EndpointExplained};
+use super::datapath::TakenBy;
 use super::report::{ExplainReport, PortReport, PortalReport, ServiceReport};
 use super::verdict::{Handler, Verdict};
 use crate::text::{Paragraph, grouped};
@@ -102,6 +103,14 @@ fn show_portal(page: &mut Paragraph, port: &PortReport, portal: &PortalReport) {
     for verdict in &portal.handlers {
         show_verdict(page, verdict);
     }
+    if let Some(datapath) = &portal.datapath {
+        let by = match datapath.by {
+            TakenBy::Kernel => "KERNEL",
+            TakenBy::KernelAndAgent => "KERNEL AND AGENT",
+            TakenBy::Agent => "USER MODE",
+        };
+        page.line("      datapath", &format!("{by}: {}", datapath.why));
+    }
     if let Some(seconds) = port.affinity_seconds {
         page.line(
             "      affinity",
@@ -113,8 +122,19 @@ fn show_portal(page: &mut Paragraph, port: &PortReport, portal: &PortalReport) {
     }
     let ours = portal.decision != Some(Decision::LeaveAlone);
     let mut label = "      endpoints";
+    // Where one of them takes all, it was said.
+    let shared = portal
+        .datapath
+        .as_ref()
+        .is_some_and(|datapath| datapath.by == TakenBy::KernelAndAgent);
     for endpoint in &portal.endpoints {
-        page.line(label, &in_words(endpoint, ours));
+        let mut text = in_words(endpoint, ours);
+        match endpoint.taken_by.filter(|_| shared) {
+            Some(TakenBy::Kernel) => text.push_str(", by the kernel"),
+            Some(TakenBy::Agent) => text.push_str(", by the agent"),
+            Some(TakenBy::KernelAndAgent) | None => {}
+        }
+        page.line(label, &text);
         label = "";
     }
 }

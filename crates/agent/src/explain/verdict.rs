@@ -8,6 +8,7 @@ use edgemesh_rules::{
 use serde::{Deserialize, Serialize};
 
 use super::answer::Decision;
+use super::datapath::TakenBy;
 use super::kernel::Kernel;
 use super::own_table::{by_own_table, lets_pass, refused};
 
@@ -64,8 +65,9 @@ pub(crate) struct RuleShown {
 pub(crate) enum Agent {
     /// It does not answer.
     Silent,
-    /// It answers; this is what it means to do, if it knows the portal.
-    Runs(Option<Decision>),
+    /// It answers; this is what it means to do, if it knows the portal, and who is to take
+    /// connections to endpoints.
+    Runs(Option<Decision>, Option<TakenBy>),
 }
 
 /// What one flavour's nat table has for a portal, in one hook.
@@ -154,7 +156,11 @@ fn ours(seen: &Seen<'_>, agent: Agent) -> Option<Verdict> {
 pub(super) fn outcome(agent: Agent, refused: bool) -> &'static str {
     match (agent, refused) {
         (_, true) => "refused at once",
-        (Agent::Runs(_), false) => "forwarded to an endpoint",
+        (Agent::Runs(_, Some(TakenBy::Kernel)), false) => "sent to an endpoint by the kernel",
+        (Agent::Runs(_, Some(TakenBy::KernelAndAgent)), false) => {
+            "sent to an endpoint by the kernel, or forwarded by the agent"
+        }
+        (Agent::Runs(_, Some(TakenBy::Agent) | None), false) => "forwarded to an endpoint",
         (Agent::Silent, false) => "refused: the agent that this leads to does not run",
     }
 }
@@ -295,12 +301,13 @@ fn oddities(seen: &[Seen<'_>], verdict: &Verdict, agent: Agent) -> Vec<String> {
             "start the agent again, or run `edgemesh-agent cleanup` to leave it to kube-proxy"
                 .to_owned(),
         ),
-        (Agent::Runs(Some(Decision::Forward | Decision::Refuse)), Handler::Nobody) => notes.push(
+        (Agent::Runs(Some(Decision::Forward | Decision::Refuse), _), Handler::Nobody) => notes
+            .push(
             "the agent means to handle it, but its rule is missing; `edgemesh-agent status` and \
              the log say why"
                 .to_owned(),
         ),
-        (Agent::Runs(Some(Decision::LeaveAlone)), Handler::Edgemesh) => notes.push(
+        (Agent::Runs(Some(Decision::LeaveAlone), _), Handler::Edgemesh) => notes.push(
             "the agent means to leave it alone, but a rule of its own is still there".to_owned(),
         ),
         _ => {}

@@ -19,7 +19,7 @@ const KUBES_RULE: &str = "[2:120] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m com
                           \"default/web:http cluster IP\" -m tcp --dport 80 -j KUBE-SVC-ABC\n";
 const KUBES_REFUSAL: &str = "[9:540] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment \
                              \"default/web:http has no endpoints\" -m tcp --dport 80 -j REJECT\n";
-const RUNS: Agent = Agent::Runs(Some(Decision::Forward));
+const RUNS: Agent = Agent::Runs(Some(Decision::Forward), None);
 
 fn web() -> Frontend {
     Frontend {

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use edgemesh_catalog::NodeName;
 use edgemesh_forward::{EndpointHealth, Sample};
-use edgemesh_plan::{LeftAlone, Target};
+use edgemesh_plan::{Datapath, LeftAlone, Target};
 use edgemesh_watch::{Origin, SourceState};
 use tokio::sync::watch;
 
@@ -169,7 +169,16 @@ fn services(planned: &Planned) -> ServicesReport {
                 continue;
             }
             match &portal.target {
-                Target::Forward { .. } => report.forwarded += 1,
+                Target::Forward { datapath, .. } => {
+                    report.forwarded += 1;
+                    match datapath {
+                        Datapath::Kernel => report.by_kernel += 1,
+                        Datapath::KernelAndAgent => report.by_kernel_and_agent += 1,
+                        Datapath::User(why) => {
+                            *report.user_mode.entry(why.to_string()).or_insert(0) += 1;
+                        }
+                    }
+                }
                 Target::Refuse(reason) => *refused.entry(reason.to_string()).or_insert(0) += 1,
                 Target::LeaveAlone(reason) => left_alone(reason),
             }

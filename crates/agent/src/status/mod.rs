@@ -121,8 +121,17 @@ pub(crate) struct FamilyReport {
 pub(crate) struct ServicesReport {
     /// Service ports in all.
     pub(crate) ports: usize,
-    /// Portals that are forwarded.
+    /// Portals that are forwarded, in whatever way.
     pub(crate) forwarded: usize,
+    /// Those of them that the kernel sends to endpoints.
+    #[serde(default)]
+    pub(crate) by_kernel: usize,
+    /// Those that the kernel sends to some of their endpoints, and the agent to the others.
+    #[serde(default)]
+    pub(crate) by_kernel_and_agent: usize,
+    /// Those that are in user mode, by reason.
+    #[serde(default)]
+    pub(crate) user_mode: BTreeMap<String, usize>,
     /// Portals that are refused, by reason.
     pub(crate) refused: BTreeMap<String, usize>,
     /// Service ports and portals that are left alone, by reason.

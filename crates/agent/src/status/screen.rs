@@ -126,6 +126,24 @@ fn services(page: &mut Paragraph, services: &ServicesReport) {
             grouped(total(&services.left_alone)),
         ),
     );
+    if services.by_kernel > 0 {
+        let number = grouped(services.by_kernel as u64);
+        page.line(
+            "  by kernel",
+            &format!("{number}: every endpoint is reached natively"),
+        );
+    }
+    if services.by_kernel_and_agent > 0 {
+        let number = grouped(services.by_kernel_and_agent as u64);
+        let text = format!("{number}: by kernel and agent, to native endpoints and by the tunnel");
+        page.line("  shared", &text);
+    }
+    for (reason, number) in &services.user_mode {
+        page.line(
+            "  user mode",
+            &format!("{}: {reason}", grouped(*number as u64)),
+        );
+    }
     for (reason, number) in &services.refused {
         page.line(
             "  refused",

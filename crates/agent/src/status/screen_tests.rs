@@ -65,6 +65,9 @@ fn healthy() -> StatusReport {
         services: ServicesReport {
             ports: 130,
             forwarded: 120,
+            by_kernel: 100,
+            by_kernel_and_agent: 15,
+            user_mode: counted(&[("every endpoint is reached through the tunnel", 5)]),
             refused: BTreeMap::new(),
             left_alone: counted(&[("headless (clusterIP: None)", 10)]),
             failed: 0,
@@ -139,6 +142,9 @@ source        the Kubernetes API, last change 12 s ago; 118 Services, 240
 rules IPv4    iptables-nft (KUBE-SERVICES is in its IPv4 nat table)
   precedence  held for 3 d 3 h (since 2026-03-01T12:31:05Z), no repair
 services      130 service ports: 120 forwarded, 0 refused, 10 left alone
+  by kernel   100: every endpoint is reached natively
+  shared      15: by kernel and agent, to native endpoints and by the tunnel
+  user mode   5: every endpoint is reached through the tunnel
   left alone  10: headless (clusterIP: None)
 tcp           12 connections now, 10,342 so far
 udp           3 flows now, 120 so far
