@@ -25,7 +25,9 @@ pub enum Command {
     Measure(Measure),
     /// Makes tables and plots of what was kept.
     Report(Report),
-    /// Lists the parts.
+    /// Prints what the agent is meant to reach, and whether it did.
+    Goals(Goals),
+    /// Lists the parts that are measured unasked.
     Parts,
 }
 
@@ -37,6 +39,9 @@ pub struct Measure {
     /// The agent's program.
     #[arg(long)]
     pub agent: PathBuf,
+    /// Another agent, to compare instructions with.
+    #[arg(long)]
+    pub base: Option<PathBuf>,
     /// Where results are kept; those of other parts stay.
     #[arg(long)]
     pub results: PathBuf,
@@ -74,12 +79,21 @@ pub struct Report {
     pub page: Option<PathBuf>,
 }
 
+/// Prints the goals.
+#[derive(Debug, Parser)]
+pub struct Goals {
+    /// Where results are kept.
+    #[arg(long)]
+    pub results: PathBuf,
+}
+
 impl Measure {
     /// How much is to be measured.
     #[must_use]
     pub fn effort(&self) -> Effort {
         Effort {
             agent: self.agent.clone(),
+            base: self.base.clone(),
             rounds: self.rounds.max(1),
             window: Duration::from_secs_f64(self.seconds.clamp(0.05, 600.0)),
             contenders: self.contenders.clone(),

@@ -357,36 +357,34 @@ pub fn sum(metrics: &str, name: &str) -> f64 {
 ///
 /// When it does not get ready.
 pub fn start(agent: &mut Agent, datapath: Datapath, backend: Backend) -> Result<()> {
-    let key = match datapath {
-        Datapath::Hybrid => "hybrid",
-        Datapath::User => "user",
-    };
-    let text = configuration(backend);
-    agent.configure(&format!("{text}    datapath: {key}\n"))?;
-    let Err(error) = agent.start() else {
-        return Ok(());
-    };
-    let knows_not = format!("{error:#}").contains("datapath");
-    match datapath {
-        Datapath::User if knows_not => {
-            agent.configure(&text)?;
-            agent.start()
+    let mut outcome = Ok(());
+    for text in configurations(datapath, backend) {
+        agent.configure(&text)?;
+        outcome = agent.start();
+        match &outcome {
+            Ok(()) => return Ok(()),
+            Err(error) if format!("{error:#}").contains("modules.edgeProxy.datapath") => {}
+            Err(_) => break,
         }
-        Datapath::Hybrid if knows_not => {
-            bail!("this agent has no key modules.edgeProxy.datapath")
-        }
-        Datapath::User | Datapath::Hybrid => Err(error),
     }
+    outcome
 }
 
-fn configuration(backend: Backend) -> String {
-    format!(
+/// What to configure an agent with, the best first: one from before the key `datapath` was
+/// made knows the user path only.
+#[must_use]
+pub fn configurations(datapath: Datapath, backend: Backend) -> Vec<String> {
+    let text = format!(
         "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
          kind: EdgeMeshAgent\n\
          commonConfig:\n  terminationGracePeriod: 1s\n\
          modules:\n  edgeProxy:\n    enable: true\n    backend: {}\n",
         backend.name()
-    )
+    );
+    match datapath {
+        Datapath::Hybrid => vec![format!("{text}    datapath: hybrid\n")],
+        Datapath::User => vec![format!("{text}    datapath: user\n"), text],
+    }
 }
 
 /// Waits until a program listens on `to`.

@@ -1,6 +1,5 @@
 //! `edgemesh-bench`: see the library.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -8,14 +7,14 @@ use clap::Parser;
 use edgemesh_bench::arguments::{Arguments, Command, Measure};
 use edgemesh_bench::machine::Circumstances;
 use edgemesh_bench::part::{Part, say};
-use edgemesh_bench::report;
 use edgemesh_bench::results::{PartResults, Results};
+use edgemesh_bench::{goals, report, table};
 use edgemesh_lab::{Entered, enter_as_root_if_possible};
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Parts => {
-            for part in Part::ALL {
+            for part in Part::ALL.into_iter().filter(|part| part.is_usual()) {
                 say(&part.to_string());
             }
         }
@@ -38,12 +37,16 @@ fn main() -> Result<ExitCode> {
                 keep(&measure, part)?;
             }
         },
+        Command::Goals(goals) => {
+            let results = Results::read(&goals.results)?;
+            say(&goals::lines(&results));
+        }
         Command::Report(report) => {
             let results = Results::read(&report.results)?;
             report::write_plots(&results, &report.plots)?;
             match &report.page {
                 Some(page) => report::write_section(&results, page, &report.plots)?,
-                None => say(&report::section(&results, Path::new(&report.plots))),
+                None => say(&report::section(&results, &report.plots, &report.plots)),
             }
         }
     }
@@ -55,7 +58,7 @@ fn keep(measure: &Measure, part: PartResults) -> Result<()> {
         say(&format!(
             "\n{}\n\n{}",
             comparison.title,
-            edgemesh_bench::table::of_comparison(comparison)
+            table::of_comparison(comparison)
         ));
     }
     let mut results = Results::read(&measure.results)?;

@@ -1,5 +1,6 @@
 //! What is measured. Each part has a lab of its own.
 
+mod instructions;
 mod memory;
 mod one_node;
 mod services;
@@ -29,6 +30,8 @@ pub enum Part {
     TunnelPunched,
     /// The same as `tunnel`, over long paths that lose packets.
     TunnelFar,
+    /// Instructions for fixed work, by valgrind; not among those that are measured unasked.
+    Instructions,
 }
 
 /// How much is to be measured.
@@ -36,6 +39,8 @@ pub enum Part {
 pub struct Effort {
     /// The agent's program.
     pub agent: PathBuf,
+    /// Another agent, to compare instructions with.
+    pub base: Option<PathBuf>,
     /// How often every contender has its turn.
     pub rounds: usize,
     /// How long each measurement of a rate goes on.
@@ -147,20 +152,28 @@ impl fmt::Display for Part {
             Self::Tunnel => "tunnel",
             Self::TunnelPunched => "tunnel-punched",
             Self::TunnelFar => "tunnel-far",
+            Self::Instructions => "instructions",
         })
     }
 }
 
 impl Part {
     /// All, in the order of the report.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::OneNode,
         Self::Memory,
         Self::Services,
         Self::Tunnel,
         Self::TunnelPunched,
         Self::TunnelFar,
+        Self::Instructions,
     ];
+
+    /// Whether it is measured unasked.
+    #[must_use]
+    pub fn is_usual(self) -> bool {
+        self != Self::Instructions
+    }
 
     /// The heading of its section.
     #[must_use]
@@ -172,6 +185,7 @@ impl Part {
             Self::Tunnel => "Between sites",
             Self::TunnelPunched => "Between sites, by punched holes",
             Self::TunnelFar => "Between sites that are far from each other",
+            Self::Instructions => "Instructions",
         }
     }
 
@@ -189,6 +203,7 @@ impl Part {
             Self::Tunnel => tunnel::measure(lab, effort, &mut found)?,
             Self::TunnelPunched => tunnel::measure_punched(lab, effort, &mut found)?,
             Self::TunnelFar => tunnel::measure_far(lab, effort, &mut found)?,
+            Self::Instructions => instructions::measure(lab, effort, &mut found)?,
         }
         Ok(found)
     }

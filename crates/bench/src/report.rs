@@ -8,11 +8,16 @@ use anyhow::{Context, Result, bail};
 
 use crate::part::Part;
 use crate::results::{Comparison, PartResults, Results};
-use crate::{plot, table};
+use crate::{goals, plot, table};
 
 /// Between these lines of a page everything is written anew.
 const BEGIN: &str = "<!-- made by `make bench`: begin -->";
 const END: &str = "<!-- made by `make bench`: end -->";
+
+/// The name and title of what `crates/agent/benches/scale` measures, with the real programs.
+pub const KUBERNETES: (&str, &str) = ("kubernetes", "Beside kube-proxy itself");
+/// Why goals were missed, beside the plots.
+const NOTES: &str = "missed.md";
 
 /// Writes a plot for each comparison: `NAME.svg`.
 ///
@@ -40,8 +45,8 @@ pub fn write_section(results: &Results, page: &Path, plots: &Path) -> Result<()>
     let text =
         fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
     let folder = page.parent().unwrap_or(Path::new(""));
-    let plots = plots.strip_prefix(folder).unwrap_or(plots);
-    let new = replaced(&text, &section(results, plots))
+    let shown = plots.strip_prefix(folder).unwrap_or(plots);
+    let new = replaced(&text, &section(results, plots, shown))
         .with_context(|| format!("{} has no place for it", page.display()))?;
     fs::write(page, new).with_context(|| format!("cannot write {}", page.display()))
 }
@@ -56,18 +61,20 @@ fn replaced(page: &str, section: &str) -> Result<String> {
     Ok(format!("{before}{BEGIN}\n\n{section}\n{END}{after}"))
 }
 
-/// The section: goals, then every part with its tables and plots.
+/// The section: goals, then every part with its tables and plots, which are in the folder
+/// `plots`, called `shown` on the page.
 #[must_use]
-pub fn section(results: &Results, plots: &Path) -> String {
-    let mut text = String::new();
-    for part in Part::ALL {
-        if let Some(found) = results.parts.get(&part.to_string()) {
-            let _ = write!(
-                text,
-                "### {}\n\n{}",
-                part.title(),
-                part_section(found, plots)
-            );
+pub fn section(results: &Results, plots: &Path, shown: &Path) -> String {
+    let notes = fs::read_to_string(plots.join(NOTES)).unwrap_or_default();
+    let mut text = format!(
+        "### Goals\n\n{}\n",
+        goals::table(results, &goals::parse_notes(&notes))
+    );
+    let parts = Part::ALL.map(|part| (part.to_string(), part.title()));
+    let (name, title) = KUBERNETES;
+    for (name, title) in parts.into_iter().chain([(name.to_owned(), title)]) {
+        if let Some(found) = results.parts.get(&name) {
+            let _ = write!(text, "### {title}\n\n{}", part_section(found, shown));
         }
     }
     text

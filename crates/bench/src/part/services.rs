@@ -258,20 +258,24 @@ impl Run<'_> {
     }
 
     fn service(&self, number: usize, stage: &OneNode) -> ClusterService {
-        let name = format!("default/service-{number:05}");
         if self.answers(number) {
-            return answering(&name, number, stage);
+            return answering(&format!("default/service-{number:05}"), number, stage);
         }
-        let mut service = named(&name, number);
-        for endpoint in [2 * number, 2 * number + 1] {
-            service.endpoints.push(Endpoint {
-                addresses: vec![IpAddr::V4(nth([10, 245], endpoint))],
-                node: Some(format!("other-{}", endpoint % 100)),
-                ready: true,
-            });
-        }
-        service
+        bulk(number)
     }
+}
+
+/// Service `number`, with two endpoints that exist as addresses only.
+pub(super) fn bulk(number: usize) -> ClusterService {
+    let mut service = named(&format!("default/service-{number:05}"), number);
+    for endpoint in [2 * number, 2 * number + 1] {
+        service.endpoints.push(Endpoint {
+            addresses: vec![IpAddr::V4(nth([10, 245], endpoint))],
+            node: Some(format!("other-{}", endpoint % 100)),
+            ready: true,
+        });
+    }
+    service
 }
 
 fn answering(name: &str, number: usize, stage: &OneNode) -> ClusterService {

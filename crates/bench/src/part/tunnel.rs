@@ -22,11 +22,11 @@ struct LongPath {
 }
 
 /// How much longer a measurement goes on over long paths than elsewhere.
-const LONGER: u32 = 4;
+const LONGER: u32 = 3;
 /// Until congestion control has found out what a long path carries.
 const FIND_OUT: Duration = Duration::from_secs(2);
-/// Packets that wait before the bottleneck of a long path.
-const QUEUE: usize = 500;
+/// Bytes that wait before the bottleneck of a long path: 500 full packets.
+const QUEUE: usize = 500 * 1500;
 
 fn long_paths() -> [LongPath; 2] {
     [
