@@ -194,7 +194,7 @@ fn the_element_that_handles_a_portal_is_shown_with_its_place_and_counter() -> Re
         assert!(text.contains("comment \"default/web:http\""), "{text}");
         let screen = stage.agent.command("explain").arg("web").output()?.stdout;
         assert!(
-            screen.contains("portals-container rule 5 by the map ip edgemesh portals"),
+            screen.contains("portals-container rule 6 by the map ip edgemesh portals"),
             "{screen}"
         );
         Ok(())

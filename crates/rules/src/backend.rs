@@ -137,13 +137,14 @@ impl Backend {
     }
 
     /// Why no portal can be served by the kernel on this host, as a clause. Whatever is wanted,
-    /// the agent serves all of them then. None while nothing is known to stand against it: it
-    /// is found out when such a portal is [applied](Self::apply) first.
+    /// the agent serves all of them then. None while nothing is known to stand against it: with
+    /// iptables it is found out when such a portal is [applied](Self::apply) first, with
+    /// nftables when the backend is opened.
     #[must_use]
     pub fn no_kernel_path(&self) -> Option<Arc<str>> {
         match &self.way {
             Way::Iptables(iptables) => iptables.no_kernel_path(),
-            Way::Nftables(_) => None,
+            Way::Nftables(nftables) => nftables.support().no_path(),
         }
     }
 
@@ -154,7 +155,7 @@ impl Backend {
     pub fn no_affinity(&self) -> Option<Arc<str>> {
         match &self.way {
             Way::Iptables(iptables) => iptables.no_affinity(),
-            Way::Nftables(_) => None,
+            Way::Nftables(nftables) => nftables.support().no_affinity(),
         }
     }
 

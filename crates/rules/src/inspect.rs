@@ -19,7 +19,9 @@ pub use kube_proxy_portals::kube_proxy_portals;
 pub use nat_view::{Hook, KubeAction, KubeRule, NatView, PortalFound, StandingRule};
 pub use nft_chains::{BaseChain, base_chains};
 
-pub use crate::nftables::own_tables::{ChainFound, ElementFound, TableFound, own_tables};
+pub use crate::nftables::own_tables::{
+    ChainFound, ElementFound, SharedFound, TableFound, own_tables,
+};
 pub use crate::nftables::refuse_table::refused_portals;
 
 /// One flavour's nat table of one family.

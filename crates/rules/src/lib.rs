@@ -48,9 +48,9 @@ pub use host_network::{
 pub use host_support::{HostSupport, host_supports};
 pub use inspect::{
     BaseChain, ChainFound, ElementFound, Hook, Inspected, KubeAction, KubeRule, MasqueradeFound,
-    NatView, NftElement, PortalFound, PortalLeads, SentTo, StandingRule, TableFound, ToolFound,
-    base_chains, find_tools, inspect, kube_proxy_element, kube_proxy_portals, own_tables,
-    refused_portals,
+    NatView, NftElement, PortalFound, PortalLeads, SentTo, SharedFound, StandingRule, TableFound,
+    ToolFound, base_chains, find_tools, inspect, kube_proxy_element, kube_proxy_portals,
+    own_tables, refused_portals,
 };
 pub use iptables::{
     Extensions, Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render,

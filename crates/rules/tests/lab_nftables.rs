@@ -188,9 +188,9 @@ fn what_is_told_of_a_table_is_what_stands_in_the_kernel() -> Result<()> {
                 let [container, host] = OwnChain::BOTH.map(|chain| &found.chains[&chain]);
                 assert_eq!(
                     (container.name.as_str(), container.place),
-                    ("portals-container", 5)
+                    ("portals-container", 6)
                 );
-                assert_eq!((host.name.as_str(), host.place), ("portals-host", 6));
+                assert_eq!((host.name.as_str(), host.place), ("portals-host", 7));
                 assert_eq!((container.priority, host.priority), (-110, -110));
                 for (frontend, element) in &found.portals {
                     let rule = &rules.portals()[frontend];
@@ -334,7 +334,7 @@ fn a_gate_that_closed_for_want_of_signs_of_life_is_opened_again() -> Result<()> 
                 "the gate is closed",
                 || {
                     table(&node, Family::V4, "edgemesh")
-                        .is_ok_and(|text| !text.contains("original"))
+                        .is_ok_and(|text| !text.contains("elements = { original"))
                 },
             )?;
             let repairs = backend.verify(&rules).await?.repairs;
@@ -343,7 +343,7 @@ fn a_gate_that_closed_for_want_of_signs_of_life_is_opened_again() -> Result<()> 
                 repairs.is_empty() || repairs == [Repair::GateClosed],
                 "{repairs:?}"
             );
-            assert!(table(&node, Family::V4, "edgemesh")?.contains("original"));
+            assert!(table(&node, Family::V4, "edgemesh")?.contains("elements = { original"));
             assert_eq!(backend.verify(&rules).await?.repairs, []);
             Ok(())
         })?
@@ -369,7 +369,7 @@ fn where_lo_is_exempt_from_connection_tracking_the_gate_stays_open_all_the_same(
                 period.tick().await;
                 assert_eq!(backend.verify(&rules).await?.repairs, []);
             }
-            assert!(table(&node, Family::V4, "edgemesh")?.contains("original"));
+            assert!(table(&node, Family::V4, "edgemesh")?.contains("elements = { original"));
             Ok(())
         })?
     })

@@ -49,7 +49,7 @@ fn start_owner(node: &Node) -> Result<Background> {
 }
 
 fn gate_is_open(node: &Node) -> bool {
-    table(node, FAMILY, "edgemesh").is_ok_and(|text| text.contains("original"))
+    table(node, FAMILY, "edgemesh").is_ok_and(|text| text.contains("elements = { original"))
 }
 
 #[test]

@@ -12,7 +12,7 @@ const KUBE_PROXY: &str = "\
 [5:300] -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
 [2:120] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment \"default/web:http cluster IP\" -m tcp --dport 80 -j KUBE-SVC-ABC
 ";
-const RUNS: Agent = Agent::Runs(Some(Decision::Forward), None);
+const RUNS: Agent = Agent::Runs(Some(Decision::Forward));
 
 fn web() -> Frontend {
     Frontend {
@@ -35,6 +35,7 @@ fn table() -> TableFound {
         text: "10.96.0.1 . tcp . 80 comment \"default/web:http\" : 169.254.96.16 . 20007"
             .to_owned(),
         packets: 4,
+        shared: None,
     };
     TableFound {
         family: Family::V4,
@@ -102,7 +103,7 @@ fn without_an_element_the_portal_is_kube_proxys() {
         portals: BTreeMap::new(),
         ..table()
     };
-    let filtered = Agent::Runs(Some(Decision::LeaveAlone), None);
+    let filtered = Agent::Runs(Some(Decision::LeaveAlone));
     let verdict = from_pods(&before_iptables(&[empty]), filtered);
     assert_eq!(verdict.handler, Handler::KubeProxy);
     assert_eq!(verdict.notes, [""; 0]);

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use super::change::between;
 use super::heartbeat::Heartbeat;
+use super::kernel_support::KernelSupport;
+use super::nftables_error::NftablesError;
 use super::refusal::Refusal;
 use super::table::{Look, OwnTable};
 use super::table_name::TableName;
-use super::transaction::NftablesError;
 use crate::backend::{Applied, Change, Verified};
 use crate::error::RulesError;
 use crate::{Family, Removed, Repair, Ruleset};
@@ -20,6 +21,7 @@ pub(crate) struct NftablesBackend {
     family: Family,
     /// None only if a call was given up half-way: then it is opened anew.
     table: Option<OwnTable>,
+    support: Arc<KernelSupport>,
     known: Option<Arc<Ruleset>>,
     heartbeat: Option<Heartbeat>,
     told_of_lost_beats: bool,
@@ -38,8 +40,17 @@ impl NftablesBackend {
                  later, and stays until the next start or `edgemesh-agent cleanup`"
             );
         }
+        let support = Arc::clone(table.support());
+        if let Some(reason) = support.no_affinity() {
+            tracing::info!(
+                %family, %reason,
+                "this kernel does not send connections to endpoints by all of our rules: the \
+                 agent serves instead"
+            );
+        }
         Ok(Self {
             family,
+            support,
             table: Some(table),
             known: None,
             heartbeat: None,
@@ -48,8 +59,17 @@ impl NftablesBackend {
         })
     }
 
+    /// What of the kernel path this kernel can do.
+    pub(crate) fn support(&self) -> &KernelSupport {
+        &self.support
+    }
+
     /// Brings the kernel to hold `wanted`, in one atomic step.
     pub(crate) async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
+        self.apply_within(&self.support.within(wanted)).await
+    }
+
+    async fn apply_within(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
         self.refusal.withdraw(wanted).await;
         let applied = self.bring_in(wanted).await?;
         self.refusal.cover(wanted).await;
@@ -61,7 +81,10 @@ impl NftablesBackend {
         if let Some(known) = self.known.take()
             && let Some(changes) = between(&known, wanted)
         {
-            let changed = self.with_table(move |table| table.change(&changes)).await?;
+            let rules = Arc::clone(wanted);
+            let changed = self
+                .with_table(move |table| table.change(&changes, &rules))
+                .await?;
             match changed {
                 Ok(lines) => {
                     self.known = Some(Arc::clone(wanted));
@@ -85,6 +108,7 @@ impl NftablesBackend {
 
     /// Finds out whether the kernel still holds `wanted`, and puts right what it doesn't.
     pub(crate) async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
+        let wanted = &self.support.within(wanted);
         let started = Instant::now();
         let mut repairs = Vec::new();
         let known = self.known.clone().unwrap_or_else(|| Arc::clone(wanted));
@@ -98,7 +122,7 @@ impl NftablesBackend {
         if read_back {
             self.make(wanted).await?;
         } else if self.known.as_ref() != Some(wanted) {
-            repairs.extend(self.apply(wanted).await?.repairs);
+            repairs.extend(self.apply_within(wanted).await?.repairs);
         }
         if self.keep_open(wanted).await? {
             repairs.push(Repair::GateClosed);

@@ -1,67 +1,224 @@
-//! What has to be changed in the map of portals. Pure.
+//! What has to be changed in the table. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 
-use super::element::PortalElement;
-use crate::Ruleset;
+use super::element::{Element, Key, Leads};
+use super::rule::Rule;
+use super::serving::{Chain, Parts, among, amounts};
+use crate::{PortalRule, Ruleset};
 
 /// So many elements fit into one attribute, of at most 64 KiB, whatever their comments.
 pub(super) const ELEMENTS_PER_MESSAGE: usize = 200;
 
-/// Portals to take out, and portals to put in after that.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Changes {
-    pub(super) delete: Vec<Frontend>,
-    pub(super) add: Vec<PortalElement>,
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    AddSet(String, Duration),
+    AddChain(String),
+    /// Takes out the rules of a chain.
+    EmptyChain(String),
+    AddRule(String, Rule),
+    Delete(Key),
+    Add(Element),
+    /// With its rules.
+    DeleteChain(String),
+    DeleteSet(String),
 }
+
+/// Changes in an order in which each finds what it refers to, and takes away what nothing
+/// refers to any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes(Vec<Change>);
 
 impl Changes {
-    /// The same in several steps, one after the other, of at most so many elements each.
-    pub(super) fn steps(&self, most: usize) -> impl Iterator<Item = Changes> + use<'_> {
-        let delete = self.delete.chunks(most).map(|some| Changes {
-            delete: some.to_vec(),
-            add: Vec::new(),
-        });
-        let add = self.add.chunks(most).map(|some| Changes {
-            delete: Vec::new(),
-            add: some.to_vec(),
-        });
-        delete.chain(add)
+    pub(super) fn all(&self) -> &[Change] {
+        &self.0
+    }
+
+    /// Whether chains or sets come or go, or rules do.
+    pub(super) fn of_objects(&self) -> bool {
+        let of_elements = |change: &Change| matches!(change, Change::Add(_) | Change::Delete(_));
+        !self.0.iter().all(of_elements)
+    }
+
+    /// The same in several steps, one after the other, of at most so many changes each.
+    pub(super) fn steps(&self, most: usize) -> impl Iterator<Item = &[Change]> {
+        self.0.chunks(most)
     }
 }
 
-/// What turns one ruleset's portals into another's; none when their fixed rules differ, so
-/// that the table has to be made anew.
+/// What turns what the table holds for one ruleset into what it holds for another; none
+/// when their fixed rules differ, so that the table has to be made anew.
 pub(super) fn between(known: &Ruleset, wanted: &Ruleset) -> Option<Changes> {
-    if !known.same_fixed_rules(wanted) {
+    if !known.same_fixed_rules(wanted) || known.pods() != wanted.pods() {
         return None;
     }
-    let unlike = |one: &Ruleset, other: &Ruleset| -> Vec<Frontend> {
-        one.portals()
-            .iter()
-            .filter(|(frontend, rule)| other.portals().get(*frontend) != Some(*rule))
-            .map(|(frontend, _)| *frontend)
-            .collect()
-    };
-    Some(Changes {
-        delete: unlike(known, wanted),
-        add: all_of(wanted)
-            .filter(|(frontend, rule)| known.portals().get(*frontend) != Some(*rule))
-            .map(|(frontend, rule)| PortalElement::of(wanted, frontend, rule))
-            .collect(),
-    })
-}
-
-/// All portals, into an empty map.
-pub(super) fn everything(wanted: &Ruleset) -> Changes {
-    Changes {
-        delete: Vec::new(),
-        add: all_of(wanted)
-            .map(|(frontend, rule)| PortalElement::of(wanted, frontend, rule))
-            .collect(),
+    let mut difference = Difference::default();
+    let mut addresses = BTreeSet::new();
+    let mut differs = false;
+    for (frontend, before, after) in differing(known, wanted) {
+        differs = true;
+        let parts = |rules, rule: Option<&PortalRule>| {
+            rule.map_or_else(Parts::default, |rule| Parts::of(rules, &frontend, rule))
+        };
+        let has_path = |rule: Option<&PortalRule>| rule.is_some_and(|rule| rule.kernel.is_some());
+        if has_path(before) != has_path(after) {
+            addresses.insert(frontend.ip);
+        }
+        difference.of_parts(parts(known, before), parts(wanted, after));
     }
+    if !differs {
+        return Some(Changes::default());
+    }
+    difference.of_amounts(known, wanted);
+    for ip in addresses {
+        let key = Key::Address(ip);
+        difference.of_member(key, has_path_at(known, ip), has_path_at(wanted, ip));
+    }
+    let [before, after] = [known, wanted].map(|rules| rules.hairpins().collect::<BTreeSet<_>>());
+    for ip in before.symmetric_difference(&after) {
+        difference.of_member(Key::Hairpin(*ip), before.contains(ip), after.contains(ip));
+    }
+    Some(difference.in_order())
 }
 
-fn all_of(rules: &Ruleset) -> impl Iterator<Item = (&Frontend, &crate::PortalRule)> {
-    rules.portals().iter()
+/// All that is wanted, into a table that holds nothing yet.
+pub(super) fn everything(wanted: &Ruleset) -> Changes {
+    let nothing = Ruleset::new(
+        wanted.intercept(),
+        wanted.refused_at().port(),
+        wanted.mark(),
+    );
+    let nothing = nothing
+        .gated(wanted.gate())
+        .with_pods(wanted.pods().iter().copied());
+    between(&nothing, wanted).unwrap_or_default()
+}
+
+/// The portals that are not the same in both, each as it is in the one and in the other.
+fn differing<'a>(
+    known: &'a Ruleset,
+    wanted: &'a Ruleset,
+) -> impl Iterator<Item = (Frontend, Option<&'a PortalRule>, Option<&'a PortalRule>)> {
+    let changed = known.portals().iter().map(|(frontend, before)| {
+        let after = wanted.portals().get(frontend);
+        (*frontend, Some(before), after)
+    });
+    let added = wanted
+        .portals()
+        .iter()
+        .filter(|(frontend, _)| !known.portals().contains_key(frontend))
+        .map(|(frontend, after)| (*frontend, None, Some(after)));
+    changed
+        .chain(added)
+        .filter(|(_, before, after)| before != after)
+}
+
+fn has_path_at(rules: &Ruleset, ip: IpAddr) -> bool {
+    let frontend = |protocol, port| Frontend { ip, protocol, port };
+    let of_address = frontend(Protocol::Tcp, 0)..=frontend(Protocol::Sctp, u16::MAX);
+    let mut portals = rules.portals().range(of_address);
+    portals.any(|(_, rule)| rule.kernel.is_some())
+}
+
+/// Changes, gathered by kind.
+#[derive(Debug, Default)]
+struct Difference {
+    add_sets: Vec<Change>,
+    add_chains: Vec<Change>,
+    fill_chains: Vec<Change>,
+    delete: Vec<Key>,
+    add: Vec<Element>,
+    delete_chains: Vec<Change>,
+    delete_sets: Vec<Change>,
+}
+
+impl Difference {
+    fn of_parts(&mut self, before: Parts, after: Parts) {
+        for (key, element) in &before.elements {
+            if after.elements.get(key) != Some(element) {
+                self.delete.push(*key);
+            }
+        }
+        for (key, element) in after.elements {
+            if before.elements.get(&key) != Some(&element) {
+                self.add.push(element);
+            }
+        }
+        for (name, silence) in &after.sets {
+            if !before.sets.contains_key(name) {
+                self.add_sets.push(Change::AddSet(name.clone(), *silence));
+            }
+        }
+        for name in before.sets.into_keys() {
+            if !after.sets.contains_key(&name) {
+                self.delete_sets.push(Change::DeleteSet(name));
+            }
+        }
+        self.of_chains(before.chains, after.chains);
+    }
+
+    fn of_chains(&mut self, before: BTreeMap<String, Chain>, mut after: BTreeMap<String, Chain>) {
+        for (name, chain) in before {
+            match after.remove(&name) {
+                None => self.delete_chains.push(Change::DeleteChain(name)),
+                Some(same) if same == chain => {}
+                Some(other) => {
+                    self.fill_chains.push(Change::EmptyChain(name));
+                    self.fill(other);
+                }
+            }
+        }
+        for (name, chain) in after {
+            self.add_chains.push(Change::AddChain(name));
+            self.fill(chain);
+        }
+    }
+
+    fn fill(&mut self, Chain { name, rules }: Chain) {
+        let rules = rules.into_iter();
+        self.fill_chains
+            .extend(rules.map(|rule| Change::AddRule(name.clone(), rule)));
+    }
+
+    fn of_amounts(&mut self, known: &Ruleset, wanted: &Ruleset) {
+        let chains = |rules| {
+            let chains = amounts(rules).into_iter();
+            let chains = chains.map(|slots| among(wanted.family(), slots));
+            chains.map(|chain| (chain.name.clone(), chain)).collect()
+        };
+        self.of_chains(chains(known), chains(wanted));
+    }
+
+    fn of_member(&mut self, key: Key, before: bool, after: bool) {
+        match (before, after) {
+            (true, false) => self.delete.push(key),
+            (false, true) => self.add.push(Element {
+                key,
+                leads: Leads::Nowhere,
+                comment: None,
+            }),
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// By map or set, so that many elements fit into one message; what leads somewhere goes
+    /// first and comes last.
+    fn in_order(mut self) -> Changes {
+        self.delete.sort_by(|one, other| other.cmp(one));
+        self.add.sort_by_key(|element| element.key);
+        let mut all = self.add_sets;
+        all.append(&mut self.add_chains);
+        all.append(&mut self.fill_chains);
+        all.extend(self.delete.into_iter().map(Change::Delete));
+        all.extend(self.add.into_iter().map(Change::Add));
+        all.append(&mut self.delete_chains);
+        all.append(&mut self.delete_sets);
+        Changes(all)
+    }
 }

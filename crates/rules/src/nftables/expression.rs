@@ -11,19 +11,19 @@ use crate::{Family, Mark};
 /// A register of 4 bytes, by its place; those that follow it take the rest of a longer
 /// value. The kernel calls the first one 8 (`NFT_REG32_00`).
 #[derive(Clone, Copy, Debug)]
-struct Register(u32);
+pub(super) struct Register(pub(super) u32);
 
-const VERDICT: u32 = 0;
+pub(super) const VERDICT: u32 = 0;
 
 impl Register {
-    const FIRST: Self = Self(8);
+    pub(super) const FIRST: Self = Self(8);
 
     /// The register behind an address that begins in this one.
-    fn behind_address(self, family: Family) -> Self {
+    pub(super) fn behind_address(self, family: Family) -> Self {
         Self(self.0 + u32::from(family.host_prefix()) / 32)
     }
 
-    fn next(self) -> Self {
+    pub(super) fn next(self) -> Self {
         Self(self.0 + 1)
     }
 }
@@ -45,7 +45,7 @@ impl Expressions {
         &self.0
     }
 
-    fn push(self, name: &str, data: &Attributes) -> Self {
+    pub(super) fn push(self, name: &str, data: &Attributes) -> Self {
         let expression = Attributes::default().text(1, name).nested(2, data);
         Self(self.0.nested(LISTED, &expression))
     }
@@ -186,7 +186,7 @@ impl Expressions {
     }
 
     /// Address, protocol and port that the packet goes to, one behind the other.
-    fn load_frontend(self, family: Family) -> Self {
+    pub(super) fn load_frontend(self, family: Family) -> Self {
         let address = Register::FIRST;
         let protocol = address.behind_address(family);
         self.load_destination(family, address)
@@ -194,12 +194,12 @@ impl Expressions {
             .load_port(protocol.next())
     }
 
-    fn load_meta(self, key: u32, to: Register) -> Self {
+    pub(super) fn load_meta(self, key: u32, to: Register) -> Self {
         let data = Attributes::default().number(2, key).number(1, to.0);
         self.push("meta", &data)
     }
 
-    fn load_protocol(self, to: Register) -> Self {
+    pub(super) fn load_protocol(self, to: Register) -> Self {
         const LAYER_4_PROTOCOL: u32 = 16;
         self.load_meta(LAYER_4_PROTOCOL, to)
     }
@@ -212,7 +212,7 @@ impl Expressions {
         self.push("ct", &data)
     }
 
-    fn load_destination(self, family: Family, to: Register) -> Self {
+    pub(super) fn load_destination(self, family: Family, to: Register) -> Self {
         const NETWORK_HEADER: u32 = 1;
         let offset = match family {
             Family::V4 => 16,
@@ -227,7 +227,7 @@ impl Expressions {
         self.load_payload(TRANSPORT_HEADER, 2, 2, to)
     }
 
-    fn load_payload(self, base: u32, offset: u32, length: u32, to: Register) -> Self {
+    pub(super) fn load_payload(self, base: u32, offset: u32, length: u32, to: Register) -> Self {
         let data = Attributes::default()
             .number(1, to.0)
             .number(2, base)
@@ -241,12 +241,12 @@ impl Expressions {
         self.push("immediate", &data)
     }
 
-    fn equals(self, constant: &[u8]) -> Self {
+    pub(super) fn equals(self, constant: &[u8]) -> Self {
         const EQUAL: u32 = 0;
         self.compare(EQUAL, constant)
     }
 
-    fn compare(self, how: u32, constant: &[u8]) -> Self {
+    pub(super) fn compare(self, how: u32, constant: &[u8]) -> Self {
         let data = Attributes::default()
             .number(1, Register::FIRST.0)
             .number(2, how)
@@ -254,7 +254,7 @@ impl Expressions {
         self.push("cmp", &data)
     }
 
-    fn dnat(self, family: Family, address: Register, port: Register) -> Self {
+    pub(super) fn dnat(self, family: Family, address: Register, port: Register) -> Self {
         const DESTINATION: u32 = 1;
         let data = Attributes::default()
             .number(1, DESTINATION)
@@ -265,7 +265,7 @@ impl Expressions {
     }
 }
 
-fn registers(from: Register, to: Register) -> Attributes {
+pub(super) fn registers(from: Register, to: Register) -> Attributes {
     Attributes::default().number(1, from.0).number(2, to.0)
 }
 

@@ -3,10 +3,11 @@
 
 use nix::sys::socket::SockProtocol;
 
+use super::nftables_error::NftablesError;
 use super::refuse_table::RefuseTable;
 use super::table_look::{TableFacts, table};
 use super::table_name::TableName;
-use super::transaction::{NftablesError, Transaction};
+use super::transaction::Transaction;
 use crate::Family;
 use crate::netlink::NetlinkSocket;
 

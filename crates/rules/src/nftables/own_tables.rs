@@ -11,14 +11,18 @@ use std::time::Duration;
 use edgemesh_plan::Frontend;
 use nix::sys::socket::SockProtocol;
 
-use super::element::{PortalElement, packets};
+use super::element::{Element, Key, Leads, packets};
 use super::expression::constant_port;
 use super::rule::{NOT_THROUGH_PORTAL, THROUGH_PORTAL};
+use super::serving::slots_of;
+use super::sticky_chains::endpoint_of;
 use super::table_look as look;
-use super::table_name::{PORTALS, TableName, chain_name, hook_name};
+use super::table_name::{
+    ENDPOINTS, FIRST_CHOICES, PORTALS, SHARED, TableName, chain_name, hook_name,
+};
 use crate::inspect::{BaseChain, base_chains};
 use crate::netlink::NetlinkSocket;
-use crate::{Family, OwnChain};
+use crate::{Family, OwnChain, RuleComment};
 
 /// How often the elements are read while others change the ruleset.
 const ATTEMPTS: usize = 3;
@@ -63,6 +67,26 @@ pub struct ElementFound {
     pub text: String,
     /// Packets that it matched: as only the first packet of a connection comes by, these
     /// are connections. Both chains ask the same map, so pods' and the host's are one sum.
+    pub packets: u64,
+    /// How the kernel chooses, where there are several destinations; this element is then
+    /// for what is not the kernel's part.
+    pub shared: Option<SharedFound>,
+}
+
+/// An element of the map of portals with several destinations, and what it leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedFound {
+    /// The chain that chooses.
+    pub chain: String,
+    /// Among how many destinations, each as likely: the endpoints, and the agent's part. None
+    /// where a client keeps its endpoint.
+    pub among: Option<u32>,
+    /// The endpoints that the kernel sends to, sorted.
+    pub endpoints: Vec<SocketAddr>,
+    /// The element as nft writes it, without its counter.
+    pub text: String,
+    /// Connections that came by; those among them that went to the agent are counted by the
+    /// portal's own element as well.
     pub packets: u64,
 }
 
@@ -142,25 +166,77 @@ fn read_portals(
     table: TableName,
     refused_at: Option<u16>,
 ) -> io::Result<BTreeMap<Frontend, ElementFound>> {
-    let mut portals = BTreeMap::new();
+    let mut found = Elements::default();
     for _ in 0..ATTEMPTS {
         let generation = look::generation(socket)?;
-        portals.clear();
-        look::portals(socket, table, |bytes| {
-            if let Some(element) = PortalElement::read(table.family, bytes) {
-                let found = ElementFound {
-                    to: element.to,
-                    refused: Some(element.to.port()) == refused_at,
-                    text: element.text(),
-                    comment: element.comment,
-                    packets: packets(bytes),
-                };
-                portals.insert(element.frontend, found);
+        found = Elements::default();
+        for set in [PORTALS, SHARED, ENDPOINTS, FIRST_CHOICES] {
+            let read = look::elements(socket, table, set, |bytes| {
+                if let Some(element) = Element::read(set, table.family, bytes) {
+                    found.take_in(table.family, element, packets(bytes), refused_at);
+                }
+            });
+            match read {
+                // Where the kernel can't send to endpoints itself, there are no such maps.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && set != PORTALS => {}
+                outcome => outcome?,
             }
-        })?;
+        }
         if look::generation(socket)? == generation {
             break;
         }
     }
-    Ok(portals)
+    Ok(found.portals)
+}
+
+#[derive(Debug, Default)]
+struct Elements {
+    portals: BTreeMap<Frontend, ElementFound>,
+}
+
+impl Elements {
+    /// To be told of the portals first, then of those that are shared, then of endpoints.
+    fn take_in(&mut self, family: Family, element: Element, packets: u64, refused_at: Option<u16>) {
+        let text = element.text();
+        match (element.key, element.leads) {
+            (Key::Portal(frontend), Leads::To(to)) => {
+                let comment = element.comment.as_ref().map(RuleComment::as_str);
+                let found = ElementFound {
+                    to,
+                    refused: Some(to.port()) == refused_at,
+                    text,
+                    comment: comment.unwrap_or_default().to_owned(),
+                    packets,
+                    shared: None,
+                };
+                self.portals.insert(frontend, found);
+            }
+            (Key::Shared(frontend), Leads::Into(chain)) => {
+                if let Some(portal) = self.portals.get_mut(&frontend) {
+                    portal.shared = Some(SharedFound {
+                        among: slots_of(&chain),
+                        chain,
+                        endpoints: Vec::new(),
+                        text,
+                        packets,
+                    });
+                }
+            }
+            (Key::Endpoint(frontend, _), Leads::To(to)) => self.add_endpoint(&frontend, Some(to)),
+            (Key::FirstChoice(frontend, _), Leads::Over(chain)) => {
+                self.add_endpoint(&frontend, endpoint_of(family, &chain));
+            }
+            _ => {}
+        }
+    }
+
+    fn add_endpoint(&mut self, frontend: &Frontend, endpoint: Option<SocketAddr>) {
+        let portal = self.portals.get_mut(frontend);
+        if let Some(shared) = portal.and_then(|portal| portal.shared.as_mut())
+            && let Some(endpoint) = endpoint
+        {
+            let place = shared.endpoints.partition_point(|known| *known < endpoint);
+            shared.endpoints.insert(place, endpoint);
+        }
+    }
 }

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::backend::in_background;
+use super::nftables_error::NftablesError;
 use super::refuse_table::RefuseTable;
 use super::refusing_rules::SetChanges;
 use super::table::Look;
 use super::table_name::TableName;
-use super::transaction::NftablesError;
 use crate::iptables::probe::{has_kube_proxy_in_nf_tables, kube_services_in};
 use crate::{Family, Repair, Ruleset};
 

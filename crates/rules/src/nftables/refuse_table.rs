@@ -8,12 +8,13 @@ use edgemesh_plan::Frontend;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
-use super::element::RefusedElement;
+use super::nftables_error::NftablesError;
+use super::refused_element::RefusedElement;
 use super::refusing_rules::{CHAINS, SetChanges};
 use super::table::{ATTEMPTS, ELEMENTS_PER_STEP, Look};
 use super::table_look::{self as look, Shape, TableFacts};
 use super::table_name::{PORTALS, TableName};
-use super::transaction::{NftablesError, Transaction};
+use super::transaction::Transaction;
 use crate::netlink::NetlinkSocket;
 use crate::{Family, Ruleset};
 
@@ -190,7 +191,7 @@ impl RefuseTable {
     }
 
     fn shape(&mut self) -> io::Result<Shape> {
-        look::shape(&mut self.socket, self.name, CHAINS, &[PORTALS])
+        look::shape(&mut self.socket, self.name, &CHAINS, &[PORTALS])
     }
 
     fn reading(&self, error: io::Error) -> NftablesError {
@@ -201,7 +202,7 @@ impl RefuseTable {
 /// The portals in the set, each with the service port that it names.
 fn portals(socket: &mut NetlinkSocket, table: TableName) -> io::Result<BTreeMap<Frontend, String>> {
     let mut portals = BTreeMap::new();
-    look::portals(socket, table, |bytes| {
+    look::elements(socket, table, PORTALS, |bytes| {
         if let Some(element) = RefusedElement::read(table.family, bytes) {
             portals.insert(element.frontend, element.comment);
         }

@@ -11,11 +11,13 @@ use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 
 use super::change::ELEMENTS_PER_MESSAGE;
-use super::element::{RefusedElement, key_attributes, key_text};
+use super::element::{key_attributes, key_text};
 use super::expression::Expressions;
+use super::fixed_sets::{DataType, address_name};
+use super::refused_element::RefusedElement;
 use super::rule::{Rule, own_traffic};
 use super::table_name::{PORTALS, PORTALS_ID, TableName};
-use super::transaction::{Transaction, portal_types};
+use super::transaction::Transaction;
 use super::wire::{
     Attributes, CREATE, DELETE_ELEMENT, EXCLUSIVE, NEW_CHAIN, NEW_ELEMENT, NEW_SET, NEW_TABLE,
     comment,
@@ -127,7 +129,7 @@ fn refusal(family: Family, protocol: Protocol) -> Rule {
             .of_protocol(protocol)
             .for_any_of(family, PORTALS, PORTALS_ID)
             .refuse(family, protocol),
-        comment: "edgemesh: nobody serves it",
+        comment: "edgemesh: nobody serves it".into(),
     }
 }
 
@@ -144,12 +146,8 @@ impl Transaction {
             self.table
         );
         self.push(NEW_TABLE, CREATE | EXCLUSIVE, &attributes, command);
-        let (key, _) = portal_types(self.table.family);
-        let attributes = self
-            .set(PORTALS)
-            .number(3, 0)
-            .number(4, key.number)
-            .number(5, key.length)
+        let attributes = DataType::portal(self.table.family)
+            .put_as_key(self.set(PORTALS).number(3, 0))
             .number(10, PORTALS_ID);
         let command = format!(
             "add set {} {PORTALS} {{ type {}; }}",
@@ -205,11 +203,8 @@ impl Transaction {
     }
 }
 
-fn key_type_text(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ipv4_addr . inet_proto . inet_service",
-        Family::V6 => "ipv6_addr . inet_proto . inet_service",
-    }
+fn key_type_text(family: Family) -> String {
+    format!("{} . inet_proto . inet_service", address_name(family))
 }
 
 fn chain_declaration(chain: OwnChain) -> String {

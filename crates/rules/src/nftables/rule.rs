@@ -1,5 +1,7 @@
 //! The rules of our chains, each as nft writes it and as the kernel takes it.
 
+use std::borrow::Cow;
+
 use edgemesh_catalog::Protocol;
 
 use super::expression::{Expressions, Verdict};
@@ -19,11 +21,11 @@ pub(super) struct Rule {
     /// As nft writes it, without its comment.
     pub(super) text: String,
     pub(super) expressions: Expressions,
-    pub(super) comment: &'static str,
+    pub(super) comment: Cow<'static, str>,
 }
 
 /// The rules of a chain, in their order. They are the same for any number of portals.
-pub(super) fn rules_of(chain: OwnChain, rules: &Ruleset) -> Vec<Rule> {
+pub(super) fn rules_of(chain: OwnChain, rules: &Ruleset, kernel_path: bool) -> Vec<Rule> {
     let mut all = Vec::new();
     match chain {
         OwnChain::Container => {}
@@ -32,6 +34,9 @@ pub(super) fn rules_of(chain: OwnChain, rules: &Ruleset) -> Vec<Rule> {
     all.push(gate());
     all.push(own_traffic(rules));
     all.extend([Protocol::Tcp, Protocol::Udp].map(|protocol| not_through_portal(rules, protocol)));
+    if kernel_path {
+        all.push(Rule::shared(rules.family()));
+    }
     all.push(portals(rules.family()));
     all
 }
@@ -54,18 +59,18 @@ fn sign_of_life(rules: &Ruleset) -> Rule {
             .for_port(PORT)
             .renew_in(ALIVE, ALIVE_ID, ALIVE_FOR.as_secs() * 1000)
             .verdict(Verdict::Drop),
-        comment: "edgemesh: a sign of life",
+        comment: "edgemesh: a sign of life".into(),
     }
 }
 
 /// Everything passes unless the agent lives.
-fn gate() -> Rule {
+pub(super) fn gate() -> Rule {
     Rule {
         text: format!("ct direction != @{ALIVE} return"),
         expressions: Expressions::default()
             .unless_in(ALIVE, ALIVE_ID)
             .verdict(Verdict::Return),
-        comment: "edgemesh: only while the agent lives",
+        comment: "edgemesh: only while the agent lives".into(),
     }
 }
 
@@ -77,7 +82,7 @@ pub(super) fn own_traffic(rules: &Ruleset) -> Rule {
         expressions: Expressions::default()
             .with_mark(mark)
             .verdict(Verdict::Return),
-        comment: "edgemesh: the agent's own traffic",
+        comment: "edgemesh: the agent's own traffic".into(),
     }
 }
 
@@ -94,7 +99,7 @@ fn not_through_portal(rules: &Ruleset, protocol: Protocol) -> Rule {
             .for_address(rules.intercept())
             .of_protocol(protocol)
             .send_to(refused_at),
-        comment: NOT_THROUGH_PORTAL,
+        comment: NOT_THROUGH_PORTAL.into(),
     }
 }
 
@@ -104,6 +109,6 @@ fn portals(family: Family) -> Rule {
     Rule {
         text: format!("dnat {name} to {name} daddr . meta l4proto . th dport map @{PORTALS}"),
         expressions: Expressions::default().send_by(family, PORTALS, PORTALS_ID),
-        comment: THROUGH_PORTAL,
+        comment: THROUGH_PORTAL.into(),
     }
 }

@@ -1,18 +1,24 @@
 //! Our table in the kernel, and the socket that it belongs to.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
-use super::change::{Changes, everything};
+use super::change::{Change, Changes, everything};
+use super::element::{Element, Key};
 use super::heartbeat::ALIVE_FOR;
+use super::kernel_support::KernelSupport;
+use super::nftables_error::NftablesError;
+use super::own_table_parts::{fixed_sets, own_chains};
 use super::table_look::{self as look, Shape, TableFacts};
-use super::table_name::{ALIVE, PORTALS, TableName, chain_name};
-use super::transaction::{NftablesError, Transaction};
+use super::table_name::{ALIVE, TableName};
+use super::transaction::Transaction;
 use crate::netlink::NetlinkSocket;
-use crate::{Family, Mark, OwnChain, Ruleset};
+use crate::{Family, Ruleset};
 
 /// Elements per step, once the kernel refused a message for its length: in a user namespace
 /// a socket's buffer can't be enlarged beyond `net.core.wmem_max` (208 KiB by default).
@@ -29,6 +35,7 @@ pub(super) struct OwnTable {
     family: Family,
     /// Whether this kernel knows the owner flag.
     owned: bool,
+    support: Arc<KernelSupport>,
     made: Option<Made>,
 }
 
@@ -69,16 +76,35 @@ impl OwnTable {
             socket,
             family,
             owned: true,
+            support: Arc::default(),
             made: None,
         };
-        match table.try_out() {
-            Err(error) if error.is_unsupported() => {
-                table.owned = false;
-                table.try_out()?;
-            }
-            outcome => outcome?,
-        }
+        table.find_out()?;
         Ok(table)
+    }
+
+    /// Tries out less and less, until the kernel would take it.
+    fn find_out(&mut self) -> Result<(), NftablesError> {
+        loop {
+            match self.try_out() {
+                Err(error) if error.is_unsupported() || error.is_not_found() => {
+                    match self.support.less(&error) {
+                        Some(less) => self.support = Arc::new(less),
+                        None if self.owned => {
+                            self.owned = false;
+                            self.support = Arc::default();
+                        }
+                        None => return Err(error),
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// What of the kernel path this kernel can do.
+    pub(super) fn support(&self) -> &Arc<KernelSupport> {
+        &self.support
     }
 
     /// As on a kernel that doesn't know the flag.
@@ -99,11 +125,13 @@ impl OwnTable {
     }
 
     fn try_out(&mut self) -> Result<(), NftablesError> {
-        let sample = Ruleset::new(self.family.loopback(), 1, Mark::AGENT);
-        let (begin, _) = self.begin()?;
-        let mut transaction = begin;
-        transaction.make_chains(&sample);
-        transaction.try_out(&mut self.socket)
+        for sample in self.support.samples(self.family) {
+            let (mut transaction, _) = self.begin()?;
+            transaction.change(everything(&sample).all());
+            transaction.make_chains(&sample, self.support.can_share());
+            transaction.try_out(&mut self.socket)?;
+        }
+        Ok(())
     }
 
     /// A transaction that makes the table without portals and chains, in the place of one
@@ -114,7 +142,7 @@ impl OwnTable {
         if exists {
             transaction.delete_table();
         }
-        transaction.make_table(self.owned);
+        transaction.make_table(self.owned, self.support.can_share());
         Ok((transaction, name))
     }
 
@@ -141,16 +169,17 @@ impl OwnTable {
         let before = self.generation();
         let (begin, name) = self.begin()?;
         let portals = everything(wanted);
+        let kernel_path = self.support.can_share();
         let mut whole = begin.clone();
-        whole.change_portals(&portals);
-        whole.make_chains(wanted);
+        whole.change(portals.all());
+        whole.make_chains(wanted, kernel_path);
         self.made = None;
         match whole.commit(&mut self.socket) {
             Err(error) if error.is_too_long() => {
                 begin.commit(&mut self.socket)?;
                 self.change_in_steps(name, &portals)?;
                 let mut end = Transaction::on(name);
-                end.make_chains(wanted);
+                end.make_chains(wanted, kernel_path);
                 end.commit(&mut self.socket)?;
             }
             outcome => outcome?,
@@ -162,7 +191,7 @@ impl OwnTable {
         let shape = if self.owned {
             None
         } else {
-            Some(own_shape(&mut self.socket, name).map_err(reading)?)
+            Some(self.shape(name, wanted).map_err(reading)?)
         };
         self.made = Some(Made {
             name,
@@ -174,14 +203,19 @@ impl OwnTable {
         Ok(whole.lines())
     }
 
-    /// Changes the portals of a table that was made; returns the number of lines.
-    pub(super) fn change(&mut self, changes: &Changes) -> Result<usize, NftablesError> {
+    /// Changes the portals of a table that was made, so that it holds `wanted`; returns the
+    /// number of lines.
+    pub(super) fn change(
+        &mut self,
+        changes: &Changes,
+        wanted: &Ruleset,
+    ) -> Result<usize, NftablesError> {
         let Some(made) = self.made else {
             let [usual, _] = TableName::all(self.family);
             return Err(NftablesError::reading(usual, Errno::ENOENT.into()));
         };
         let mut transaction = Transaction::on(made.name);
-        transaction.change_portals(changes);
+        transaction.change(changes.all());
         if transaction.is_empty() {
             return Ok(0);
         }
@@ -190,6 +224,14 @@ impl OwnTable {
             Err(error) if error.is_too_long() => self.change_in_steps(made.name, changes)?,
             outcome => outcome?,
         }
+        if made.shape.is_some() && changes.of_objects() {
+            let shape = self.shape(made.name, wanted);
+            let shape = shape.map_err(|error| NftablesError::reading(made.name, error))?;
+            self.made = Some(Made {
+                shape: Some(shape),
+                ..made
+            });
+        }
         self.settle(before);
         Ok(transaction.lines())
     }
@@ -197,7 +239,7 @@ impl OwnTable {
     fn change_in_steps(&mut self, name: TableName, changes: &Changes) -> Result<(), NftablesError> {
         for step in changes.steps(ELEMENTS_PER_STEP) {
             let mut transaction = Transaction::on(name);
-            transaction.change_portals(&step);
+            transaction.change(step);
             transaction.commit(&mut self.socket)?;
         }
         Ok(())
@@ -250,10 +292,8 @@ impl OwnTable {
             if made.seen_in == Some(generation) {
                 return Ok(Look::Same);
             }
-            let same = match own_shape(&mut self.socket, made.name) {
-                Ok(found) => {
-                    found == shape && look::holds_portals(&mut self.socket, made.name, known)?
-                }
+            let same = match self.shape(made.name, known) {
+                Ok(found) => found == shape && self.holds(made.name, known)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => false,
                 Err(error) => return Err(error),
             };
@@ -300,6 +340,55 @@ impl OwnTable {
         Ok(false)
     }
 
+    /// What the table is like that holds `rules`, but for its elements.
+    fn shape(&mut self, name: TableName, rules: &Ruleset) -> io::Result<Shape> {
+        let kernel_path = self.support.can_share();
+        let all = everything(rules);
+        let fixed = own_chains(rules, kernel_path).into_iter();
+        let mut chains: Vec<&str> = fixed.map(|chain| chain.name).collect();
+        let mut sets = vec![ALIVE];
+        sets.extend(
+            fixed_sets(self.family, kernel_path)
+                .iter()
+                .map(|set| set.name),
+        );
+        for change in all.all() {
+            match change {
+                Change::AddChain(name) => chains.push(name),
+                Change::AddSet(name, _) => sets.push(name),
+                Change::EmptyChain(_)
+                | Change::AddRule(..)
+                | Change::Delete(_)
+                | Change::Add(_)
+                | Change::DeleteChain(_)
+                | Change::DeleteSet(_) => {}
+            }
+        }
+        look::shape(&mut self.socket, name, &chains, &sets)
+    }
+
+    /// Whether maps and sets hold exactly what they do for `rules`.
+    fn holds(&mut self, name: TableName, rules: &Ruleset) -> io::Result<bool> {
+        let all = everything(rules);
+        let mut wanted: BTreeMap<Key, &Element> = BTreeMap::new();
+        for change in all.all() {
+            if let Change::Add(element) = change {
+                wanted.insert(element.key, element);
+            }
+        }
+        let mut all_right = true;
+        for set in fixed_sets(self.family, self.support.can_share()) {
+            look::elements(&mut self.socket, name, set.name, |bytes| {
+                let read = Element::read(set.name, name.family, bytes);
+                all_right &= read.is_some_and(|read| {
+                    let wanted = wanted.remove(&read.key);
+                    wanted.is_some_and(|wanted| wanted.is_shown_as(&read))
+                });
+            })?;
+        }
+        Ok(all_right && wanted.is_empty())
+    }
+
     fn generation(&mut self) -> Option<u32> {
         look::generation(&mut self.socket).ok()
     }
@@ -313,9 +402,4 @@ impl OwnTable {
             made.seen_in = after.filter(|_| alone && made.seen_in == before);
         }
     }
-}
-
-fn own_shape(socket: &mut NetlinkSocket, name: TableName) -> io::Result<Shape> {
-    let chains = OwnChain::BOTH.map(chain_name);
-    look::shape(socket, name, chains, &[ALIVE, PORTALS])
 }

@@ -1,17 +1,14 @@
 //! What nf_tables tells of our tables.
 
-use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::time::Duration;
 
-use super::element::PortalElement;
-use super::table_name::{ALIVE, PORTALS, TableName};
+use super::table_name::{ALIVE, TableName};
 use super::wire::{
     Attributes, FIXED_PART, GET_CHAIN, GET_ELEMENT, GET_GENERATION, GET_RULE, GET_SET, GET_TABLE,
     LISTED, comment_text, kind,
 };
-use crate::Ruleset;
 use crate::netlink::{Message, NetlinkSocket, nested};
 
 const TABLE_FLAGS: u16 = 2;
@@ -75,11 +72,11 @@ pub(super) fn table(socket: &mut NetlinkSocket, name: TableName) -> io::Result<O
 pub(super) fn shape(
     socket: &mut NetlinkSocket,
     table: TableName,
-    chains: [&str; 2],
+    chains: &[&str],
     sets: &[&str],
 ) -> io::Result<Shape> {
     let mut hasher = DefaultHasher::new();
-    for name in chains {
+    for &name in chains {
         let request = Attributes::default().text(1, table.name).text(3, name);
         socket.ask(kind(GET_CHAIN), &request.message(table.family), |message| {
             for (kind, value) in message.attributes(FIXED_PART) {
@@ -106,38 +103,18 @@ pub(super) fn shape(
     Ok(Shape(hasher.finish()))
 }
 
-/// Whether the map holds exactly the portals of `rules`.
-pub(super) fn holds_portals(
+/// Hands over the attributes of each element of a map or set.
+pub(super) fn elements(
     socket: &mut NetlinkSocket,
     table: TableName,
-    rules: &Ruleset,
-) -> io::Result<bool> {
-    let mut found = BTreeSet::new();
-    let mut all_right = true;
-    portals(socket, table, |element| {
-        let read = PortalElement::read(table.family, element);
-        all_right &= read.is_some_and(|element| {
-            let wanted = rules
-                .portals()
-                .get_key_value(&element.frontend)
-                .map(|(frontend, rule)| PortalElement::of(rules, frontend, rule));
-            wanted.as_ref() == Some(&element) && found.insert(element.frontend)
-        });
-    })?;
-    Ok(all_right && found.len() == rules.portals().len())
-}
-
-/// Hands over the attributes of each element of the map or set of portals.
-pub(super) fn portals(
-    socket: &mut NetlinkSocket,
-    table: TableName,
+    set: &str,
     mut each: impl FnMut(&[u8]),
 ) -> io::Result<()> {
-    let request = Attributes::default().text(1, table.name).text(2, PORTALS);
+    let request = Attributes::default().text(1, table.name).text(2, set);
     socket.dump(
         kind(GET_ELEMENT),
         &request.message(table.family),
-        |message| elements(message).for_each(&mut each),
+        |message| elements_in(message).for_each(&mut each),
     )
 }
 
@@ -185,7 +162,7 @@ pub(super) fn open_for(
         kind(GET_ELEMENT),
         &request.message(table.family),
         |message| {
-            left = elements(message)
+            left = elements_in(message)
                 .flat_map(nested)
                 .find(|(kind, _)| *kind == EXPIRATION)
                 .and_then(|(_, value)| value.try_into().ok())
@@ -199,7 +176,7 @@ pub(super) fn open_for(
     }
 }
 
-fn elements(message: Message<'_>) -> impl Iterator<Item = &[u8]> {
+fn elements_in(message: Message<'_>) -> impl Iterator<Item = &[u8]> {
     message
         .attributes(FIXED_PART)
         .filter(|(kind, _)| *kind == ELEMENTS)

@@ -42,12 +42,35 @@ impl fmt::Display for TableName {
 pub(super) const PORTALS: &str = "portals";
 pub(super) const PORTALS_ID: u32 = 1;
 
+/// The map of portals with several destinations: which chain chooses one.
+pub(super) const SHARED: &str = "shared";
+
+/// The map of their endpoints, numbered from 0.
+pub(super) const ENDPOINTS: &str = "endpoints";
+
+/// The map of endpoints, numbered from 0, of portals whose clients keep theirs.
+pub(super) const FIRST_CHOICES: &str = "first-choices";
+
+/// The set of the addresses of portals that the kernel sends to endpoints.
+pub(super) const ADDRESSES: &str = "addresses";
+
+/// The set of pods that may connect to themselves.
+pub(super) const HAIRPINS: &str = "hairpins";
+
 /// The set whose element lives as long as the agent shows that it does.
 pub(super) const ALIVE: &str = "alive";
 pub(super) const ALIVE_ID: u32 = 2;
 
 /// Before iptables' nat chains and kube-proxy's, which are at -100 (`NF_IP_PRI_NAT_DST`).
 pub(super) const PRIORITY: i32 = -110;
+
+/// The base chain in postrouting, and where it sends connections that may have to be
+/// masqueraded.
+pub(super) const LEAVING: &str = "portals-leaving";
+pub(super) const MASQUERADING: &str = "masquerading";
+
+/// Before iptables' nat chains and kube-proxy's, which are at 100 (`NF_IP_PRI_NAT_SRC`).
+pub(super) const LEAVING_PRIORITY: i32 = 90;
 
 /// What nft calls the chain.
 pub(super) fn chain_name(chain: OwnChain) -> &'static str {

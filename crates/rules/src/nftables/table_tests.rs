@@ -101,7 +101,7 @@ fn what_others_do_elsewhere_and_what_we_do_ourselves_is_no_alteration() -> Resul
             assert_eq!(table.look(wanted)?, Look::Same);
             let more = rules(4);
             let changes = between(wanted, &more).unwrap_or_default();
-            assert_eq!(table.change(&changes)?, 1);
+            assert_eq!(table.change(&changes, &more)?, 1);
             assert_eq!(table.look(&more)?, Look::Same);
             nft(node, "add chain ip somebody-elses theirs")?;
             assert_eq!(table.look(&more)?, Look::Same);
@@ -120,8 +120,9 @@ fn a_change_that_does_not_fit_names_the_command_and_how_to_reproduce_it() -> Res
     test(|lab| {
         with_table(lab, |node, mut table, wanted| {
             nft(node, "flush map ip edgemesh portals")?;
-            let changes = between(wanted, &rules(2)).unwrap_or_default();
-            let error = table.change(&changes).unwrap_err();
+            let fewer = rules(2);
+            let changes = between(wanted, &fewer).unwrap_or_default();
+            let error = table.change(&changes, &fewer).unwrap_err();
             let command = "delete element ip edgemesh portals { 10.96.0.3 . tcp . 80 }";
             let report = error.to_string();
             assert!(
