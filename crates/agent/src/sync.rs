@@ -175,7 +175,7 @@ impl Sync {
                         None => Instant::now() + began.elapsed(),
                         Some(pause) => Instant::now() + pause,
                     };
-                    pending = self.failures > 0;
+                    pending = self.failures > 0 || self.host_changed();
                 }
                 _ = check.tick() => {
                     if Instant::now() < self.undoings.not_before() {

@@ -3,6 +3,7 @@
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{ElementFound, Family, OwnChain, TableFound};
 
+use super::datapath::TakenBy;
 use super::kernel::{KUBE_PROXY_TABLE, Kernel, NAT_PRIORITY};
 use super::verdict::{Agent, Handler, RuleShown, Verdict, by, outcome};
 
@@ -33,7 +34,7 @@ pub(super) fn by_own_table(
     };
     Some(by(
         Handler::Edgemesh,
-        outcome(agent, element.refused),
+        outcome(agent, element.refused, TakenBy::Agent),
         format!(
             "nft table {} {}, chain {}: hook {} at priority {}, {}",
             table.family.nft_name(),
@@ -83,7 +84,7 @@ pub(super) fn refused(
 pub(super) fn lets_pass(frontend: &Frontend, kernel: &Kernel, agent: Agent) -> Option<String> {
     let (table, _) = holding(frontend, kernel).find(|(table, _)| table.open_for.is_none())?;
     let what_to_do = match agent {
-        Agent::Runs(_, _) => {
+        Agent::Runs(_) => {
             "a running agent opens it within moments; `edgemesh-agent status` and the log say \
              what keeps it from doing so"
         }

@@ -264,10 +264,7 @@ fn portal_report(
 ) -> PortalReport {
     let decision = known.then_some(portal.decision);
     let agent = if runs {
-        Agent::Runs(
-            decision,
-            portal.datapath.as_ref().map(|datapath| datapath.by),
-        )
+        Agent::Runs(decision)
     } else {
         Agent::Silent
     };

@@ -3,7 +3,7 @@
 use super::answer::{Decision, EndpointExplained};
 use super::datapath::TakenBy;
 use super::report::{ExplainReport, PortReport, PortalReport, ServiceReport};
-use super::verdict::{Handler, Verdict};
+use super::verdict::{Handler, Sends, Verdict};
 use crate::text::{Paragraph, grouped};
 
 /// The explanation as text that ends with a line break.
@@ -179,9 +179,25 @@ fn show_verdict(page: &mut Paragraph, verdict: &Verdict) {
         page.line("", &format!("{place}, {counted}{whose}:"));
         page.verbatim(&rule.text);
     }
+    if !verdict.sends.is_empty() {
+        let parts: Vec<String> = verdict.sends.iter().map(part).collect();
+        page.line(
+            "",
+            &format!("from there (pods and host): {}", parts.join(", ")),
+        );
+    }
     for note in &verdict.notes {
         page.line("", &format!("NOTE {note}"));
     }
+}
+
+fn part(sends: &Sends) -> String {
+    let to = if sends.is_agent {
+        "the agent"
+    } else {
+        sends.to.as_str()
+    };
+    format!("{} to {to}", grouped(sends.connections))
 }
 
 /// What is to be known of an endpoint; which way it is reached only where that is ours to

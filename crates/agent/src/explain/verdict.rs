@@ -3,7 +3,7 @@
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
     Family, Flavour, Hook, KubeAction, KubeRule, NatView, NftElement, OwnChain, PortalFound,
-    StandingRule,
+    SentTo, StandingRule,
 };
 use serde::{Deserialize, Serialize};
 
@@ -37,8 +37,22 @@ pub(crate) struct Verdict {
     pub(crate) place: Option<String>,
     /// The rule that decides.
     pub(crate) rule: Option<RuleShown>,
+    /// To whom that rule leads, where there are several.
+    #[serde(default)]
+    pub(crate) sends: Vec<Sends>,
     /// What is out of the ordinary.
     pub(crate) notes: Vec<String>,
+}
+
+/// Somebody to whom the kernel sends connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sends {
+    /// An endpoint, or the agent.
+    pub(crate) to: String,
+    /// Whether it is the agent.
+    pub(crate) is_agent: bool,
+    /// Connections so far, of pods and of the host together.
+    pub(crate) connections: u64,
 }
 
 /// A rule as it is shown.
@@ -65,9 +79,8 @@ pub(crate) struct RuleShown {
 pub(crate) enum Agent {
     /// It does not answer.
     Silent,
-    /// It answers; this is what it means to do, if it knows the portal, and who is to take
-    /// connections to endpoints.
-    Runs(Option<Decision>, Option<TakenBy>),
+    /// It answers; this is what it means to do, if it knows the portal.
+    Runs(Option<Decision>),
 }
 
 /// What one flavour's nat table has for a portal, in one hook.
@@ -76,6 +89,7 @@ struct Seen<'a> {
     family: Family,
     hook: &'a Hook,
     own: Option<&'a PortalFound>,
+    sent: Vec<SentTo>,
     gates: &'a [StandingRule],
     kube: Option<&'a KubeRule>,
 }
@@ -120,11 +134,13 @@ fn see<'a>(
     chain: OwnChain,
     frontend: &Frontend,
 ) -> Seen<'a> {
+    let own = view.own_rule(chain, frontend);
     Seen {
         flavour,
         family,
         hook: view.hook(chain),
-        own: view.own_rule(chain, frontend),
+        own,
+        sent: own.map(|found| view.sent_to(found)).unwrap_or_default(),
         gates: view.other_own_rules(chain),
         kube: view.kube_rule(frontend),
     }
@@ -140,28 +156,54 @@ fn ours(seen: &Seen<'_>, agent: Agent) -> Option<Verdict> {
         Some(kube) => format!("KUBE-SERVICES rule {}", kube.place),
         None => "no KUBE-SERVICES".to_owned(),
     };
-    Some(by(
+    let mut verdict = by(
         Handler::Edgemesh,
-        outcome(agent, found.refused),
+        outcome(agent, found.refused, taken_by(&seen.sent)),
         format!(
             "{}: ours is rule {}, {kube}",
             seen.hook_name(jump),
             jump.place
         ),
         Some(shown(seen, &found.rule, "nat")),
-    ))
+    );
+    if seen.sent.len() > 1 {
+        verdict.sends = seen.sent.iter().map(sends).collect();
+    }
+    Some(verdict)
+}
+
+/// Who takes connections that the kernel sends to these.
+fn taken_by(sent: &[SentTo]) -> TakenBy {
+    let to_agent = sent.iter().filter(|sent| sent.is_agent).count();
+    match sent.len() - to_agent {
+        0 => TakenBy::Agent,
+        _ if to_agent == 0 => TakenBy::Kernel,
+        _ => TakenBy::KernelAndAgent,
+    }
+}
+
+fn sends(sent: &SentTo) -> Sends {
+    Sends {
+        to: sent.address.to_string(),
+        is_agent: sent.is_agent,
+        connections: sent.connections,
+    }
 }
 
 /// What becomes of a connection that a rule of ours takes.
-pub(super) fn outcome(agent: Agent, refused: bool) -> &'static str {
-    match (agent, refused) {
-        (_, true) => "refused at once",
-        (Agent::Runs(_, Some(TakenBy::Kernel)), false) => "sent to an endpoint by the kernel",
-        (Agent::Runs(_, Some(TakenBy::KernelAndAgent)), false) => {
-            "sent to an endpoint by the kernel, or forwarded by the agent"
+pub(super) fn outcome(agent: Agent, refused: bool, by: TakenBy) -> &'static str {
+    match (by, agent) {
+        _ if refused => "refused at once",
+        (TakenBy::Kernel, _) => "sent to an endpoint by the kernel",
+        (TakenBy::KernelAndAgent, Agent::Runs(_)) => {
+            "sent to an endpoint by the kernel, or forwarded to one by the agent"
         }
-        (Agent::Runs(_, Some(TakenBy::Agent) | None), false) => "forwarded to an endpoint",
-        (Agent::Silent, false) => "refused: the agent that this leads to does not run",
+        (TakenBy::KernelAndAgent, Agent::Silent) => {
+            "sent to an endpoint by the kernel, or refused: the agent that the other part leads \
+             to does not run"
+        }
+        (TakenBy::Agent, Agent::Runs(_)) => "forwarded to an endpoint",
+        (TakenBy::Agent, Agent::Silent) => "refused: the agent that this leads to does not run",
     }
 }
 
@@ -241,6 +283,7 @@ fn nobody() -> Verdict {
             .to_owned(),
         place: None,
         rule: None,
+        sends: Vec::new(),
         notes: Vec::new(),
     }
 }
@@ -257,6 +300,7 @@ pub(super) fn by(
         outcome: outcome.to_owned(),
         place: Some(place),
         rule,
+        sends: Vec::new(),
         notes: Vec::new(),
     }
 }
@@ -301,13 +345,12 @@ fn oddities(seen: &[Seen<'_>], verdict: &Verdict, agent: Agent) -> Vec<String> {
             "start the agent again, or run `edgemesh-agent cleanup` to leave it to kube-proxy"
                 .to_owned(),
         ),
-        (Agent::Runs(Some(Decision::Forward | Decision::Refuse), _), Handler::Nobody) => notes
-            .push(
+        (Agent::Runs(Some(Decision::Forward | Decision::Refuse)), Handler::Nobody) => notes.push(
             "the agent means to handle it, but its rule is missing; `edgemesh-agent status` and \
              the log say why"
                 .to_owned(),
         ),
-        (Agent::Runs(Some(Decision::LeaveAlone), _), Handler::Edgemesh) => notes.push(
+        (Agent::Runs(Some(Decision::LeaveAlone)), Handler::Edgemesh) => notes.push(
             "the agent means to leave it alone, but a rule of its own is still there".to_owned(),
         ),
         _ => {}

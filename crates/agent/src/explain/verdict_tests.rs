@@ -13,13 +13,24 @@ const OUR_RULE: &str = "[3:180] -A EDGEMESH-PORTALS-CONTAINER -d 10.96.0.1/32 -p
 const REFUSING: &str = "[0:0] -A EDGEMESH-PORTALS-CONTAINER -d 169.254.96.16/32 -p tcp -m comment \
                         --comment \"edgemesh: not through a portal\" -j DNAT --to-destination \
                         169.254.96.16:20007\n";
+/// By this rule it is known which address is the agent's.
+const STRAYS: &str = "[0:0] -A EDGEMESH-PORTALS-CONTAINER -d 169.254.96.16/32 -p udp -m comment \
+                      --comment \"edgemesh: not through a portal\" -j DNAT --to-destination \
+                      169.254.96.16:20009\n";
+const INTO_CHAIN: &str = "[3:180] -A EDGEMESH-PORTALS-CONTAINER -d 10.96.0.1/32 -p tcp -m comment \
+                          --comment \"default/web:http\" -m tcp --dport 80 -j EDGEMESH-SVC-A\n";
+const TO_ENDPOINT: &str = "[2:120] -A EDGEMESH-SVC-A -p tcp -m comment --comment \
+                           \"default/web:http\" -m statistic --mode random --probability \
+                           0.50000000000 -j DNAT --to-destination 10.244.1.2:8080\n";
+const TO_AGENT: &str = "[1:60] -A EDGEMESH-SVC-A -p tcp -m comment --comment \
+                        \"default/web:http\" -j DNAT --to-destination 169.254.96.16:20007\n";
 const GATE: &str = "[0:0] -A EDGEMESH-PORTALS-CONTAINER -m set ! --match-set EDGEMESH-ALIVE dst \
                     -j RETURN\n";
 const KUBES_RULE: &str = "[2:120] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment \
                           \"default/web:http cluster IP\" -m tcp --dport 80 -j KUBE-SVC-ABC\n";
 const KUBES_REFUSAL: &str = "[9:540] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment \
                              \"default/web:http has no endpoints\" -m tcp --dport 80 -j REJECT\n";
-const RUNS: Agent = Agent::Runs(Some(Decision::Forward), None);
+const RUNS: Agent = Agent::Runs(Some(Decision::Forward));
 
 fn web() -> Frontend {
     Frontend {
@@ -40,7 +51,10 @@ fn inspected(flavour: Flavour, nat: &[&str], filter: &[&str]) -> Inspected {
     Inspected {
         family: Family::V4,
         flavour,
-        nat: Ok(NatView::from_saved(&nat.concat(), &filter.concat())),
+        nat: Ok(NatView::from_saved(
+            &(STRAYS.to_owned() + &nat.concat()),
+            &filter.concat(),
+        )),
     }
 }
 
@@ -151,7 +165,7 @@ fn the_place_of_both_jumps_and_the_rule_with_its_packets_are_told() {
     let rule = verdict.rule.unwrap();
     assert_eq!(
         rule.command,
-        "iptables-nft -t nat -nvL EDGEMESH-PORTALS-CONTAINER 1"
+        "iptables-nft -t nat -nvL EDGEMESH-PORTALS-CONTAINER 2"
     );
     assert_eq!(rule.packets, 3);
     assert!(rule.text.contains("default/web:http"));
@@ -210,6 +224,35 @@ fn rules_of_an_agent_that_is_gone_refuse_unless_a_gate_lets_pass() {
         Handler::KubeProxy
     );
     assert_eq!(from_pods(&with_gate, RUNS).handler, Handler::Edgemesh);
+}
+
+#[test]
+fn what_the_kernel_sends_to_whom_is_told_with_its_counts() {
+    let shared = kernel(&[OURS, INTO_CHAIN, TO_ENDPOINT, TO_AGENT], &[]);
+    let verdict = from_pods(&shared, RUNS);
+    assert_eq!(
+        verdict.outcome,
+        "sent to an endpoint by the kernel, or forwarded to one by the agent"
+    );
+    let sends: Vec<_> = verdict
+        .sends
+        .iter()
+        .map(|sends| (sends.to.as_str(), sends.is_agent, sends.connections))
+        .collect();
+    assert_eq!(
+        sends,
+        [
+            ("10.244.1.2:8080", false, 2),
+            ("169.254.96.16:20007", true, 1)
+        ]
+    );
+    let of_gone = from_pods(&shared, Agent::Silent).outcome;
+    assert!(of_gone.contains("does not run"), "{of_gone}");
+    let alone = kernel(&[OURS, INTO_CHAIN, TO_ENDPOINT], &[]);
+    for agent in [RUNS, Agent::Silent] {
+        let outcome = from_pods(&alone, agent).outcome;
+        assert_eq!(outcome, "sent to an endpoint by the kernel");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use edgemesh_catalog::Catalog;
 use edgemesh_plan::{HostFacts, Plan, plan, plan_since};
+use edgemesh_rules::Family;
 
 use super::Sync;
 use crate::in_force::Planned;
@@ -44,9 +45,18 @@ impl Sync {
         made.contains(&true)
     }
 
-    /// What this host can do, by the last look.
+    /// What this host can do, by the last look, and by what its kernel took of the rules.
     fn host_facts(&self) -> HostFacts {
-        self.forwarding.facts().clone()
+        let mut facts = self.forwarding.facts().clone();
+        for backend in self.families.iter().map(|family| &family.backend) {
+            let facts = match backend.family() {
+                Family::V4 => &mut facts.ipv4,
+                Family::V6 => &mut facts.ipv6,
+            };
+            facts.no_kernel_path = backend.no_kernel_path();
+            facts.no_affinity = backend.no_affinity();
+        }
+        facts
     }
 
     /// Looks whether the host can do more or less than the last plan is made for.
