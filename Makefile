@@ -5,10 +5,10 @@ CARGO ?= cargo
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: help demo build test e2e fuzz bench figures check bless
+.PHONY: help demo build test e2e fuzz bench bench-instructions figures check bless
 
 help: ## this list
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 build: ## the agent, as it is shipped: target/release/edgemesh-agent
 	@tools/prerequisites cc
@@ -29,8 +29,12 @@ e2e: ## against a real etcd, kube-apiserver and kube-proxy (K8S_BIN=DIR ETCD=FIL
 fuzz: ## random bytes for every decoder, 20 s each (fuzz/run TARGET SECONDS: longer)
 	@fuzz/run
 
-bench: ## time and memory at 100 to 10,000 Services, beside kube-proxy where e2e has built one
-	@crates/agent/benches/run
+bench: ## beside kube-proxy's rules, HAProxy, nginx, wireguard-go: 15 minutes (ONLY=PART ROUNDS=1: less)
+	@crates/bench/run
+
+bench-instructions: ## instructions for fixed work (BASE=FILE: beside another agent)
+	@tools/prerequisites valgrind
+	@crates/bench/run instructions
 
 figures: ## how soon rules are repaired, connections fall to kube-proxy, and a node is handed over
 	@tools/prerequisites cc iptables ipset conntrack ip unshare
