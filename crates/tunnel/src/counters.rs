@@ -28,6 +28,11 @@ pub struct Counters {
     handshakes_refused: AtomicU64,
     connects_failed: AtomicU64,
     connected: AtomicU64,
+    lanes: AtomicU64,
+    lanes_made: AtomicU64,
+    lanes_lost: AtomicU64,
+    lanes_failed: AtomicU64,
+    lane_bytes: AtomicU64,
 }
 
 /// Why the tunnel dropped a datagram.
@@ -98,6 +103,11 @@ impl Counters {
         connects_failed <- connect_failed;
         /// Connections with peers made so far, whoever began.
         connected <- peer_connected;
+        /// TCP connections with peers that were lost while streams used them, so far. The
+        /// streams went on by QUIC.
+        lanes_lost <- lane_lost;
+        /// Attempts to get a TCP connection for a stream that failed so far.
+        lanes_failed <- lane_failed;
     }
 
     /// Streams not to be had so far, for `fault`.
@@ -136,6 +146,24 @@ impl Counters {
         get(&self.bytes_out)
     }
 
+    /// Streams whose bytes go by a TCP connection of their own now.
+    #[must_use]
+    pub fn lanes(&self) -> u64 {
+        get(&self.lanes)
+    }
+
+    /// TCP connections that streams have had so far.
+    #[must_use]
+    pub fn lanes_made(&self) -> u64 {
+        get(&self.lanes_made)
+    }
+
+    /// Bytes that went or came by such connections so far.
+    #[must_use]
+    pub fn lane_bytes(&self) -> u64 {
+        get(&self.lane_bytes)
+    }
+
     /// Datagrams of flows that came from peers so far.
     #[must_use]
     pub fn datagrams_in(&self) -> u64 {
@@ -172,6 +200,16 @@ impl Counters {
 
     pub(crate) fn went(&self, bytes: usize) {
         add(&self.bytes_out, bytes as u64);
+    }
+
+    pub(crate) fn lane_moved(&self, bytes: usize) {
+        add(&self.lane_bytes, bytes as u64);
+    }
+
+    /// Counts a lane, as long as the value lives.
+    pub(crate) fn lane(self: &Arc<Self>) -> Going {
+        add(&self.lanes_made, 1);
+        Going::new(self, |counters| &counters.lanes)
     }
 
     pub(crate) fn datagram_came(&self) {

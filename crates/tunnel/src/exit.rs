@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::{Exits, NotExitable};
 use edgemesh_sockets::{EndpointAddr, OutwardSockets, ResetOnDrop};
-use edgemesh_wire::{Answer, REQUEST_HEADER, Request, WireError, request_length};
+use edgemesh_wire::{Answer, Move, REQUEST_HEADER, Request, WireError, request_length};
 use iroh::endpoint::{ReadExactError, RecvStream};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -20,6 +20,7 @@ use crate::exit_flow::ExitFlow;
 use crate::peer_stream::PeerStream;
 use crate::session::StreamOfSession;
 use crate::settings::{Limits, Timing};
+use crate::tcp_carrier::{Carrier, Lanes};
 
 /// Connects peers with endpoints of this node.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct Exit {
     timing: Timing,
     places: Arc<Semaphore>,
     draining: AtomicBool,
+    /// The second carrier, unless it is off.
+    carrier: Option<Arc<Carrier>>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -61,9 +64,11 @@ impl Exit {
         sockets: OutwardSockets,
         timing: Timing,
         limits: &Limits,
+        carrier: Option<Arc<Carrier>>,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
+            carrier,
             exits,
             sockets,
             timing,
@@ -86,19 +91,17 @@ impl Exit {
     /// Serves one stream of a peer to its end.
     pub(crate) async fn serve(&self, mut stream: PeerStream, of: StreamOfSession, quota: Quota) {
         let _going = self.counters.serving();
-        let request = match timeout(self.timing.request, read_request(&mut stream.recv)).await {
-            Ok(Ok(request)) => request,
+        let request = match timeout(self.timing.request, read_opening(&mut stream.recv)).await {
+            Ok(Ok(Opening::Request(request))) => request,
+            Ok(Ok(Opening::Move(asked))) => return self.agree(asked, stream, &of).await,
             Ok(Err(NoRequest::Broken(error))) => {
                 of.session().offended(&error);
                 return self.refuse(stream, Answer::Malformed).await;
             }
             // An opener may give up at any moment, as it does while the network is away.
             Ok(Err(NoRequest::GivenUp)) => return,
-            Err(_) => {
-                of.session()
-                    .offended(&"a stream that does not say what it wants");
-                return self.refuse(stream, Answer::Malformed).await;
-            }
+            // Those who move much may hold up what an honest opener has to say.
+            Err(_) => return self.refuse(stream, Answer::Failed).await,
         };
         // From here on, so that an agent that ends does not overlook one that is being dialled.
         let _tcp = (request.service_port.protocol == Protocol::Tcp).then(|| self.counters.tcp());
@@ -120,7 +123,7 @@ impl Exit {
             return;
         }
         match reached {
-            Reached::Tcp(tcp) => self.carry_tcp(tcp, stream).await,
+            Reached::Tcp(tcp) => self.carry_tcp(tcp, stream, &of).await,
             Reached::Udp(socket) => {
                 ExitFlow::new(socket, stream, &of, &self.counters)
                     .run(self.timing.udp_idle)
@@ -169,15 +172,32 @@ impl Exit {
         }
     }
 
-    async fn carry_tcp(&self, tcp: TcpStream, stream: PeerStream) {
+    async fn carry_tcp(&self, tcp: TcpStream, stream: PeerStream, of: &StreamOfSession) {
         let counters = &self.counters;
-        let carried = carry(ResetOnDrop::new(tcp), stream, |way, bytes| match way {
-            Way::IntoTunnel => counters.went(bytes),
-            Way::OutOfTunnel => counters.came(bytes),
-        })
+        let lanes = match &self.carrier {
+            Some(_) => Lanes::Offered(of.session().lanes.register(stream.number())),
+            None => Lanes::None,
+        };
+        let carried = carry(
+            ResetOnDrop::new(tcp),
+            stream,
+            lanes,
+            |way, bytes| match way {
+                Way::IntoTunnel => counters.went(bytes),
+                Way::OutOfTunnel => counters.came(bytes),
+            },
+        )
         .await;
         if let Err(broken) = carried {
             debug!(?broken, "a peer's connection was reset");
+        }
+    }
+
+    /// A peer wants a lane for one of its streams.
+    async fn agree(&self, asked: Move, words: PeerStream, of: &StreamOfSession) {
+        match &self.carrier {
+            Some(carrier) => carrier.agree(asked, words, of.session()).await,
+            None => self.refuse(words, Answer::Filtered).await,
         }
     }
 
@@ -222,13 +242,24 @@ impl From<ReadExactError> for NoRequest {
     }
 }
 
-async fn read_request(recv: &mut RecvStream) -> Result<Request, NoRequest> {
+/// What a stream begins with.
+enum Opening {
+    Request(Request),
+    Move(Move),
+}
+
+async fn read_opening(recv: &mut RecvStream) -> Result<Opening, NoRequest> {
     let mut header = [0; REQUEST_HEADER];
     recv.read_exact(&mut header).await?;
     let length = request_length(header).map_err(NoRequest::Broken)?;
     let mut body = vec![0; length];
     recv.read_exact(&mut body).await?;
-    Request::decode(&body).map_err(NoRequest::Broken)
+    let opening = if Move::is_one(&body) {
+        Move::decode(&body).map(Opening::Move)
+    } else {
+        Request::decode(&body).map(Opening::Request)
+    };
+    opening.map_err(NoRequest::Broken)
 }
 
 fn answer_for(error: &io::Error) -> Answer {

@@ -53,6 +53,7 @@ mod relays;
 mod running;
 mod session;
 mod settings;
+mod tcp_carrier;
 mod tunnel;
 mod udp_flow;
 mod ways_named;

@@ -9,6 +9,7 @@ use crate::counters::Going;
 use crate::fault::OpenFault;
 use crate::peer_stream::PeerStream;
 use crate::session::{Session, StreamOfSession};
+use crate::tcp_carrier::{Carrier, Lanes, Mover};
 use edgemesh_sockets::ResetOnDrop;
 use edgemesh_wire::{Answer, Request};
 
@@ -46,7 +47,8 @@ impl Opened {
 #[derive(Debug)]
 pub struct TunnelStream {
     stream: PeerStream,
-    _of: StreamOfSession,
+    of: StreamOfSession,
+    carrier: Option<Arc<Carrier>>,
     _places: [OwnedSemaphorePermit; 2],
     going: Going,
     _tcp: Going,
@@ -72,14 +74,23 @@ impl TunnelStream {
             }
             moved(way, bytes);
         };
-        carry(client, self.stream, count).await
+        let lanes = match &self.carrier {
+            Some(carrier) => Lanes::Asked(Mover::new(
+                Arc::clone(carrier),
+                Arc::clone(self.of.session()),
+                self.stream.number(),
+            )),
+            None => Lanes::None,
+        };
+        carry(client, self.stream, lanes, count).await
     }
 }
 
-/// Asks for an endpoint and waits for the answer.
+/// Asks for an endpoint and waits for the answer. `carrier` is the second one, if there is.
 pub(crate) async fn connect(
     mut opened: Opened,
     request: &Request,
+    carrier: Option<Arc<Carrier>>,
 ) -> Result<TunnelStream, OpenFault> {
     ask(&mut opened.stream, request).await?;
     let mut answer = [0; 1];
@@ -97,7 +108,8 @@ pub(crate) async fn connect(
         Some(fault) => Err(fault),
         None => Ok(TunnelStream {
             stream: opened.stream,
-            _of: opened.of,
+            of: opened.of,
+            carrier,
             _places: opened.places,
             _tcp: opened.going.counters().tcp(),
             going: opened.going,

@@ -23,6 +23,7 @@ use crate::relay_dialer::RelayDialer;
 use crate::relay_server::{RelayServer, RelaySettings};
 use crate::relay_trust::RelayTrust;
 use crate::relays::RelayKeeper;
+use crate::tcp_carrier::SideDoor;
 
 /// What presence is made from.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub(crate) struct PresenceOptions {
     pub(crate) relay_nodes: Vec<RelayNode>,
     /// How this node is a relay, if it is one.
     pub(crate) relay: Option<RelaySettings>,
+    /// Where its relay passes on who comes to its port for a lane.
+    pub(crate) lanes: Option<SideDoor>,
     /// UDP addresses by which others reach it although it does not have them itself.
     pub(crate) advertise: Vec<SocketAddr>,
     /// Addresses that never leave this host, such as the one that portals lead to.
@@ -86,7 +89,8 @@ impl Presence {
             warn_of_unreachable(&options.relay_nodes, &options.node);
             let counters = Arc::clone(&relay_counters);
             let server = RelayServer::new(settings, options.key.clone(), counters)
-                .standing_in_for(book.clone());
+                .standing_in_for(book.clone())
+                .passing_on(options.lanes);
             own_relay = server.open();
             let task = server.run(options.peers.clone(), stop.clone());
             tasks.push(("the relay", task.boxed()));

@@ -55,6 +55,7 @@ impl Member {
             dialer: None,
             relay_nodes: relay_nodes.to_vec(),
             relay,
+            lanes: None,
             advertise: Vec::new(),
             never: Vec::new(),
             version: "1".into(),

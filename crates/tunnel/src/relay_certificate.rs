@@ -19,20 +19,24 @@ use crate::relay_trust::subject_public_key;
 
 /// TLS for address discovery: version 1.3, and the key of this node.
 pub(crate) fn server_tls(key: &NodeKey) -> Result<ServerConfig, Error> {
-    let public = subject_public_key(&key.public());
-    let shown = CertificateDer::from(public.to_vec());
-    let signer = Arc::new(NodeSigner {
-        secret: key.secret().clone(),
-        public,
-    });
-    let certified = Arc::new(CertifiedKey::new(vec![shown], signer));
-    let resolver = Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified));
+    let resolver = Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(key)));
     let mut config = ServerConfig::builder_with_provider(default_provider())
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![ALPN_QUIC_ADDR_DISC.to_vec()];
     Ok(config)
+}
+
+/// The node's key as TLS shows it and signs with it.
+pub(crate) fn certified(key: &NodeKey) -> Arc<CertifiedKey> {
+    let public = subject_public_key(&key.public());
+    let shown = CertificateDer::from(public.to_vec());
+    let signer = Arc::new(NodeSigner {
+        secret: key.secret().clone(),
+        public,
+    });
+    Arc::new(CertifiedKey::new(vec![shown], signer))
 }
 
 /// Signs with the key where it is: the private half is copied into no other form.

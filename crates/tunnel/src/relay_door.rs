@@ -4,6 +4,9 @@
 //! key. Whoever has not done so within a few seconds is put out, and there is a bound for
 //! how many may try at a time. Apart from that there is `/ping`, by which clients find
 //! out how far the relay is. Nothing tells what this is, who made it, or whose it is.
+//!
+//! Who begins with TLS instead, as peers do that dial this node for a lane, is passed on to
+//! those who take lanes: the two share the port that a firewall lets through.
 
 use std::future::{Ready, ready};
 use std::io;
@@ -33,6 +36,7 @@ use tracing::{debug, warn};
 use crate::address_places::{AddressPlaces, Place};
 use crate::relay_counters::RelayCounters;
 use crate::relay_rooms::RelayRooms;
+use crate::tcp_carrier::SideDoor;
 
 /// Connections in all that have not proved a key yet.
 const IN_ALL: usize = 1024;
@@ -43,6 +47,9 @@ const PER_ADDRESS: usize = 128;
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// Pause after a failure to accept that is not about one connection.
 const BACK_OFF: Duration = Duration::from_millis(100);
+/// What a connection with TLS begins with: the type of a record of its handshake (RFC 8446
+/// section 5.1). No HTTP method does.
+const TLS: u8 = 22;
 /// Bytes of a request's head: it has a few short lines.
 const HEAD: usize = 8192;
 
@@ -51,6 +58,7 @@ pub(crate) async fn keep_door(
     listener: TcpListener,
     rooms: RelayRooms,
     counters: Arc<RelayCounters>,
+    lanes: Option<SideDoor>,
     stop: CancellationToken,
 ) {
     let places = AddressPlaces::new(IN_ALL, PER_ADDRESS);
@@ -63,7 +71,7 @@ pub(crate) async fn keep_door(
             accepted = accept(&listener, not_before) => match accepted {
                 Ok((stream, from)) => match places.take(from.ip()) {
                     Some(place) => {
-                        arrivals.spawn(receive(stream, rooms.clone(), place));
+                        arrivals.spawn(receive(stream, rooms.clone(), lanes.clone(), place));
                     }
                     None => counters.note_turned_away(),
                 },
@@ -85,8 +93,20 @@ async fn accept(
     listener.accept().await
 }
 
-/// Brings one connection to where the relay has taken it over or refused it.
-async fn receive(stream: TcpStream, rooms: RelayRooms, place: Place) {
+/// Brings one connection to where the relay has taken it over or refused it, or passes it on.
+async fn receive(stream: TcpStream, rooms: RelayRooms, lanes: Option<SideDoor>, place: Place) {
+    if let Some(lanes) = lanes {
+        let mut first = [0];
+        match timeout(ARRIVAL, stream.peek(&mut first)).await {
+            Ok(Ok(1)) if first == [TLS] => {
+                // Who takes lanes has places of its own for those who come.
+                let _ = lanes.send(stream).await;
+                return;
+            }
+            Ok(Ok(1)) => {}
+            Ok(Ok(_) | Err(_)) | Err(_) => return,
+        }
+    }
     let Ok(handle) = stream.as_fd().try_clone_to_owned() else {
         return;
     };

@@ -27,6 +27,7 @@ use crate::relay_book::RelayBook;
 use crate::relay_counters::RelayCounters;
 use crate::relay_door::keep_door;
 use crate::relay_rooms::RelayRooms;
+use crate::tcp_carrier::SideDoor;
 
 /// TCP port of the relay unless told otherwise: the number of the tunnel's UDP port.
 pub const RELAY_PORT: u16 = 20_006;
@@ -78,6 +79,8 @@ pub(crate) struct RelayServer {
     counters: Arc<RelayCounters>,
     /// The other relays, for which it stands in while they are away.
     others: RelayBook,
+    /// Where those go who come to its port for a lane.
+    lanes: Option<SideDoor>,
     open: watch::Sender<Option<OpenRelay>>,
 }
 
@@ -100,6 +103,7 @@ impl RelayServer {
             key,
             counters,
             others: RelayBook::new(),
+            lanes: None,
             open: watch::Sender::new(None),
         }
     }
@@ -107,6 +111,12 @@ impl RelayServer {
     /// It stands in for the relays of this book while they are away; for none otherwise.
     pub(crate) fn standing_in_for(mut self, others: RelayBook) -> Self {
         self.others = others;
+        self
+    }
+
+    /// Passes on who comes to its port for a lane; they are refused otherwise.
+    pub(crate) fn passing_on(mut self, lanes: Option<SideDoor>) -> Self {
+        self.lanes = lanes;
         self
     }
 
@@ -132,7 +142,15 @@ impl RelayServer {
         let ending = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let counters = Arc::clone(&self.counters);
-        tasks.spawn(keep_door(listener, rooms.clone(), counters, ending.clone()));
+        let lanes = self.lanes.clone();
+        let rooms_here = rooms.clone();
+        tasks.spawn(keep_door(
+            listener,
+            rooms_here,
+            counters,
+            lanes,
+            ending.clone(),
+        ));
         tasks.spawn(discovery.run(ending.clone()));
         self.open.send_replace(Some(at));
         tokio::select! {

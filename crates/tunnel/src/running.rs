@@ -28,6 +28,7 @@ use crate::presence::{Presence, PresenceOptions};
 use crate::relay_dialer::RelayDialer;
 use crate::relay_trust::RelayTrust;
 use crate::settings::Settings;
+use crate::tcp_carrier::{Carrier, CarrierOptions, keep_listening, side_door};
 use crate::tunnel::{Inner, Tunnel};
 
 /// How long peers may take to learn that this node is going.
@@ -73,6 +74,11 @@ pub enum StartError {
     /// It has no socket.
     #[error(transparent)]
     Bind(#[from] BindFault),
+    /// TLS for the second carrier cannot be set up.
+    #[error(
+        "set up TLS for TCP connections with peers; modules.edgeTunnel.tcpCarrier: off does without"
+    )]
+    Tls(#[source] tokio_rustls::rustls::Error),
     /// There was no chance to be had for the boot id.
     #[error("ask the system for random numbers")]
     NoChance(#[source] io::Error),
@@ -113,13 +119,12 @@ impl Tunnel {
         })
         .await?;
         let counters = Arc::new(Counters::default());
-        let exit = Exit::new(
-            exits.clone(),
-            OutwardSockets::new(settings.mark),
-            settings.timing,
-            &settings.limits,
-            Arc::clone(&counters),
-        );
+        let carrier_key = key.clone();
+        let (lanes, side_entrance) = side_door();
+        // Where the relay listens already, it passes on who comes for a lane.
+        let relay_port = settings.relay.as_ref().map(|relay| relay.listen.port());
+        let mut lanes_at = endpoint.bound_sockets();
+        lanes_at.retain(|at| Some(at.port()) != relay_port);
         let (jobs, job_owner) = Jobs::new();
         let peers = watch::Sender::new(Arc::new(Peers::default()));
         let reachability = watch::Sender::new(Reachability::default());
@@ -133,6 +138,7 @@ impl Tunnel {
                 dialer: Some(dialer),
                 relay_nodes: settings.relay_nodes,
                 relay: settings.relay,
+                lanes: settings.tcp_carrier.then_some(lanes),
                 advertise: settings.advertise,
                 never: settings.never,
                 version: settings.version,
@@ -141,6 +147,27 @@ impl Tunnel {
                 exits: exits.clone(),
             },
             &stop,
+        );
+        let sockets = OutwardSockets::new(settings.mark);
+        let carrier = settings.tcp_carrier.then(|| {
+            Carrier::new(CarrierOptions {
+                key: carrier_key,
+                sockets,
+                peers: peers.subscribe(),
+                exits: exits.clone(),
+                book: presence.book.clone(),
+                listening: endpoint.bound_sockets(),
+                counters: Arc::clone(&counters),
+            })
+        });
+        let carrier = carrier.transpose().map_err(StartError::Tls)?.map(Arc::new);
+        let exit = Exit::new(
+            exits.clone(),
+            sockets,
+            settings.timing,
+            &settings.limits,
+            carrier.clone(),
+            Arc::clone(&counters),
         );
         let inner = Arc::new(Inner {
             endpoint,
@@ -152,6 +179,7 @@ impl Tunnel {
             keep_alive: settings.keep_alive,
             counters,
             exit: Arc::new(exit),
+            carrier: carrier.clone(),
             jobs,
             places: Arc::new(Semaphore::new(settings.limits.streams_out)),
             exits: exits.clone(),
@@ -183,6 +211,10 @@ impl Tunnel {
             "the tunnel's acceptor",
             accept(Arc::clone(&inner), stop.clone()),
         ));
+        if let Some(carrier) = carrier {
+            let listener = keep_listening(carrier, lanes_at, side_entrance, stop.clone());
+            tasks.spawn(named("the tunnel's listener for lanes", listener));
+        }
         tasks.spawn(named("the tunnel's owner of tasks", job_owner.run(stop)));
         Ok((Self(Arc::clone(&inner)), Running { inner, tasks }))
     }

@@ -20,6 +20,7 @@ use crate::counters::{Counters, DatagramDropped};
 use crate::exit::{Exit, Quota};
 use crate::flow_table::FlowTable;
 use crate::peer_stream::PeerStream;
+use crate::tcp_carrier::LaneTable;
 
 /// Bytes of datagrams that may wait for the peer besides those in QUIC's own buffer.
 const MOST_WAITING: usize = 4 << 20;
@@ -32,6 +33,8 @@ const MOST_OFFENCES: usize = 8;
 pub(crate) struct Session {
     pub(crate) connection: Connection,
     pub(crate) flows: Arc<FlowTable>,
+    /// Streams of the peer that may be given a lane.
+    pub(crate) lanes: Arc<LaneTable>,
     counters: Arc<Counters>,
     hello: OnceLock<Hello>,
     /// Since when nothing is heard, once that is a while.
@@ -108,6 +111,7 @@ impl Session {
         Arc::new(Self {
             connection,
             flows: Arc::default(),
+            lanes: Arc::default(),
             counters,
             hello: OnceLock::new(),
             quiet_since: Mutex::default(),

@@ -27,6 +27,7 @@ use crate::presence::Presence;
 use crate::relay_counters::RelayCounters;
 use crate::session::{Serving, Session};
 use crate::settings::{Limits, Timing};
+use crate::tcp_carrier::Carrier;
 use crate::udp_flow::UdpFlow;
 
 /// Streams that a peer may have under way beyond its share, while they are being refused.
@@ -61,6 +62,8 @@ pub(crate) struct Inner {
     pub(crate) keep_alive: bool,
     pub(crate) counters: Arc<Counters>,
     pub(crate) exit: Arc<Exit>,
+    /// The second carrier, unless it is off.
+    pub(crate) carrier: Option<Arc<Carrier>>,
     pub(crate) jobs: Jobs,
     pub(crate) places: Arc<Semaphore>,
     pub(crate) exits: watch::Receiver<Arc<Exits>>,
@@ -205,7 +208,7 @@ impl Inner {
             let session = Arc::clone(opened.session());
             let link = self.link(node)?;
             let fault = tokio::select! {
-                connected = connect(opened, request) => match connected {
+                connected = connect(opened, request, self.carrier.clone()) => match connected {
                     Ok(connected) => return Ok(connected),
                     Err(fault) => fault,
                 },

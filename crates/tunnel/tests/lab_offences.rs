@@ -190,7 +190,7 @@ fn a_stream_that_does_not_say_what_it_wants_is_not_waited_for() -> Result<()> {
             let offender = Offender::join(cluster, &victim).await?;
             let connection = offender.connect().await?;
             let answer = answer_to(&connection, &[0], false).await?;
-            ensure!(answer == Answer::Malformed, "{answer:?}");
+            ensure!(answer == Answer::Failed, "{answer:?}");
             eventually("it is forgotten", || {
                 victim.tunnel.counters().streams_in() == 0
             })

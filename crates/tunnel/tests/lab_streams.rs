@@ -7,103 +7,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use edgemesh_catalog::{Change, ObjectName, Protocol::Tcp};
 use edgemesh_sockets::ResetOnDrop;
-use edgemesh_tunnel::{Broken, OpenFault, Tunnel, TunnelStream};
+use edgemesh_tunnel::{Broken, OpenFault};
 use edgemesh_wire::Answer;
-use stage::{Cluster, Member, PATIENCE, endpoint, eventually, run, target};
+use stage::tcp::{Carried, Echo, exchange, open, open_files, pattern, two_nodes};
+use stage::{PATIENCE, endpoint, eventually, run, target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 const MIB: usize = 1 << 20;
-
-/// Bytes that tell when one of them is missing, doubled or in the wrong place.
-fn pattern(length: usize, seed: u64) -> Vec<u8> {
-    (0..length as u64)
-        .map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 7) as u8)
-        .collect()
-}
-
-/// An endpoint that sends back whatever comes, until its client ends the stream.
-struct Echo {
-    _tasks: JoinSet<()>,
-}
-
-impl Echo {
-    async fn start(at: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(at).await.context("an endpoint")?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((mut stream, _)) = listener.accept().await {
-                while connections.try_join_next().is_some() {}
-                connections.spawn(async move {
-                    let (mut reader, mut writer) = stream.split();
-                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
-                });
-            }
-        });
-        Ok(Self { _tasks: tasks })
-    }
-}
-
-/// A client's connection, carried by the tunnel.
-struct Carried {
-    client: TcpStream,
-    carrying: JoinSet<Result<(), Broken>>,
-}
-
-impl Carried {
-    async fn over(stream: TunnelStream) -> Result<Self> {
-        let listener = TcpListener::bind("10.1.9.1:0").await?;
-        let client = TcpStream::connect(listener.local_addr()?).await?;
-        let (near, _) = listener.accept().await?;
-        let mut carrying = JoinSet::new();
-        carrying.spawn(async move { stream.carry(ResetOnDrop::new(near), |_, _| {}).await });
-        Ok(Self { client, carrying })
-    }
-
-    async fn ended(&mut self) -> Result<Result<(), Broken>> {
-        let ended = timeout(PATIENCE, self.carrying.join_next()).await?;
-        Ok(ended.context("it was carried once")??)
-    }
-}
-
-/// A Service `default/web` whose endpoint 1 is on `far`.
-async fn two_nodes(cluster: &mut Cluster) -> Result<(Member, Member)> {
-    let near = cluster.join("near").await?;
-    let far = cluster.join("far").await?;
-    cluster.service("web", Tcp, &[(endpoint(1), &far)]);
-    near.knows(&far).await?;
-    Ok((near, far))
-}
-
-async fn open(tunnel: &Tunnel, far: &Member) -> Result<TunnelStream, OpenFault> {
-    tunnel
-        .open_tcp(&far.name, target("web", Tcp, endpoint(1)))
-        .await
-}
-
-async fn exchange(tunnel: &Tunnel, far: &Member, sent: &[u8]) -> Result<Vec<u8>> {
-    let mut carried = Carried::over(open(tunnel, far).await?).await?;
-    let (mut reader, mut writer) = carried.client.split();
-    let send = async {
-        writer.write_all(sent).await?;
-        writer.shutdown().await?;
-        anyhow::Ok(())
-    };
-    let mut received = Vec::new();
-    let (sent, read) = tokio::join!(send, reader.read_to_end(&mut received));
-    sent?;
-    read?;
-    match carried.ended().await? {
-        Ok(()) => Ok(received),
-        Err(broken) => bail!("{broken:?}"),
-    }
-}
 
 #[test]
 fn an_endpoint_of_another_node_is_reached() -> Result<()> {
@@ -506,8 +422,4 @@ fn a_peer_that_vanished_and_came_back_is_reached_again() -> Result<()> {
             Ok(())
         })
     })
-}
-
-fn open_files() -> Result<usize> {
-    Ok(std::fs::read_dir("/proc/self/fd")?.count())
 }

@@ -18,6 +18,7 @@
 mod answer;
 mod datagram;
 mod hello;
+mod lane;
 mod message;
 mod probe;
 mod request;
@@ -26,6 +27,7 @@ mod varint;
 pub use answer::Answer;
 pub use datagram::{Datagram, MAX_DATAGRAM_OVERHEAD};
 pub use hello::Hello;
+pub use lane::{Dialler, LANE_ALPN, LANE_OPEN, LaneToken, LaneWord, Move};
 pub use message::{MAX_MESSAGE, MESSAGE_HEADER, message_header, message_length};
 pub use probe::{Probe, ProbeAnswer};
 pub use request::{MAX_REQUEST, REQUEST_HEADER, Request, request_length};

@@ -1,6 +1,8 @@
 //! Several nodes' tunnels in one process, their endpoints on the lab's loopback device.
 #![allow(dead_code, reason = "each lab uses another part of it")]
 
+pub(crate) mod tcp;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -142,6 +144,7 @@ impl Cluster {
         let mut settings = Settings::of(name.clone());
         settings.bind = vec![[10, 1, 200, self.started].into()];
         settings.listen_port = 0;
+        settings.tcp_carrier = true;
         change(&mut settings);
         let view = watch::Sender::new(self.view_of(&name));
         let seen = view.subscribe();

@@ -1,0 +1,240 @@
+//! A lane: the TCP connection, and the words about it that go by the connection between the
+//! nodes. What it is good for is told in the [module](super).
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use edgemesh_wire::{LaneWord, WireError};
+use iroh::TransportAddr;
+use iroh::endpoint::{Connection, RecvStream, SendStream};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::budget::LanePlace;
+use super::handshake::Secured;
+use super::record::{Opener, Sealer};
+use crate::counters::Counters;
+use crate::peer_stream::PeerStream;
+
+/// Words that wait to be sent. Each side of a lane waits for an answer after a few.
+const WORDS_WAITING: usize = 8;
+
+/// A lane for one stream, which is not used yet.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(super) words: PeerStream,
+    pub(super) secured: Secured,
+    pub(super) place: LanePlace,
+    /// The connection that the stream and the words belong to.
+    pub(super) connection: Connection,
+    pub(super) counters: Arc<Counters>,
+}
+
+/// The connection, as both directions use it.
+#[derive(Debug)]
+pub(super) struct Wire {
+    pub(super) tcp: TcpStream,
+    /// Nothing can be sent or received by it any more.
+    pub(super) lost: CancellationToken,
+    pub(super) place: LanePlace,
+    pub(super) counters: Arc<Counters>,
+    /// Bytes of both directions so far.
+    moved: AtomicU64,
+    connection: Connection,
+    path: Option<TransportAddr>,
+}
+
+/// What the sender of a direction has.
+#[derive(Debug)]
+pub(crate) struct LaneOut {
+    pub(super) wire: Arc<Wire>,
+    pub(super) sealer: Sealer,
+    pub(super) heard: watch::Receiver<Heard>,
+    pub(super) say: mpsc::Sender<LaneWord>,
+}
+
+/// What the receiver of a direction has.
+#[derive(Debug)]
+pub(crate) struct LaneIn {
+    pub(super) wire: Arc<Wire>,
+    pub(super) opener: Opener,
+    pub(super) told: watch::Receiver<Told>,
+    pub(super) say: mpsc::Sender<LaneWord>,
+}
+
+/// What the receiver at the other end has said.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Heard {
+    pub(super) taken: u64,
+    pub(super) left: Option<u64>,
+}
+
+/// What the sender at the other end has said.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Told {
+    pub(super) switch: Option<u64>,
+    pub(super) back: Option<u64>,
+    pub(super) gone: bool,
+}
+
+/// Where the two directions of a stream take the lanes that they are given.
+#[derive(Debug)]
+pub(crate) struct Takers {
+    pub(super) outgoing: mpsc::Sender<LaneOut>,
+    pub(super) incoming: mpsc::Sender<LaneIn>,
+}
+
+/// How a lane ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LaneEnd {
+    /// Both directions went back in order.
+    InOrder,
+    /// It broke.
+    Lost,
+}
+
+impl Wire {
+    /// Nothing more goes by it.
+    pub(super) fn give_up(&self, why: &dyn std::fmt::Display) {
+        if !self.lost.is_cancelled() {
+            debug!(%why, "a lane is lost; its stream goes on without it");
+            self.counters.lane_lost();
+            self.lost.cancel();
+        }
+    }
+
+    /// So many bytes went or came by it.
+    pub(super) fn count(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.counters.lane_moved(bytes);
+    }
+
+    /// Grows with every byte of either direction.
+    pub(super) fn activity(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Whether packets to the peer go elsewhere than when the lane was made.
+    pub(super) fn is_left_behind(&self) -> bool {
+        path_of(&self.connection) != self.path
+    }
+}
+
+impl Lane {
+    /// Has both directions use it, and passes their words on until both are back.
+    pub(super) async fn run(self, takers: &Takers) -> LaneEnd {
+        let (say, said) = mpsc::channel(WORDS_WAITING);
+        let (told, told_here) = watch::channel(Told::default());
+        let (heard, heard_here) = watch::channel(Heard::default());
+        let _going = self.counters.lane();
+        let path = path_of(&self.connection);
+        let wire = Arc::new(Wire {
+            tcp: self.secured.tcp,
+            lost: CancellationToken::new(),
+            place: self.place,
+            counters: self.counters,
+            moved: AtomicU64::new(0),
+            connection: self.connection,
+            path,
+        });
+        let lost = wire.lost.clone();
+        let outgoing = LaneOut {
+            wire: Arc::clone(&wire),
+            sealer: self.secured.sealer,
+            heard: heard_here,
+            say: say.clone(),
+        };
+        let incoming = LaneIn {
+            wire,
+            opener: self.secured.opener,
+            told: told_here,
+            say,
+        };
+        // A direction that has ended already takes none, and says nothing by it.
+        let _ = takers.outgoing.try_send(outgoing);
+        let _ = takers.incoming.try_send(incoming);
+        let mut words = self.words;
+        let PeerStream { send, recv, .. } = &mut words;
+        tokio::select! {
+            biased;
+            () = pass_on(said, send) => {}
+            error = listen(recv, &told, &heard) => {
+                debug!(%error, "the words about a lane ended before it did");
+                lost.cancel();
+                // The connection between the nodes has ended as well, or the other end has
+                // given up the stream: either ends this one.
+                drop((told, heard));
+                std::future::pending::<()>().await;
+            }
+        }
+        words.close_in_order();
+        if lost.is_cancelled() {
+            LaneEnd::Lost
+        } else {
+            LaneEnd::InOrder
+        }
+    }
+}
+
+/// Says what the two directions have to say, until both are back.
+async fn pass_on(mut said: mpsc::Receiver<LaneWord>, send: &mut SendStream) {
+    while let Some(word) = said.recv().await {
+        if let Err(error) = send.write_all(&word.encode()).await {
+            // The other end is through with the lane, or the connection is lost: who waits
+            // for an answer then learns it from the stream.
+            debug!(%error, "a word about a lane was not sent");
+        }
+    }
+    let _ = send.finish();
+}
+
+/// Hears what the other end says, until it says no more.
+async fn listen(
+    recv: &mut RecvStream,
+    told: &watch::Sender<Told>,
+    heard: &watch::Sender<Heard>,
+) -> io::Error {
+    loop {
+        let word = match next_word(recv).await {
+            Ok(Some(word)) => word,
+            // It is through with the lane; what it has said so far is enough for this end.
+            Ok(None) => std::future::pending().await,
+            Err(error) => return error,
+        };
+        match word {
+            LaneWord::Switch(at) => told.send_modify(|told| told.switch = Some(at)),
+            LaneWord::Back(at) => told.send_modify(|told| told.back = Some(at)),
+            LaneWord::Gone => told.send_modify(|told| told.gone = true),
+            LaneWord::Taken(to) => heard.send_modify(|heard| heard.taken = to),
+            LaneWord::Left(at) => heard.send_modify(|heard| heard.left = Some(at)),
+        }
+    }
+}
+
+async fn next_word(recv: &mut RecvStream) -> io::Result<Option<LaneWord>> {
+    let mut bytes = [0; LaneWord::LENGTH];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match recv.read(&mut bytes[filled..]).await? {
+            Some(count) => filled += count,
+            None if filled == 0 => return Ok(None),
+            None => return Err(offence(&WireError::Length("lane word"))),
+        }
+    }
+    let word = LaneWord::decode(bytes).map_err(|error| offence(&error))?;
+    Ok(Some(word))
+}
+
+/// The other end said what it must not.
+pub(super) fn offence(how: &dyn std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, how.to_string())
+}
+
+fn path_of(connection: &Connection) -> Option<TransportAddr> {
+    let paths = connection.paths();
+    let selected = paths.iter().find(iroh::endpoint::Path::is_selected);
+    selected.map(|path| path.remote_addr().clone())
+}

@@ -1,0 +1,310 @@
+//! One direction of a stream by its lane: the end that sends.
+
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
+use std::time::Duration;
+
+use edgemesh_sockets::broken;
+use edgemesh_wire::LaneWord;
+use iroh::endpoint::{SendStream, StoppedError, VarInt};
+use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::lane::{LaneOut, offence};
+use super::record::{MOST, OVERHEAD};
+use super::replay::Replay;
+use crate::carry::{Broken, stopped, write_in};
+
+/// How often is looked whether the lane is still worth it.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Looks without a byte, after which the direction goes back: a lane is for those who move
+/// much, and what does not move survives everything on the stream.
+const IDLE_LOOKS: u32 = 20;
+/// Looks without an answer, after which a lane is given up whose peer is elsewhere meanwhile.
+const LEFT_BEHIND_LOOKS: u32 = 2;
+
+/// Where a direction stands after its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// Position after the last byte; the next one goes by the stream.
+    pub(crate) at: u64,
+    /// Whether the socket has come to its end.
+    pub(crate) ended: bool,
+}
+
+/// What the direction is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    /// Sends.
+    Sending,
+    /// Has said that it goes back, and waits until the other end has come there.
+    GoingBack,
+    /// Has said that the lane is gone, and waits to hear from where to go on.
+    Stranded,
+}
+
+/// A direction on its lane.
+struct Sending<'s, M> {
+    tcp: &'s TcpStream,
+    lane: LaneOut,
+    replay: Replay,
+    /// Sealed, but not written yet; those before `written` are.
+    sealed: Vec<u8>,
+    written: usize,
+    doing: Doing,
+    ended: bool,
+    moved: &'s M,
+}
+
+/// Sends by `lane` what comes from `tcp`, from position `at` on, until the socket ends, the
+/// lane is lost or nothing moves any more. What the other end has not taken then goes by
+/// `send`. `stop` is the stream's.
+pub(crate) async fn send_by_lane<M: Fn(usize)>(
+    tcp: &TcpStream,
+    send: &mut SendStream,
+    stop: Pin<&mut impl Future<Output = Result<Option<VarInt>, StoppedError>>>,
+    lane: LaneOut,
+    at: u64,
+    moved: &M,
+) -> Result<Sent, Broken> {
+    let mut sending = Sending {
+        tcp,
+        lane,
+        replay: Replay::new(at),
+        sealed: Vec::new(),
+        written: 0,
+        doing: Doing::Sending,
+        ended: false,
+        moved,
+    };
+    let left_at = sending.run(stop).await?;
+    sending.forget(left_at)?;
+    for bytes in sending.replay.bytes() {
+        write_in(tcp, send, bytes).await?;
+    }
+    Ok(Sent {
+        at: sending.replay.end(),
+        ended: sending.ended,
+    })
+}
+
+impl<M: Fn(usize)> Sending<'_, M> {
+    /// Runs until the other end has left the lane; tells where.
+    async fn run(
+        &mut self,
+        mut stop: Pin<&mut impl Future<Output = Result<Option<VarInt>, StoppedError>>>,
+    ) -> Result<u64, Broken> {
+        self.say(LaneWord::Switch(self.replay.end())).await?;
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut patience = Patience::default();
+        loop {
+            let heard = *self.lane.heard.borrow_and_update();
+            if let Some(left_at) = heard.left {
+                return Ok(left_at);
+            }
+            self.forget(heard.taken.max(self.replay.end() - self.replay.len()))?;
+            if self.go_on().await? {
+                consume_budget().await;
+                continue;
+            }
+            let writes = self.writes();
+            let reads = self.reads();
+            tokio::select! {
+                biased;
+                code = &mut stop => return Err(stopped(code)),
+                changed = self.lane.heard.changed() => changed.map_err(|_| ended_early())?,
+                () = self.lane.wire.lost.cancelled(), if self.doing != Doing::Stranded => {
+                    self.strand().await?;
+                }
+                ready = self.lane.wire.tcp.writable(), if writes => {
+                    if let Err(error) = ready {
+                        self.lane.wire.give_up(&error);
+                    }
+                }
+                ready = self.tcp.readable(), if reads => ready.map_err(Broken::Socket)?,
+                // Nobody reads the socket while it waits.
+                error = broken(self.tcp), if !reads => return Err(Broken::Socket(error)),
+                _ = looks.tick() => {
+                    let (position, left) = (self.replay.end(), self.replay.len());
+                    match patience.look(self.lane.wire.activity(), position - left, left) {
+                        Look::Fine => {}
+                        Look::Unused if self.doing == Doing::Sending => self.go_back().await?,
+                        Look::Unused => {}
+                        Look::Stuck => if self.lane.wire.is_left_behind() {
+                            self.lane.wire.give_up(&"the peer is elsewhere and does not answer");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether something is to be written to the lane.
+    fn writes(&self) -> bool {
+        self.doing != Doing::Stranded && self.written < self.sealed.len()
+    }
+
+    /// Whether something may be read from the socket.
+    fn reads(&self) -> bool {
+        self.doing == Doing::Sending
+            && self.written == self.sealed.len()
+            && self.replay.len() < self.lane.wire.place.window()
+    }
+
+    /// Does what can be done at once; tells whether there was something.
+    async fn go_on(&mut self) -> Result<bool, Broken> {
+        if self.writes() {
+            return Ok(self.write());
+        }
+        if self.reads() {
+            return self.read().await;
+        }
+        Ok(false)
+    }
+
+    fn write(&mut self) -> bool {
+        match self.lane.wire.tcp.try_write(&self.sealed[self.written..]) {
+            Ok(count) => self.written += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+            Err(error) => {
+                self.lane.wire.give_up(&error);
+                return false;
+            }
+        }
+        if self.written == self.sealed.len() {
+            self.sealed.clear();
+            self.written = 0;
+        }
+        true
+    }
+
+    async fn read(&mut self) -> Result<bool, Broken> {
+        let room = self.replay.room();
+        match self.tcp.try_read(room) {
+            Ok(0) => {
+                self.ended = true;
+                self.go_back().await?;
+            }
+            Ok(count) => self.seal(count).await?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(Broken::Socket(error)),
+        }
+        Ok(true)
+    }
+
+    async fn seal(&mut self, count: usize) -> Result<(), Broken> {
+        let plain = self.replay.put(count);
+        let records = plain.len().div_ceil(MOST);
+        self.sealed.reserve(plain.len() + records * OVERHEAD);
+        for bytes in plain.chunks(MOST) {
+            let sealed = self.lane.sealer.seal(bytes, &mut self.sealed);
+            if let Err(fault) = sealed {
+                // They are kept, and sent by the stream.
+                self.lane.wire.give_up(&fault);
+                break;
+            }
+        }
+        self.lane.wire.count(count);
+        (self.moved)(count);
+        // Before the key is worn out; there are at most so many records in one read.
+        if !self.lane.sealer.is_good_for(1024) {
+            self.go_back().await?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, taken: u64) -> Result<(), Broken> {
+        let forgotten = self.replay.forget(taken);
+        forgotten.map_err(|fault| Broken::Tunnel(offence(&fault)))
+    }
+
+    async fn go_back(&mut self) -> Result<(), Broken> {
+        self.doing = Doing::GoingBack;
+        self.say(LaneWord::Back(self.replay.end())).await
+    }
+
+    async fn strand(&mut self) -> Result<(), Broken> {
+        self.doing = Doing::Stranded;
+        self.say(LaneWord::Gone).await
+    }
+
+    async fn say(&self, word: LaneWord) -> Result<(), Broken> {
+        let said = self.lane.say.send(word).await;
+        said.map_err(|_| ended_early())
+    }
+}
+
+/// The words about the lane have ended: the connection between the nodes has, too.
+pub(super) fn ended_early() -> Broken {
+    Broken::Tunnel(io::Error::other(
+        "the connection between the nodes has ended",
+    ))
+}
+
+/// Judges at every look how things are going. Pure.
+#[derive(Debug, Default)]
+struct Patience {
+    activity: u64,
+    taken: u64,
+    idle: u32,
+    stuck: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Fine,
+    /// Nothing has moved in either direction for long.
+    Unused,
+    /// Bytes are under way, and none has been taken for a while.
+    Stuck,
+}
+
+impl Patience {
+    /// `activity` grows with every byte of either direction, `taken` with those that the
+    /// other end has taken, and `left` are under way.
+    fn look(&mut self, activity: u64, taken: u64, left: u64) -> Look {
+        let moved = self.activity != activity || left > 0;
+        let stands_still = left > 0 && self.taken == taken;
+        self.idle = if moved { 0 } else { self.idle + 1 };
+        self.stuck = if stands_still { self.stuck + 1 } else { 0 };
+        (self.activity, self.taken) = (activity, taken);
+        if self.idle >= IDLE_LOOKS {
+            Look::Unused
+        } else if self.stuck >= LEFT_BEHIND_LOOKS {
+            Look::Stuck
+        } else {
+            Look::Fine
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_in_either_direction_is_used() {
+        let mut patience = Patience::default();
+        for activity in 1..100 {
+            assert_eq!(patience.look(activity, 0, 0), Look::Fine);
+        }
+        for _ in 1..IDLE_LOOKS {
+            assert_eq!(patience.look(99, 0, 0), Look::Fine);
+        }
+        assert_eq!(patience.look(99, 0, 0), Look::Unused);
+    }
+
+    #[test]
+    fn what_is_under_way_and_not_taken_is_stuck_and_not_unused() {
+        let mut patience = Patience::default();
+        assert_eq!(patience.look(5, 5, 3), Look::Fine);
+        assert_eq!(patience.look(5, 5, 3), Look::Fine);
+        assert_eq!(patience.look(5, 5, 3), Look::Stuck);
+        for _ in 0..IDLE_LOOKS {
+            assert_eq!(patience.look(5, 5, 3), Look::Stuck);
+        }
+        assert_eq!(patience.look(5, 6, 2), Look::Fine);
+    }
+}
