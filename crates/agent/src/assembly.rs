@@ -1,18 +1,19 @@
 //! What an agent is made of, put together in the order in which one thing needs the other.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use edgemesh_forward::{Forwarder, Limits, Settings};
+use edgemesh_forward::{DialReports, Forwarder, Limits, Settings};
 use edgemesh_plan::Policy;
 use edgemesh_rules::{
     Backend, BackendSetting, Family, FlavourSetting, HostNetwork, HostSupport, Mark, Pulse,
     host_supports,
 };
-use edgemesh_tunnel::{Running, Tunnel};
+use edgemesh_tunnel::Running;
 use edgemesh_watch::{
     ApiSettings, ApiSource, ApiTiming, Counters, LastGoodFile, LastGoodSaver, ManifestsSource,
     SourceState,
@@ -95,8 +96,7 @@ pub(crate) async fn assemble(
             write_to: write_to(start),
         };
         let tunnel = tunnel::open(key, around, tasks, stop).await?;
-        let through = tunnel.as_ref().map(|opened| opened.tunnel.clone());
-        let forwarder = bind_forwarder(start, beside, &intercepts, through)?;
+        let forwarder = bind_forwarder(start, beside, &intercepts, tunnel.as_ref())?;
         anyhow::Ok((tunnel, forwarder))
     };
     let (tunnel, forwarder) = match opened.await {
@@ -121,13 +121,15 @@ pub(crate) async fn assemble(
         Box::new(Arc::clone(&watch_counters)),
     ];
     told.extend(through.clone().map(|tunnel| Box::new(tunnel) as _));
+    let reach = tunnel.as_ref().map(|opened| opened.reach.clone());
+    told.extend(reach.clone().map(|reach| Box::new(reach) as _));
     let metrics = Metrics::new(told);
     let (forward_counters, endpoint_health) = (forwarder.counters(), forwarder.endpoint_health());
     let sync = Sync::new(Parts {
         inputs: Inputs {
             source: source.clone(),
             has_tunnel: through.is_some(),
-            reachability: through.map_or_else(tunnel::no_peers, |tunnel| tunnel.reachability()),
+            reachability: reach.map_or_else(tunnel::no_peers, |reach| reach.reachability()),
             policy: policy_seen,
         },
         forwarder,
@@ -235,10 +237,13 @@ fn bind_forwarder(
     start: &Start,
     beside: Beside,
     intercepts: &[IpAddr],
-    tunnel: Option<Tunnel>,
+    tunnel: Option<&tunnel::Opened>,
 ) -> anyhow::Result<Forwarder> {
     let settings = Settings {
-        tunnel,
+        tunnel: tunnel.map(|opened| opened.tunnel.clone()),
+        dial_reports: tunnel.map_or_else(DialReports::default, |opened| {
+            DialReports::to(opened.not_reached.clone())
+        }),
         ..forwarder_settings(start, beside, intercepts)
     };
     let mut forwarder = Forwarder::bind(&settings).context("start the forwarder")?;
@@ -327,6 +332,7 @@ fn start_source(
     let counters = Arc::new(Counters::default());
     if let Some(directory) = &start.manifests {
         let (source, states) = ManifestsSource::new(directory.clone(), Arc::clone(&counters))?;
+        let source = source.keeping_node_labels(node_labels(start));
         let stop = stop.clone();
         tasks.spawn(async move {
             source.run(stop).await;
@@ -352,6 +358,7 @@ fn start_source(
         last_good,
         Arc::clone(&counters),
     );
+    let source = source.keeping_node_labels(node_labels(start));
     let saver = LastGoodSaver::new(file, SAVE_EVERY, states.clone(), loaded);
     let stop_source = stop.clone();
     tasks.spawn(async move {
@@ -359,6 +366,11 @@ fn start_source(
         "the Kubernetes API source"
     });
     Ok((states, counters, Some(saver)))
+}
+
+/// The labels of Nodes that are selected by.
+fn node_labels(start: &Start) -> BTreeSet<Arc<str>> {
+    start.config.edge_proxy.reachability.node_labels()
 }
 
 fn api(start: &Start) -> ApiSettings {

@@ -13,6 +13,7 @@ use tracing::{Span, debug, debug_span, field, info};
 
 use crate::addrs::{ClientAddr, ListenAddr};
 use crate::chance::Chance;
+use crate::dial_reports::DialReports;
 use crate::dial::{DialFailure, DialLimits, Dialled, Dialler, Stragglers};
 use crate::log_limit::LogLimit;
 use crate::metrics::Counters;
@@ -38,6 +39,7 @@ pub(crate) struct Connections {
     /// What bulk transfers go through.
     pub(crate) pipes: PipePool,
     pub(crate) chance: Chance,
+    pub(crate) reports: DialReports,
     pub(crate) counters: Arc<Counters>,
     pub(crate) failures: LogLimit,
     /// Ends every connection with a reset.
@@ -181,6 +183,7 @@ impl Connections {
             limits: self.limits,
             chance: &self.chance,
             counters: &self.counters,
+            reports: &self.reports,
         };
         let connect = |endpoint: &PortalEndpoint| self.ways.connect_tcp(&portal.name, endpoint);
         tokio::select! {
@@ -293,6 +296,7 @@ mod tests {
             stragglers: Arc::new(Semaphore::new(1)),
             pipes: PipePool::new(1),
             chance: Chance::new(0),
+            reports: DialReports::default(),
             counters: Arc::default(),
             failures: LogLimit::new(),
             cut: CancellationToken::new(),

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::addrs::ClientAddr;
 use crate::chance::Chance;
+use crate::dial_reports::DialReports;
 use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};
 use crate::reasons::{Blame, DialFault};
@@ -96,6 +97,7 @@ pub(crate) struct Dialler<'a> {
     pub(crate) limits: DialLimits,
     pub(crate) chance: &'a Chance,
     pub(crate) counters: &'a Arc<Counters>,
+    pub(crate) reports: &'a DialReports,
 }
 
 impl Dialler<'_> {
@@ -176,6 +178,7 @@ impl Dialler<'_> {
         };
         let connecting = timeout(within, connect(attempt.endpoint()));
         let counters = Arc::clone(self.counters);
+        let reports = self.reports.clone();
         let address = attempt.endpoint().address;
         let running = Box::pin(async move {
             let endpoint = attempt.endpoint().clone();
@@ -184,6 +187,7 @@ impl Dialler<'_> {
                 Ok(_) => attempt.succeeded(),
                 Err(fault) => {
                     counters.dial_failed(fault);
+                    reports.failed(&endpoint, fault);
                     attempt.failed(fault.blame(), Instant::now().into_std());
                 }
             }

@@ -90,6 +90,7 @@ impl Lab {
             limits: LIMITS,
             chance: &self.chance,
             counters: &self.counters,
+            reports: &DialReports::default(),
         };
         let since = Instant::now();
         let client = ClientAddr(SocketAddr::from(([10, 9, 0, 1], 40000)));

@@ -160,6 +160,7 @@ impl Forwarder {
             stragglers: Arc::new(Semaphore::new(MOST_STRAGGLERS)),
             pipes: PipePool::new(settings.max_pipes),
             chance: Chance::new(chance.draw()),
+            reports: settings.dial_reports.clone(),
             counters: Arc::clone(&counters),
             failures: LogLimit::new(),
             cut: CancellationToken::new(),

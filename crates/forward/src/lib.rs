@@ -24,6 +24,7 @@ mod balance;
 mod chance;
 mod connection;
 mod dial;
+mod dial_reports;
 mod endpoint_health;
 mod error;
 mod flow_cap;
@@ -51,6 +52,7 @@ mod udp_upstream;
 mod ways;
 
 pub use addrs::{ClientAddr, ListenAddr, OriginalDst};
+pub use dial_reports::{DialReports, NotReached};
 pub use edgemesh_sockets::EndpointAddr;
 pub use endpoint_health::{EndpointHealth, LeftOut};
 pub use error::BindError;

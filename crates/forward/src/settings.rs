@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use edgemesh_tunnel::Tunnel;
 
+use crate::dial_reports::DialReports;
+
 /// How an endpoint is chosen where no session affinity decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
@@ -33,6 +35,8 @@ pub struct Settings {
     pub mark: Option<u32>,
     /// The way to endpoints that the plan wants reached through the tunnel. Default none.
     pub tunnel: Option<Tunnel>,
+    /// Where endpoints are told that are dialled natively and not reached. Default nowhere.
+    pub dial_reports: DialReports,
     /// Endpoint choice without affinity. Default [`Strategy::RoundRobin`].
     pub strategy: Strategy,
     /// TCP connections served at a time; see [`Limits::within`]. Default 4096.
@@ -67,6 +71,7 @@ impl Default for Settings {
             listen_port_expected_taken: false,
             mark: None,
             tunnel: None,
+            dial_reports: DialReports::default(),
             strategy: Strategy::default(),
             max_connections: 4096,
             admission_wait: Duration::from_secs(5),

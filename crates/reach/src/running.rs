@@ -88,6 +88,8 @@ pub struct Inputs {
 pub enum News {
     /// This host's network changed.
     Network(NetworkChange),
+    /// An address of this host may have come or gone.
+    Addresses,
     /// A connection to an endpoint that is reached natively failed in the network.
     DialFailed {
         /// The endpoint's node.
@@ -253,6 +255,7 @@ impl Running {
         };
         match news {
             News::Network(change) => probing.changed(change),
+            News::Addresses => probing.look_at = probing.look_at.min(probing.changes_at),
             News::DialFailed { node, endpoint } => {
                 debug!(%node, %endpoint, "a connection failed; the way is probed");
                 let mut prober = self.shared.prober();
@@ -464,12 +467,13 @@ impl Probe {
         match interfaces::addresses() {
             Ok(addresses) if addresses != self.own.interfaces => {
                 self.own.interfaces = addresses;
-                self.stale = true;
+                self.changed(NetworkChange::Anything);
             }
             Ok(_) => {}
             Err(error) => warn!(%error, "the addresses of this host are not to be had"),
         }
         self.look_at = now + LOOK_EVERY;
+        self.changes_at = self.changes_at.max(now + CHANGES_APART);
         // Sockets that were in the way, or have ended.
         self.stale = true;
     }

@@ -22,6 +22,7 @@ mod iptables;
 mod kernel_path;
 mod leftover;
 mod netlink;
+mod network_events;
 mod nf_hook;
 mod nf_tables;
 mod nftables;
@@ -56,6 +57,7 @@ pub use iptables::{
     Extensions, Flavour, FlavourChoice, FlavourSetting, NoFlavour, ToolError, render,
 };
 pub use kernel_path::{KernelEndpoint, KernelPath, Sharing};
+pub use network_events::{NetworkEvent, NetworkEvents};
 pub use nftables::{NftablesError, render_nftables, render_refusing};
 pub use precedence::Misplacement;
 pub use removal::Removed;

@@ -4,6 +4,8 @@
 use std::net::IpAddr;
 
 use edgemesh_catalog::MeshNode;
+use edgemesh_plan::Way;
+use edgemesh_reach::OverrideRule;
 
 use super::duration;
 use super::findings::Report;
@@ -14,6 +16,9 @@ const ENABLE: &str = "modules.edgeProxy.enable";
 const LISTEN_PORT: &str = "modules.edgeProxy.listenPort";
 const DIAL_TIMEOUT: &str = "modules.edgeProxy.dialTimeout";
 const DIAL_DEADLINE: &str = "modules.edgeProxy.dialDeadline";
+
+const PROBE_PORT: &str = "modules.edgeProxy.reachability.probePort";
+const OVERRIDES: &str = "modules.edgeProxy.reachability.overrides";
 
 const TUNNEL: &str = "modules.edgeTunnel.enable";
 const TUNNEL_PORT: &str = "modules.edgeTunnel.listenPort";
@@ -28,6 +33,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     if config.edge_tunnel.enable {
         check_tunnel(config, report);
     }
+    check_reachability(config, report);
     if !report.is_set(ENABLE) {
         let message = "not set, and its default is false as in EdgeMesh: \
                        no Service is intercepted; set it to true";
@@ -69,6 +75,32 @@ fn check_admin(config: &Config, report: &mut Report) {
             "serves /metrics, /healthz and /readyz without authentication to whoever reaches {admin}"
         );
         report.warning(mark, ADMIN, message);
+    }
+}
+
+fn check_reachability(config: &Config, report: &mut Report) {
+    let (reachability, tunnel) = (&config.edge_proxy.reachability, &config.edge_tunnel);
+    if !tunnel.enable {
+        let to_tunnel = |rule: &OverrideRule| rule.way == Way::Tunnel;
+        if reachability.overrides.iter().any(to_tunnel) {
+            let message = format!(
+                "sends endpoints through the tunnel, but {TUNNEL} is not true; set it, or take \
+                 the items with way: tunnel out"
+            );
+            report.error(report.place_of(&[OVERRIDES]), OVERRIDES, message);
+        }
+        return;
+    }
+    let discovery = (!tunnel.relay_nodes.is_empty()).then_some(tunnel.address_discovery_port);
+    for (key, taken) in [
+        (TUNNEL_PORT, Some(tunnel.listen_port)),
+        (DISCOVERY_PORT, discovery),
+    ] {
+        if reachability.probe && taken == Some(reachability.probe_port) {
+            let mark = report.place_of(&[PROBE_PORT, key]);
+            let message = format!("is the UDP port of {key}; use another port");
+            report.error(mark, PROBE_PORT, message);
+        }
     }
 }
 

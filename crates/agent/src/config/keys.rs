@@ -9,6 +9,7 @@ use edgemesh_plan::{DatapathMode, FilterMode};
 use super::key::{Key, honoured, not_honoured};
 use super::keys_of_absent_modules::{EDGE_CNI, EDGE_DNS};
 use super::keys_of_tunnel::EDGE_TUNNEL;
+use super::reachability::Overrides;
 use super::readers::{
     AbsolutePath, InterceptV4, InterceptV6, Limit, Listen, MarkBit, OrNone, Span, Url,
 };
@@ -129,6 +130,23 @@ static EDGE_PROXY: &[Key] = &[
         edge_proxy.datapath = OneOf(&[("hybrid", DatapathMode::Hybrid),
             ("user", DatapathMode::User)]),
         "Who takes connections to endpoints: with `hybrid` the kernel, as kube-proxy would, wherever this          node reaches an endpoint natively, and the agent where it takes the tunnel; with `user`          the agent everywhere. `edgemesh-agent explain` says for each port who does, and why."),
+    honoured!(Own Restart "modules.edgeProxy.reachability.probe",
+        edge_proxy.reachability.probe = Bool,
+        "Whether peers are asked to prove, without the tunnel, that they are reached natively, and \
+         answer when asked. An endpoint takes the tunnel unless its node's agent has proved its key \
+         over the pod network (for endpoints with the node's own address: at that address). Has no \
+         effect without `modules.edgeTunnel`."),
+    honoured!(Own Restart "modules.edgeProxy.reachability.probePort",
+        edge_proxy.reachability.probe_port = PORT,
+        "UDP port at which they answer, on the node's own addresses in its pod networks and on those \
+         of its Node. Who is no peer gets no answer. Nodes may use different ones."),
+    honoured!(Own Restart "modules.edgeProxy.reachability.overrides",
+        edge_proxy.reachability.overrides = Overrides,
+        "How endpoints on peers are reached, whatever probes tell, for networks that let no probes \
+         pass; the first item that fits an endpoint counts. `nodeSelector` is about the nodes with all \
+         the labels, `cidrs` about addresses of endpoints. `direct` trusts that nobody else has the \
+         same address. Endpoints on this node, on nodes without a tunnel and on no node of the \
+         cluster are always reached natively."),
     honoured!(Own Restart "modules.edgeProxy.listenPort", edge_proxy.listen_port = PORT,
         "Port of the TCP listener on each intercept address."),
     honoured!(Own Restart "modules.edgeProxy.interceptAddressIPv6",

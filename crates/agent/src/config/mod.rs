@@ -21,6 +21,7 @@ mod keys_of_absent_modules;
 mod keys_of_tunnel;
 mod near_match;
 mod parse;
+mod reachability;
 mod readers;
 #[cfg(test)]
 mod reference;

@@ -11,6 +11,7 @@ use edgemesh_plan::{DatapathMode, FilterMode};
 use super::edge_tunnel::EdgeTunnelConfig;
 use super::key::{Reload, Role};
 use super::keys;
+use super::reachability::ReachabilityConfig;
 use crate::log_output::Form;
 
 /// What the agent is told to do. The value of a key that the file doesn't set is its
@@ -107,6 +108,8 @@ pub(crate) struct EdgeProxyConfig {
     pub(crate) filter: FilterMode,
     /// Who may take connections to endpoints.
     pub(crate) datapath: DatapathMode,
+    /// How it is found out which peers need no tunnel.
+    pub(crate) reachability: ReachabilityConfig,
     /// Port of the TCP listeners on the intercept addresses.
     pub(crate) listen_port: u16,
     /// The IPv6 intercept address.
@@ -211,6 +214,7 @@ impl Default for EdgeProxyConfig {
             enable: false,
             filter: FilterMode::IfLabelExists,
             datapath: DatapathMode::Hybrid,
+            reachability: ReachabilityConfig::default(),
             listen_port: 20007,
             // fd00::/8 (RFC 4193), then "edmesh" in ASCII as far as hexadecimal goes.
             intercept_v6: Ipv6Addr::new(0xfd00, 0xed6e, 0x6d65, 0x7368, 0, 0, 0, 1),

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::screen::count;
+use crate::moment::length;
 use crate::text::{Paragraph, grouped, mebibytes};
-use crate::tunnel::{PeerReport, TunnelReport};
+use crate::tunnel::{PeerReport, ReachReport, TunnelReport};
 
 /// As many peers, and as many of those that are not believed, are shown.
 const MOST_SHOWN: usize = 10;
@@ -25,6 +26,21 @@ pub(super) fn write(page: &mut Paragraph, tunnel: &TunnelReport) {
     let more = tunnel.more_peers + peers.len().saturating_sub(MOST_SHOWN);
     if more > 0 {
         page.line("", &format!("and {} more", grouped(more as u64)));
+    }
+    if tunnel.probed > 0 {
+        let summary = format!(
+            "{} of {} with endpoints reached without the tunnel",
+            grouped(tunnel.direct as u64),
+            count(tunnel.probed as u64, "peer", "peers"),
+        );
+        page.line("  direct", &summary);
+    }
+    for reach in tunnel.reach.iter().take(MOST_SHOWN) {
+        page.line("", &reach_in_words(reach));
+    }
+    let more = tunnel.reach.len().saturating_sub(MOST_SHOWN);
+    if more > 0 {
+        page.line("", &format!("and {more} more addresses"));
     }
     for refused in tunnel.refused.iter().take(MOST_SHOWN) {
         page.line(
@@ -79,6 +95,21 @@ fn in_words(peer: &PeerReport) -> String {
     format!("{}: {way}{round_trip}, {streams}", peer.node)
 }
 
+fn reach_in_words(reach: &ReachReport) -> String {
+    let round_trip = reach
+        .round_trip_microseconds
+        .map(|micros| format!(", {}", milliseconds(Duration::from_micros(micros))))
+        .unwrap_or_default();
+    format!(
+        "{}: {} at {} for {}{round_trip}: {}",
+        reach.node,
+        reach.way,
+        reach.address,
+        length(Duration::from_secs(reach.seconds)),
+        reach.why
+    )
+}
+
 fn milliseconds(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
@@ -131,6 +162,33 @@ tunnel        1,234 peers: 1 direct, 1 down, 1 relayed; 1 stream served for
               edge4: idle, 0 streams
 "
         );
+    }
+
+    #[test]
+    fn peers_that_need_no_tunnel_are_told_with_their_proof_and_others_with_what_is_missing() {
+        let reach = |node: &str, way: &str, why: &str, round_trip| ReachReport {
+            node: node.to_owned(),
+            address: "10.244.1.1".to_owned(),
+            networks: vec!["10.244.1.0/24".to_owned()],
+            way: way.to_owned(),
+            why: why.to_owned(),
+            seconds: 90,
+            round_trip_microseconds: round_trip,
+        };
+        let tunnel = TunnelReport {
+            direct: 1,
+            probed: 2,
+            reach: vec![
+                reach("cloud2", "direct", "it proves its key there", Some(400)),
+                reach("edge1", "tunnel", "no answer", None),
+            ],
+            ..TunnelReport::default()
+        };
+        let text = written(&tunnel);
+        let has = |line: &str| assert!(text.contains(line), "{text}");
+        has("  direct      1 of 2 peers with endpoints reached without the tunnel\n");
+        has("cloud2: direct at 10.244.1.1 for 1 min 30 s, 0.4 ms: it proves its\n");
+        has("edge1: tunnel at 10.244.1.1 for 1 min 30 s: no answer");
     }
 
     #[test]

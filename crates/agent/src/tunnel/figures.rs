@@ -231,7 +231,7 @@ fn relay(tunnel: &Tunnel) -> Vec<Sample> {
     all
 }
 
-fn counter(
+pub(super) fn counter(
     name: &'static str,
     help: &'static str,
     labels: Vec<(&'static str, String)>,
@@ -246,7 +246,7 @@ fn counter(
     }
 }
 
-fn gauge(
+pub(super) fn gauge(
     name: &'static str,
     help: &'static str,
     labels: Vec<(&'static str, String)>,

@@ -3,13 +3,17 @@
 mod exits_feed;
 mod figures;
 mod own_record;
+mod reach_figures;
+mod reachability;
 mod refused_peers;
 mod report;
 mod serving;
 mod settings;
 
 use anyhow::Context;
+use edgemesh_forward::NotReached;
 use edgemesh_plan::{Policy, Reachability};
+use edgemesh_reach::Reach;
 use edgemesh_tunnel::{NodeKey, Running, Tunnel};
 use edgemesh_watch::{
     ApiSettings, MeshNodePublisher, OwnMeshNode, PeerEvent, PeerEvents, PublishTiming, SourceState,
@@ -20,12 +24,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::exits_feed::ExitsFeed;
 use self::own_record::keep_saying;
+use self::reachability::Probed;
 use crate::health::Health;
 use crate::supervisor::Start;
 
 #[cfg(test)]
 pub(crate) use report::RefusedReport;
-pub(crate) use report::{PeerReport, TunnelObserver, TunnelReport};
+pub(crate) use report::{PeerReport, ReachReport, TunnelObserver, TunnelReport};
 pub(crate) use serving::{Serving, lost};
 
 /// Where the cluster is written to, as far as the tunnel has something to write.
@@ -54,6 +59,10 @@ pub(crate) struct Opened {
     pub(crate) observer: TunnelObserver,
     /// What only the holder of the node may do.
     pub(crate) in_public: InPublic,
+    /// Which peers need no tunnel.
+    pub(crate) reach: Reach,
+    /// Where endpoints are told that are not reached natively.
+    pub(crate) not_reached: mpsc::Sender<NotReached>,
 }
 
 /// What the one agent that holds a node says in the cluster.
@@ -105,10 +114,12 @@ pub(crate) async fn open(
     } = around;
     let settings = settings::settings(&start.config, &start.node);
     let (feed, exits) = ExitsFeed::new(source.clone(), policy.clone());
-    let (tunnel, running) = Tunnel::start(settings, key.clone(), exits)
+    let (tunnel, running) = Tunnel::start(settings, key.clone(), exits.clone())
         .await
         .context("open the tunnel (modules.edgeTunnel)")?;
     tracing::info!(key = %key.public(), listening = ?tunnel.listening_at(), "the tunnel is open");
+    let Probed { reach, not_reached } =
+        reachability::open(start, key.clone(), exits, &tunnel, tasks, stop)?;
     let (own, own_seen) = watch::channel(None);
     let (told, to_tell) = mpsc::channel(refused_peers::MOST_WAITING);
     run(
@@ -119,7 +130,13 @@ pub(crate) async fn open(
     run(
         tasks,
         "the keeper of this node's own record",
-        keep_saying(tunnel.own_record(), health.clone(), own, stop.clone()),
+        keep_saying(
+            tunnel.own_record(),
+            reach.places(),
+            health.clone(),
+            own,
+            stop.clone(),
+        ),
     );
     run(
         tasks,
@@ -131,12 +148,15 @@ pub(crate) async fn open(
         tunnel: tunnel.clone(),
         key: key.public(),
         publication,
+        reach: reach.clone(),
     };
     Ok(Some(Opened {
         tunnel,
         running,
         observer,
         in_public,
+        reach,
+        not_reached,
     }))
 }
 

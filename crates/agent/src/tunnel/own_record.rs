@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use edgemesh_catalog::MeshNode;
+use edgemesh_catalog::{MeshNode, ProbePlaces};
 use edgemesh_watch::{Condition, OwnMeshNode};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -16,6 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Keeps saying who this agent is and how it fares, until `stop`.
 pub(super) async fn keep_saying(
     mut record: watch::Receiver<Option<MeshNode>>,
+    mut places: watch::Receiver<Option<ProbePlaces>>,
     health: Health,
     own: watch::Sender<Option<OwnMeshNode>>,
     stop: CancellationToken,
@@ -25,7 +26,9 @@ pub(super) async fn keep_saying(
     let mut ready = Readiness::default();
     loop {
         let node = record.borrow_and_update().clone();
+        let probe = places.borrow_and_update().clone().map(Box::new);
         if let Some(node) = node {
+            let node = MeshNode { probe, ..node };
             let said = OwnMeshNode {
                 node,
                 conditions: vec![ready.condition(health.ready(), SystemTime::now())],
@@ -42,6 +45,7 @@ pub(super) async fn keep_saying(
             biased;
             () = stop.cancelled() => return,
             Ok(()) = record.changed() => {}
+            Ok(()) = places.changed() => {}
             _ = look.tick() => {}
         }
     }

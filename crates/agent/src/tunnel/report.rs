@@ -1,6 +1,7 @@
 //! How the tunnel fares, as a part of `edgemesh-agent status`.
 
 use edgemesh_catalog::PublicKey;
+use edgemesh_reach::{Finding, PeerReach, Reach};
 use edgemesh_tunnel::{LinkStatus, Path, PeerStatus, RefusedPeer, Tunnel};
 use edgemesh_watch::Publication;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ pub(crate) struct TunnelObserver {
     pub(super) tunnel: Tunnel,
     pub(super) key: PublicKey,
     pub(super) publication: watch::Receiver<Publication>,
+    pub(super) reach: Reach,
 }
 
 /// The tunnel at one moment.
@@ -34,6 +36,16 @@ pub(crate) struct TunnelReport {
     pub(crate) peers: Vec<PeerReport>,
     /// How many more there are.
     pub(crate) more_peers: usize,
+    /// What probes have found out about peers that have endpoints; the first hundred, direct
+    /// ones first.
+    #[serde(default)]
+    pub(crate) reach: Vec<ReachReport>,
+    /// How many peers are reached without the tunnel.
+    #[serde(default)]
+    pub(crate) direct: usize,
+    /// How many peers are probed.
+    #[serde(default)]
+    pub(crate) probed: usize,
     /// MeshNodes that are not believed; the first hundred, sorted by name.
     pub(crate) refused: Vec<RefusedReport>,
     /// How many more there are.
@@ -66,6 +78,25 @@ pub(crate) struct PeerReport {
     pub(crate) streams: usize,
 }
 
+/// What was found out at one address of a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReachReport {
+    /// Its node.
+    pub(crate) node: String,
+    /// The address that was probed.
+    pub(crate) address: String,
+    /// The networks that are reached as it is.
+    pub(crate) networks: Vec<String>,
+    /// `direct` or `tunnel`.
+    pub(crate) way: String,
+    /// Why.
+    pub(crate) why: String,
+    /// For how long, in seconds.
+    pub(crate) seconds: u64,
+    /// Round trip of the last proof, in microseconds.
+    pub(crate) round_trip_microseconds: Option<u64>,
+}
+
 /// A MeshNode that is not believed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RefusedReport {
@@ -84,6 +115,10 @@ impl TunnelObserver {
     pub(crate) fn report(&self) -> TunnelReport {
         let counters = self.tunnel.counters();
         let (peers, refused) = (self.tunnel.peers(), self.tunnel.refused());
+        let probed = self.reach.report();
+        let mut reach: Vec<ReachReport> = probed.iter().flat_map(reached).collect();
+        reach.sort_by(|a, b| (&a.way, &a.node).cmp(&(&b.way, &b.node)));
+        reach.truncate(MOST_NAMED);
         TunnelReport {
             public_key: self.key.to_string(),
             listening: self
@@ -99,6 +134,9 @@ impl TunnelObserver {
                 .as_ref()
                 .map(ToString::to_string),
             believed: self.tunnel.known_peers(),
+            direct: probed.iter().filter(|peer| peer.is_direct()).count(),
+            probed: probed.len(),
+            reach,
             more_peers: peers.len().saturating_sub(MOST_NAMED),
             peers: peers.iter().take(MOST_NAMED).map(peer).collect(),
             more_refused: refused.len().saturating_sub(MOST_NAMED),
@@ -128,6 +166,41 @@ fn peer(status: &PeerStatus) -> PeerReport {
             .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
         streams: status.streams,
     }
+}
+
+fn reached(peer: &PeerReach) -> impl Iterator<Item = ReachReport> {
+    peer.addresses.iter().map(|of| {
+        let (way, why, round_trip) = match of.finding {
+            Finding::Direct { round_trip, losses } => {
+                let why = match losses {
+                    0 => "it proves its key there, without the tunnel".to_owned(),
+                    n => format!("it proved its key there; {n} probes since are unanswered"),
+                };
+                ("direct", why, Some(round_trip))
+            }
+            Finding::Held => (
+                "tunnel",
+                "it answers with proof again, but must do so for a while".to_owned(),
+                None,
+            ),
+            Finding::NoAnswer { losses } => (
+                "tunnel",
+                format!("no answer with its proof to {losses} probes"),
+                None,
+            ),
+            Finding::Unknown => ("tunnel", "no answer yet".to_owned(), None),
+        };
+        ReachReport {
+            node: peer.node.to_string(),
+            address: of.address.to_string(),
+            networks: of.networks.iter().map(ToString::to_string).collect(),
+            way: way.to_owned(),
+            why,
+            seconds: of.lasts.as_secs(),
+            round_trip_microseconds: round_trip
+                .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+        }
+    })
 }
 
 fn refusal(refused: &RefusedPeer) -> RefusedReport {

@@ -3,6 +3,7 @@
 mod edgemesh_files;
 mod mistakes;
 mod properties;
+mod reachability;
 mod reloading;
 mod table;
 mod tunnel;
