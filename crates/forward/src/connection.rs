@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_plan::PortalEndpoint;
-use edgemesh_sockets::{PipePool, ResetOnDrop, broken, tune};
+use edgemesh_sockets::{PipePool, ResetOnDrop, broken};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{Span, debug, debug_span, field, info};
+use tracing::{Span, debug, debug_span, field, info, warn};
 
 use crate::addrs::{ClientAddr, ListenAddr};
 use crate::chance::Chance;
-use crate::dial_reports::DialReports;
+use crate::crew::{Arrival, Crew};
 use crate::dial::{DialFailure, DialLimits, Dialled, Dialler, Stragglers};
+use crate::dial_reports::DialReports;
 use crate::log_limit::LogLimit;
 use crate::metrics::Counters;
 use crate::original_dst::ResolveOriginalDst;
@@ -66,32 +67,34 @@ struct Record {
 }
 
 impl Connections {
-    /// Serves one accepted connection to its end.
-    pub(crate) async fn serve(
-        &self,
-        id: u64,
-        stream: TcpStream,
-        client: ClientAddr,
-        listener: ListenAddr,
-    ) {
-        let span = debug_span!("connection", id, %client, portal = field::Empty);
-        tracing::Instrument::instrument(self.serve_in_span(stream, client, listener), span).await;
+    /// Serves one accepted connection to its end. With a `crew` it may also be handed over to
+    /// who serves beside the tunnel. (The arrival is boxed, for its room in the future would
+    /// otherwise stay taken as long as the connection lives.)
+    pub(crate) fn serve<'a>(
+        &'a self,
+        arrival: Box<Arrival<TcpStream>>,
+        crew: Option<&'a Crew>,
+    ) -> impl Future<Output = ()> + Send + 'a {
+        let span = debug_span!("connection", id = arrival.id, client = %arrival.client, portal = field::Empty);
+        tracing::Instrument::instrument(self.serve_in_span(arrival, crew), span)
     }
 
-    async fn serve_in_span(&self, stream: TcpStream, client: ClientAddr, listener: ListenAddr) {
-        self.counters.accepted();
+    async fn serve_in_span(&self, arrival: Box<Arrival<TcpStream>>, crew: Option<&Crew>) {
         let mut record = Record {
-            client,
+            client: arrival.client,
             portal: None,
             endpoint: None,
             moved: Moved::default(),
             since: Instant::now(),
         };
+        let Some((client, _room)) = self.begin(*arrival, crew, &mut record) else {
+            return;
+        };
         let mut stragglers = None;
         let closed = tokio::select! {
             biased;
             () = self.cut.cancelled() => Closed::Cut,
-            closed = self.run(ResetOnDrop::new(stream), listener, &mut record, &mut stragglers) => closed,
+            closed = self.run(client, &mut record, &mut stragglers) => closed,
         };
         self.close(closed, &record);
         drop(record);
@@ -100,27 +103,45 @@ impl Connections {
         }
     }
 
+    /// Finds out where the client wants to go; none when it is not served here.
+    fn begin(
+        &self,
+        arrival: Arrival<TcpStream>,
+        crew: Option<&Crew>,
+        record: &mut Record,
+    ) -> Option<(ResetOnDrop, OwnedSemaphorePermit)> {
+        let (stream, arrival) = arrival.take_stream();
+        let client = ResetOnDrop::new(stream);
+        let portal = match self.find_portal(client.stream(), arrival.listener) {
+            Ok(portal) => portal,
+            Err(reason) => {
+                self.close(Closed::Refused(reason), record);
+                return None;
+            }
+        };
+        if let Some(crew) = crew
+            && self.ways.may_lead_into_tunnel(&portal)
+        {
+            hand_to_tunnel(crew, client, arrival);
+            return None;
+        }
+        Span::current().record("portal", field::display(&portal.name));
+        record.portal = Some(portal);
+        Some((client, arrival.room))
+    }
+
     async fn run(
         &self,
         client: ResetOnDrop,
-        listener: ListenAddr,
         record: &mut Record,
         stragglers: &mut Option<Stragglers<TcpUpstream>>,
     ) -> Closed {
-        let portal = match self.find_portal(client.stream(), listener) {
-            Ok(portal) => portal,
-            Err(reason) => return Closed::Refused(reason),
-        };
-        Span::current().record("portal", field::display(&portal.name));
-        record.portal = Some(Arc::clone(&portal));
         let Some(_place) = self.place().await else {
             return Closed::Refused(Refused::Limit);
         };
         let _active = self.counters.connection_active();
-        // A stream that cannot be tuned is broken already; the relay will find out.
-        let _ = tune(client.stream());
         // Boxed, for its state would otherwise stay with the connection all its life.
-        let dialled = Box::pin(self.dial(&portal, client.stream(), record.client)).await;
+        let dialled = Box::pin(self.dial(client.stream(), record)).await;
         let Dialled {
             stream,
             endpoint,
@@ -130,7 +151,6 @@ impl Connections {
             Some(Err(failure)) => return Closed::NotDialled(failure),
             None => return Closed::ClientVanished,
         };
-        drop(portal);
         self.counters.connection_relayed();
         record.endpoint = Some(endpoint);
         *stragglers = (!slower.is_empty()).then_some(slower);
@@ -146,7 +166,7 @@ impl Connections {
         stream: &TcpStream,
         listener: ListenAddr,
     ) -> Result<Arc<ActivePortal>, Refused> {
-        let destination = (self.original_dst)(stream).map_err(|error| {
+        let destination = (self.original_dst)(stream, listener).map_err(|error| {
             debug!(%error, "the kernel does not tell the original destination");
             Refused::NoOriginalDestination
         })?;
@@ -175,10 +195,10 @@ impl Connections {
     /// waiting for the answer and is still there.
     async fn dial(
         &self,
-        portal: &Arc<ActivePortal>,
         client: &TcpStream,
-        from: ClientAddr,
+        record: &Record,
     ) -> Option<Result<Dialled<TcpUpstream>, DialFailure>> {
+        let portal = record.portal.as_ref()?;
         let dialler = Dialler {
             limits: self.limits,
             chance: &self.chance,
@@ -189,7 +209,7 @@ impl Connections {
         tokio::select! {
             biased;
             _ = broken(client) => None,
-            dialled = dialler.dial(portal, from, connect) => Some(dialled),
+            dialled = dialler.dial(portal, record.client, connect) => Some(dialled),
         }
     }
 
@@ -242,6 +262,16 @@ impl Connections {
                 "connection closed"
             ),
             None => record.write(result),
+        }
+    }
+}
+
+fn hand_to_tunnel(crew: &Crew, client: ResetOnDrop, arrival: Arrival<()>) {
+    match client.into_std() {
+        // Who serves there ends only when all do; dropped, the connection is closed.
+        Ok(stream) => drop(crew.hand_to_tunnel(arrival.with_stream(stream))),
+        Err(error) => {
+            warn!(%error, client = %arrival.client, "a connection could not be handed over and was reset");
         }
     }
 }
@@ -304,7 +334,15 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
         let stream = TcpStream::connect(address).await.unwrap();
-        let task = connections.serve(1, stream, ClientAddr(address), ListenAddr(address));
+        let room = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let arrival = Arrival {
+            id: 1,
+            stream,
+            client: ClientAddr(address),
+            listener: ListenAddr(address),
+            room,
+        };
+        let task = connections.serve(Box::new(arrival), None);
         // Besides it there are two sockets as tokio registers them, at about 256 bytes each.
         let size = size_of_val(&task);
         println!("state of one connection: {size} bytes");

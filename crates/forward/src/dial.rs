@@ -1,16 +1,18 @@
 //! Gets a client to one of its portal's endpoints.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use edgemesh_plan::{PortalEndpoint, Way};
 use edgemesh_sockets::EndpointAddr;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::addrs::ClientAddr;
@@ -123,32 +125,28 @@ impl Dialler<'_> {
                     Some(attempt) => {
                         start_next_at = now + self.head_start(&attempt);
                         race.start(self.run(attempt, &connect));
+                        race.news = soon(pin!(race.running.next())).await.flatten();
                     }
                     None => race.exhausted = true,
                 }
             }
-            if race.running.is_empty() {
-                return Err(race.lost());
-            }
-            tokio::select! {
-                biased;
-                Some(outcome) = race.running.next() => match outcome.result {
-                    Ok(stream) => {
-                        let address = EndpointAddr(outcome.endpoint.address);
-                        portal.settled(client, address, Instant::now().into_std());
-                        return Ok(Dialled {
-                            stream,
-                            endpoint: outcome.endpoint,
-                            stragglers: Stragglers(race.running),
-                        });
-                    }
-                    Err(fault) => {
-                        race.fail(outcome.endpoint.address, fault);
-                        start_next_at = Instant::now();
-                    }
-                },
-                () = sleep_until(start_next_at), if race.has_room() => {}
-                () = sleep_until(deadline) => return Err(race.lost()),
+            let Some(outcome) = race.outcome(start_next_at, deadline).await? else {
+                continue;
+            };
+            match outcome.result {
+                Ok(stream) => {
+                    let address = EndpointAddr(outcome.endpoint.address);
+                    portal.settled(client, address, Instant::now().into_std());
+                    return Ok(Dialled {
+                        stream,
+                        endpoint: outcome.endpoint,
+                        stragglers: Stragglers(race.running),
+                    });
+                }
+                Err(fault) => {
+                    race.fail(outcome.endpoint.address, fault);
+                    start_next_at = Instant::now();
+                }
             }
         }
     }
@@ -176,13 +174,17 @@ impl Dialler<'_> {
             Way::Native => (self.limits.attempt, DialFault::TimedOut),
             Way::Tunnel => (self.limits.attempt + TUNNEL_EXTRA, DialFault::PeerDown),
         };
-        let connecting = timeout(within, connect(attempt.endpoint()));
+        let connecting = connect(attempt.endpoint());
         let counters = Arc::clone(self.counters);
         let reports = self.reports.clone();
         let address = attempt.endpoint().address;
         let running = Box::pin(async move {
             let endpoint = attempt.endpoint().clone();
-            let result = connecting.await.unwrap_or(Err(silence));
+            let mut connecting = pin!(connecting);
+            let result = match soon(connecting.as_mut()).await {
+                Some(result) => result,
+                None => timeout(within, connecting).await.unwrap_or(Err(silence)),
+            };
             match result {
                 Ok(_) => attempt.succeeded(),
                 Err(fault) => {
@@ -202,6 +204,8 @@ struct Race<S> {
     running: FuturesUnordered<Running<S>>,
     started: Vec<SocketAddr>,
     failed: Vec<(SocketAddr, DialFault)>,
+    /// Known already, and not yet looked at.
+    news: Option<Outcome<S>>,
     /// Nothing is left to be started.
     exhausted: bool,
 }
@@ -212,6 +216,7 @@ impl<S> Race<S> {
             running: FuturesUnordered::new(),
             started: Vec::new(),
             failed: Vec::new(),
+            news: None,
             exhausted: false,
         }
     }
@@ -225,6 +230,27 @@ impl<S> Race<S> {
         self.running.push(running);
     }
 
+    /// The next outcome; none when the next attempt is due first.
+    async fn outcome(
+        &mut self,
+        start_next_at: Instant,
+        deadline: Instant,
+    ) -> Result<Option<Outcome<S>>, DialFailure> {
+        if let Some(outcome) = self.news.take() {
+            return Ok(Some(outcome));
+        }
+        if self.running.is_empty() {
+            return Err(self.lost());
+        }
+        let has_room = self.has_room();
+        tokio::select! {
+            biased;
+            outcome = self.running.next() => Ok(outcome),
+            () = sleep_until(start_next_at), if has_room => Ok(None),
+            () = sleep_until(deadline) => Err(self.lost()),
+        }
+    }
+
     fn fail(&mut self, endpoint: SocketAddr, fault: DialFault) {
         self.failed.push((endpoint, fault));
         let local = self
@@ -235,7 +261,7 @@ impl<S> Race<S> {
         self.exhausted |= local.count() >= LOCAL_FAULTS_TO_GIVE_UP;
     }
 
-    fn lost(self) -> DialFailure {
+    fn lost(&mut self) -> DialFailure {
         let answered = |address: &SocketAddr| self.failed.iter().any(|(a, _)| a == address);
         let unanswered = self
             .started
@@ -245,8 +271,23 @@ impl<S> Race<S> {
             .collect();
         DialFailure {
             unanswered,
-            tried: self.failed,
+            tried: std::mem::take(&mut self.failed),
         }
+    }
+}
+
+/// What comes of `future` at once, or as soon as the runtime has seen the events that are there
+/// by now; none when it takes longer. A connection within the node is made by then, and
+/// is spared its timers: each may cost the runtime a wake-up, being earlier than all others.
+async fn soon<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    let first = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+    if let Poll::Ready(done) = first {
+        return Some(done);
+    }
+    yield_now().await;
+    match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+        Poll::Ready(done) => Some(done),
+        Poll::Pending => None,
     }
 }
 

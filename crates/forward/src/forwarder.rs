@@ -1,7 +1,7 @@
 //! The forwarder as its owner sees it: bind, start, follow the plan, drain.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -9,7 +9,6 @@ use std::time::Duration;
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::{Frontend, Plan, Portal};
 use edgemesh_sockets::{OutwardSockets, PipePool};
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -18,11 +17,11 @@ use tracing::{info, warn};
 use crate::addrs::ListenAddr;
 use crate::chance::Chance;
 use crate::connection::Connections;
+use crate::crew::Crew;
 use crate::dial::DialLimits;
 use crate::endpoint_health::EndpointHealth;
 use crate::error::BindError;
 use crate::flow_cap::FlowCap;
-use crate::listener::Listener;
 use crate::liveness::Liveness;
 use crate::log_limit::LogLimit;
 use crate::metrics::Counters;
@@ -36,6 +35,8 @@ use crate::udp::Flows;
 use crate::udp_flow::Clock;
 use crate::udp_portals::UdpPortals;
 use crate::ways::Ways;
+use crate::worker::{self, Shared, Worker};
+use crate::worker_thread;
 
 /// Attempts of connections that are served already, waited for at a time.
 const MOST_STRAGGLERS: usize = 64;
@@ -55,6 +56,8 @@ pub struct Forwarder {
     families: Vec<Family>,
     table: watch::Sender<Arc<PortalTable>>,
     connections: Arc<Connections>,
+    /// How many are to be started; none when they are.
+    workers: usize,
     room: Arc<Semaphore>,
     udp: UdpPortals,
     counters: Arc<Counters>,
@@ -67,8 +70,8 @@ pub struct Forwarder {
 struct Family {
     intercept: IpAddr,
     listen: ListenAddr,
-    /// Taken by the listener's task at the start.
-    listener: Option<TcpListener>,
+    /// One for each worker, who take them at the start.
+    listeners: Vec<TcpListener>,
     refusal: RefusalPort,
 }
 
@@ -131,7 +134,8 @@ impl Forwarder {
                 .check()
                 .map_err(|source| BindError::Mark { mark, source })?;
         }
-        let families = bind_families(settings)?;
+        let workers = settings.workers();
+        let families = bind_families(settings, workers)?;
         let ways = Ways::new(outward, settings.tunnel.clone());
         let chance = Chance::new(settings.seed);
         let counters = Arc::new(Counters::default());
@@ -171,7 +175,8 @@ impl Forwarder {
             families,
             table,
             connections: Arc::new(connections),
-            room: Arc::new(Semaphore::new(places + waiting_room(places))),
+            workers,
+            room: Arc::new(Semaphore::new(places + waiting_room(places) + workers)),
             udp: UdpPortals::new(Arc::new(flows)),
             counters,
             stop_accepting: CancellationToken::new(),
@@ -182,24 +187,40 @@ impl Forwarder {
 
     /// Begins to accept connections. Calling it again does nothing.
     pub fn start(&mut self) {
-        let ids = Arc::new(AtomicU64::new(1));
-        for family in &mut self.families {
-            let Some(listener) = family.listener.take() else {
-                continue;
-            };
-            let listener = Listener::new(
-                listener,
-                family.listen,
-                Arc::clone(&self.connections),
-                Arc::clone(&self.room),
-                Arc::clone(&ids),
-                self.liveness.listener(),
-            );
-            let stop = self.stop_accepting.child_token();
-            let running = listener.run(stop.clone());
-            self.tasks
-                .own(TaskName::Listener(family.listen), stop, running);
+        let workers = std::mem::take(&mut self.workers);
+        if workers == 0 {
+            return;
         }
+        let (crew, seats, beside_tunnel) = Crew::new(workers);
+        let shared = Shared {
+            connections: Arc::clone(&self.connections),
+            crew: Arc::new(crew),
+            room: Arc::clone(&self.room),
+            ids: Arc::new(AtomicU64::new(1)),
+        };
+        for (number, seat) in seats.into_iter().enumerate() {
+            let stop = self.stop_accepting.child_token();
+            let work = worker::with_listeners(
+                shared.clone(),
+                seat,
+                self.listeners_of_next_worker(),
+                self.liveness.listener(),
+                stop.clone(),
+            );
+            let running = worker_thread::start(number, work);
+            self.tasks.own(TaskName::Worker(number), stop, running);
+        }
+        let stop = self.stop_accepting.child_token();
+        let worker = Worker::new(shared, beside_tunnel, vec![], self.liveness.listener());
+        let running = worker.run(stop.clone());
+        self.tasks.own(TaskName::TunnelWorker, stop, running);
+    }
+
+    fn listeners_of_next_worker(&mut self) -> Vec<(TcpListener, ListenAddr)> {
+        let families = self.families.iter_mut();
+        families
+            .filter_map(|family| Some((family.listeners.pop()?, family.listen)))
+            .collect()
     }
 
     /// Where the listeners are bound, one per family.
@@ -304,7 +325,7 @@ impl Forwarder {
                     task: task.to_string(),
                     panicked,
                     recoverable: match task {
-                        TaskName::Listener(_) => false,
+                        TaskName::Worker(_) | TaskName::TunnelWorker => false,
                         TaskName::UdpPortal(_) => true,
                     },
                 };
@@ -319,7 +340,7 @@ impl Forwarder {
         self.stop_accepting.cancel();
         let deadline = Instant::now() + patience;
         // Time being up is no error but the reason to cut.
-        let _ = timeout_at(deadline, self.tasks.listeners_done()).await;
+        let _ = timeout_at(deadline, self.tasks.workers_done()).await;
         let cut = self.counters.active_connections();
         self.connections.cut.cancel();
         self.udp.close();
@@ -330,13 +351,13 @@ impl Forwarder {
     }
 }
 
-fn bind_families(settings: &Settings) -> Result<Vec<Family>, BindError> {
+fn bind_families(settings: &Settings, workers: usize) -> Result<Vec<Family>, BindError> {
     let v4 = settings.intercept_v4.map(IpAddr::V4);
     let v6 = settings.intercept_v6.map(IpAddr::V6);
     let families = v4
         .into_iter()
         .chain(v6)
-        .map(|intercept| bind_family(intercept, settings))
+        .map(|intercept| bind_family(intercept, settings, workers))
         .collect::<Result<Vec<_>, _>>()?;
     if families.is_empty() {
         return Err(BindError::NoFamily);
@@ -344,13 +365,17 @@ fn bind_families(settings: &Settings) -> Result<Vec<Family>, BindError> {
     Ok(families)
 }
 
-fn bind_family(intercept: IpAddr, settings: &Settings) -> Result<Family, BindError> {
+fn bind_family(
+    intercept: IpAddr,
+    settings: &Settings,
+    workers: usize,
+) -> Result<Family, BindError> {
     let wanted = ListenAddr(SocketAddr::new(intercept, settings.listen_port));
     let listen_error = |source| BindError::Listen {
         address: wanted.0,
         source,
     };
-    let listener = match listen_tcp(wanted) {
+    let (listen, listeners) = match listen_tcp(wanted, workers) {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             if settings.listen_port_expected_taken {
                 info!(address = %wanted, "the listen port is still taken; taking a free one");
@@ -361,12 +386,11 @@ fn bind_family(intercept: IpAddr, settings: &Settings) -> Result<Family, BindErr
                      (modules.edgeProxy.listenPort sets it)"
                 );
             }
-            listen_tcp(ListenAddr(any_port(intercept)))
+            listen_tcp(ListenAddr(any_port(intercept)), workers)
         }
         bound => bound,
     }
     .map_err(listen_error)?;
-    let listen = ListenAddr(listener.local_addr().map_err(listen_error)?);
     let refusal = RefusalPort::reserve(intercept).map_err(|source| BindError::Refusal {
         address: intercept,
         source,
@@ -374,7 +398,7 @@ fn bind_family(intercept: IpAddr, settings: &Settings) -> Result<Family, BindErr
     Ok(Family {
         intercept,
         listen,
-        listener: Some(listener),
+        listeners,
         refusal,
     })
 }

@@ -3,8 +3,8 @@
 //! The kernel's rules translate every portal's destination to this node's *intercept
 //! address*. There the [`Forwarder`] has
 //!
-//! * one TCP listener per family, which learns from connection tracking where each
-//!   connection was meant to go,
+//! * one TCP port per family, with a listener for each core, which learns from connection
+//!   tracking where each connection was meant to go,
 //! * one UDP socket per portal, whose answers leave from where they were asked,
 //! * one *refusal port* per family, reserved and never served, for portals without
 //!   endpoints and for strangers: the kernel refuses on our behalf.
@@ -23,6 +23,7 @@ mod affinity;
 mod balance;
 mod chance;
 mod connection;
+mod crew;
 mod dial;
 mod dial_reports;
 mod endpoint_health;
@@ -30,7 +31,6 @@ mod error;
 mod flow_cap;
 mod forwarder;
 mod gait;
-mod listener;
 mod liveness;
 mod log_limit;
 mod metrics;
@@ -50,6 +50,8 @@ mod udp_flow;
 mod udp_portals;
 mod udp_upstream;
 mod ways;
+mod worker;
+mod worker_thread;
 
 pub use addrs::{ClientAddr, ListenAddr, OriginalDst};
 pub use dial_reports::{DialReports, NotReached};

@@ -7,21 +7,21 @@ use std::sync::Arc;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use crate::addrs::OriginalDst;
+use crate::addrs::{ListenAddr, OriginalDst};
 
-/// How the original destination of an accepted connection is found out.
-pub type ResolveOriginalDst = Arc<dyn Fn(&TcpStream) -> io::Result<OriginalDst> + Send + Sync>;
+/// How the original destination of a connection that a listener accepted is found out.
+pub type ResolveOriginalDst =
+    Arc<dyn Fn(&TcpStream, ListenAddr) -> io::Result<OriginalDst> + Send + Sync>;
 
 /// Asks the kernel's connection tracking (`SO_ORIGINAL_DST`, netfilter's
 /// `nf_conntrack_proto.c`). A connection that was not translated gives the listener's own
 /// address.
 #[must_use]
 pub fn from_conntrack() -> ResolveOriginalDst {
-    Arc::new(|stream| {
-        let local = stream.local_addr()?;
-        let address = match original_dst(stream, local) {
+    Arc::new(|stream, listener| {
+        let address = match original_dst(stream, listener) {
             // Not tracked, hence not translated.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(local),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(listener.0),
             told => told,
         }?;
         // The scope that the kernel adds to some is no part of a portal's address.
@@ -29,9 +29,9 @@ pub fn from_conntrack() -> ResolveOriginalDst {
     })
 }
 
-fn original_dst(stream: &TcpStream, local: SocketAddr) -> io::Result<SocketAddr> {
+fn original_dst(stream: &TcpStream, listener: ListenAddr) -> io::Result<SocketAddr> {
     let socket = SockRef::from(stream);
-    let address = match local {
+    let address = match listener.0 {
         SocketAddr::V4(_) => socket.original_dst_v4()?,
         SocketAddr::V6(_) => socket.original_dst_v6()?,
     };

@@ -77,6 +77,12 @@ impl ActivePortal {
         self.balancer().has_by(endpoint.0, way)
     }
 
+    /// Whether it leads to any endpoint by `way`.
+    pub(crate) fn has_endpoint_by(&self, way: Way) -> bool {
+        let balancer = self.balancer();
+        balancer.endpoints().iter().any(|known| known.way == way)
+    }
+
     /// Picks the next endpoint for `client`; none when it `tried` all.
     pub(crate) fn attempt(
         self: &Arc<Self>,

@@ -1,6 +1,7 @@
 //! What the forwarder is told at its start.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use edgemesh_tunnel::Tunnel;
@@ -39,6 +40,9 @@ pub struct Settings {
     pub dial_reports: DialReports,
     /// Endpoint choice without affinity. Default [`Strategy::RoundRobin`].
     pub strategy: Strategy,
+    /// Threads that accept and serve TCP connections; 0 is one for each core that this process
+    /// may use, at most 16. Default 0.
+    pub workers: usize,
     /// TCP connections served at a time; see [`Limits::within`]. Default 4096.
     pub max_connections: usize,
     /// How long a connection beyond [`Self::max_connections`] waits for a place before it is
@@ -73,6 +77,7 @@ impl Default for Settings {
             tunnel: None,
             dial_reports: DialReports::default(),
             strategy: Strategy::default(),
+            workers: 0,
             max_connections: 4096,
             admission_wait: Duration::from_secs(5),
             max_pipes: 32,
@@ -81,6 +86,19 @@ impl Default for Settings {
             dial_timeout: Duration::from_secs(2),
             dial_deadline: Duration::from_secs(5),
             seed: 0,
+        }
+    }
+}
+
+impl Settings {
+    /// More would serve no faster than the network brings it, and each takes memory.
+    const MOST_WORKERS: usize = 16;
+
+    /// How many threads serve TCP connections: at least one.
+    pub(crate) fn workers(&self) -> usize {
+        match self.workers {
+            0 => available_parallelism().map_or(1, |cores| cores.get().min(Self::MOST_WORKERS)),
+            many => many,
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The sockets that clients come in by.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use edgemesh_sockets::open;
+use edgemesh_sockets::{open, tune};
 use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::UdpSocket;
 
 use crate::addrs::ListenAddr;
 
@@ -16,14 +16,42 @@ const BACKLOG: i32 = 4096;
 /// caps it at `net.core.rmem_max`.
 const UDP_BUFFER: usize = 4 << 20;
 
-/// A TCP listener, bound and listening.
-pub(crate) fn listen_tcp(at: ListenAddr) -> io::Result<TcpListener> {
+/// `many` TCP listeners (at least one) at one address, listening; the kernel spreads
+/// connections over them. What a connection is tuned to, it has from its listener.
+pub(crate) fn listen_tcp(
+    at: ListenAddr,
+    many: usize,
+) -> io::Result<(ListenAddr, Vec<TcpListener>)> {
+    let first = tcp_listener(at)?;
+    // Bound before it shares its port: so a port is found taken that another agent shares
+    // among its own listeners.
+    first.bind(&at.0.into())?;
+    let bound = first.local_addr()?;
+    let bound = bound.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let mut listeners = vec![first];
+    for _ in 1..many {
+        let next = tcp_listener(at)?;
+        next.set_reuse_port(true)?;
+        listeners.push(next);
+    }
+    for (place, listener) in listeners.iter().enumerate() {
+        if place > 0 {
+            listener.bind(&bound.into())?;
+        } else if many > 1 {
+            listener.set_reuse_port(true)?;
+        }
+        listener.listen(BACKLOG)?;
+    }
+    let listeners = listeners.into_iter().map(TcpListener::from).collect();
+    Ok((ListenAddr(bound), listeners))
+}
+
+fn tcp_listener(at: ListenAddr) -> io::Result<Socket> {
     let socket = inward(at.0, Type::STREAM)?;
     // Connections of an earlier run in TIME_WAIT are no reason not to start.
     socket.set_reuse_address(true)?;
-    socket.bind(&at.0.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    tune(&socket)?;
+    Ok(socket)
 }
 
 /// A UDP socket bound to `at`.

@@ -10,19 +10,21 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::addrs::ListenAddr;
-
 /// What a task serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TaskName {
-    Listener(ListenAddr),
+    /// The TCP worker of that number.
+    Worker(usize),
+    /// The worker beside the tunnel.
+    TunnelWorker,
     UdpPortal(Frontend),
 }
 
 impl fmt::Display for TaskName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Listener(address) => write!(f, "the listener on {address}"),
+            Self::Worker(number) => write!(f, "TCP connections, worker {number}"),
+            Self::TunnelWorker => f.write_str("TCP connections into the tunnel"),
             Self::UdpPortal(frontend) => write!(f, "the portal {frontend}"),
         }
     }
@@ -41,7 +43,7 @@ pub(crate) struct TaskEnd {
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
     running: JoinSet<TaskEnd>,
-    listeners: usize,
+    workers: usize,
 }
 
 impl Tasks {
@@ -53,7 +55,7 @@ impl Tasks {
         stop: CancellationToken,
         running: impl Future<Output = ()> + Send + 'static,
     ) {
-        self.listeners += is_listener(task);
+        self.workers += is_worker(task);
         self.running.spawn(async move {
             // The task's state is dropped with it; nobody sees it half changed.
             let ended = AssertUnwindSafe(running).catch_unwind().await;
@@ -82,9 +84,9 @@ impl Tasks {
         }
     }
 
-    /// Waits until no listener runs any more.
-    pub(crate) async fn listeners_done(&mut self) {
-        while self.listeners > 0 {
+    /// Waits until no worker runs any more.
+    pub(crate) async fn workers_done(&mut self) {
+        while self.workers > 0 {
             self.next().await;
         }
     }
@@ -102,14 +104,14 @@ impl Tasks {
     }
 
     fn note(&mut self, end: TaskEnd) -> TaskEnd {
-        self.listeners = self.listeners.saturating_sub(is_listener(end.task));
+        self.workers = self.workers.saturating_sub(is_worker(end.task));
         end
     }
 }
 
-fn is_listener(task: TaskName) -> usize {
+fn is_worker(task: TaskName) -> usize {
     match task {
-        TaskName::Listener(_) => 1,
+        TaskName::Worker(_) | TaskName::TunnelWorker => 1,
         TaskName::UdpPortal(_) => 0,
     }
 }
@@ -119,7 +121,7 @@ mod tests {
     use super::*;
 
     fn name() -> TaskName {
-        TaskName::Listener(ListenAddr(([127, 0, 0, 1], 1).into()))
+        TaskName::Worker(0)
     }
 
     #[tokio::test]

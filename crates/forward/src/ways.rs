@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::dial::fault_of;
 use crate::metrics::{self, Counters};
+use crate::portal::ActivePortal;
 use crate::reasons::DialFault;
 use crate::relay::{Broken, Moved, Side, relay};
 use crate::udp_upstream::UdpUpstream;
@@ -35,6 +36,11 @@ pub(crate) enum TcpUpstream {
 impl Ways {
     pub(crate) fn new(sockets: OutwardSockets, tunnel: Option<Tunnel>) -> Self {
         Self { sockets, tunnel }
+    }
+
+    /// Whether a connection through `portal` may have to go through the tunnel.
+    pub(crate) fn may_lead_into_tunnel(&self, portal: &ActivePortal) -> bool {
+        self.tunnel.is_some() && portal.has_endpoint_by(Way::Tunnel)
     }
 
     /// Connects with an endpoint of the service port `name`.

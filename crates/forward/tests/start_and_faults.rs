@@ -55,7 +55,7 @@ async fn a_listen_port_that_somebody_holds_is_replaced_by_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_arrives_before_the_start_waits() {
-    let resolve: ResolveOriginalDst = Arc::new(|_| Err(ErrorKind::Unsupported.into()));
+    let resolve: ResolveOriginalDst = Arc::new(|_, _| Err(ErrorKind::Unsupported.into()));
     let mut forwarder = Forwarder::bind_with(&settings(), resolve).unwrap();
     let listener = forwarder.listen_addrs().next().unwrap().0;
     let early = TcpStream::connect(listener).unwrap();
@@ -68,7 +68,7 @@ async fn a_connection_that_arrives_before_the_start_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kernel_that_cannot_tell_the_destination_means_a_counted_refusal() {
-    let resolve: ResolveOriginalDst = Arc::new(|_| Err(ErrorKind::Unsupported.into()));
+    let resolve: ResolveOriginalDst = Arc::new(|_, _| Err(ErrorKind::Unsupported.into()));
     let mut forwarder = Forwarder::bind_with(&settings(), resolve).unwrap();
     forwarder.start();
     assert_eq!(
@@ -82,7 +82,7 @@ async fn a_kernel_that_cannot_tell_the_destination_means_a_counted_refusal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_costs_its_own_connection_and_is_counted() {
-    let resolve: ResolveOriginalDst = Arc::new(|_| panic!("a test's panic"));
+    let resolve: ResolveOriginalDst = Arc::new(|_, _| panic!("a test's panic"));
     let mut forwarder = Forwarder::bind_with(&settings(), resolve).unwrap();
     forwarder.start();
     let counters = forwarder.counters();

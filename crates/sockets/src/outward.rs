@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -61,10 +62,9 @@ impl OutwardSockets {
     /// When the endpoint refuses or cannot be reached, or this host cannot try.
     pub async fn connect_tcp(self, endpoint: EndpointAddr) -> io::Result<TcpStream> {
         let socket = self.open(Domain::for_address(endpoint.0), Type::STREAM)?;
+        tune(&socket)?;
         let socket = TcpSocket::from_std_stream(socket.into());
-        let stream = socket.connect(endpoint.0).await?;
-        tune(&stream)?;
-        Ok(stream)
+        socket.connect(endpoint.0).await
     }
 
     /// A UDP socket that sends to `endpoint` and receives from nobody else.
@@ -88,12 +88,18 @@ impl OutwardSockets {
 }
 
 /// What every relayed stream gets, on both sides: no delay, and probes while it is silent.
+/// Connections have it from their listener, when that was tuned.
+///
+/// There is no `TCP_USER_TIMEOUT`: with it the kernel also ends a connection whose other side
+/// answers every probe and merely does not read for that long (`tcp_probe_timer` in Linux's
+/// `net/ipv4/tcp_timer.c`), which nobody would do to it without us. Data that is not
+/// acknowledged is given up as the host's other connections are (`net.ipv4.tcp_retries2`).
 ///
 /// # Errors
 ///
 /// When the stream is broken already.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    let socket = SockRef::from(stream);
+pub fn tune(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
@@ -113,7 +119,5 @@ pub fn open(domain: Domain, kind: Type) -> io::Result<Socket> {
         Type::DGRAM => Protocol::UDP,
         _ => Protocol::TCP,
     };
-    let socket = Socket::new(domain, kind, Some(protocol))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    Socket::new(domain, kind.nonblocking(), Some(protocol))
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -35,6 +36,19 @@ impl ResetOnDrop {
     /// Closes it as it stands: both sides have ended their part.
     pub fn close_in_order(mut self) {
         self.in_order = true;
+    }
+
+    /// Takes it out of its runtime, for another one to register.
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptor left for the moment in which it has two; the stream
+    /// is reset.
+    pub fn into_std(self) -> io::Result<std::net::TcpStream> {
+        let other = self.stream.as_fd().try_clone_to_owned()?;
+        // That closes the first of the two only.
+        self.close_in_order();
+        Ok(other.into())
     }
 }
 
