@@ -134,8 +134,11 @@ pub enum LaneWord {
     Switch(u64),
     /// Sender: from this position on they are to go by the stream again.
     Back(u64),
-    /// Sender: the lane is broken.
+    /// Sender: nothing more goes by the lane, for it is broken or goes too slowly.
     Gone,
+    /// Sender, who misses an answer: all before this position has left this node. When
+    /// nothing of it arrives, the lane is dead.
+    Sent(u64),
     /// Receiver: all before this position has been passed on; the sender may forget it.
     Taken(u64),
     /// Receiver, once it has come so far, or the lane is broken: nothing more is read from
@@ -157,6 +160,7 @@ impl LaneWord {
             Self::Gone => (3, 0),
             Self::Taken(to) => (4, to),
             Self::Left(at) => (5, at),
+            Self::Sent(to) => (6, to),
         };
         let mut bytes = [0; Self::LENGTH];
         let mut rest = &mut bytes[..];
@@ -179,6 +183,7 @@ impl LaneWord {
             3 if position == 0 => Ok(Self::Gone),
             4 => Ok(Self::Taken(position)),
             5 => Ok(Self::Left(position)),
+            6 => Ok(Self::Sent(position)),
             value => Err(WireError::Undefined {
                 field: "lane word",
                 value,
@@ -201,6 +206,7 @@ mod tests {
             Just(LaneWord::Gone),
             any::<u64>().prop_map(LaneWord::Taken),
             any::<u64>().prop_map(LaneWord::Left),
+            any::<u64>().prop_map(LaneWord::Sent),
         ]
     }
 

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use edgemesh_wire::{LaneWord, WireError};
-use iroh::TransportAddr;
-use iroh::endpoint::{Connection, RecvStream, SendStream};
+use iroh::endpoint::{RecvStream, SendStream};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,8 +27,6 @@ pub(crate) struct Lane {
     pub(super) words: PeerStream,
     pub(super) secured: Secured,
     pub(super) place: LanePlace,
-    /// The connection that the stream and the words belong to.
-    pub(super) connection: Connection,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -43,8 +40,6 @@ pub(super) struct Wire {
     pub(super) counters: Arc<Counters>,
     /// Bytes of both directions so far.
     moved: AtomicU64,
-    connection: Connection,
-    path: Option<TransportAddr>,
 }
 
 /// What the sender of a direction has.
@@ -78,6 +73,7 @@ pub(super) struct Told {
     pub(super) switch: Option<u64>,
     pub(super) back: Option<u64>,
     pub(super) gone: bool,
+    pub(super) sent: u64,
 }
 
 /// Where the two directions of a stream take the lanes that they are given.
@@ -116,11 +112,6 @@ impl Wire {
     pub(super) fn activity(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
     }
-
-    /// Whether packets to the peer go elsewhere than when the lane was made.
-    pub(super) fn is_left_behind(&self) -> bool {
-        path_of(&self.connection) != self.path
-    }
 }
 
 impl Lane {
@@ -130,15 +121,12 @@ impl Lane {
         let (told, told_here) = watch::channel(Told::default());
         let (heard, heard_here) = watch::channel(Heard::default());
         let _going = self.counters.lane();
-        let path = path_of(&self.connection);
         let wire = Arc::new(Wire {
             tcp: self.secured.tcp,
             lost: CancellationToken::new(),
             place: self.place,
             counters: self.counters,
             moved: AtomicU64::new(0),
-            connection: self.connection,
-            path,
         });
         let lost = wire.lost.clone();
         let outgoing = LaneOut {
@@ -208,6 +196,7 @@ async fn listen(
             LaneWord::Switch(at) => told.send_modify(|told| told.switch = Some(at)),
             LaneWord::Back(at) => told.send_modify(|told| told.back = Some(at)),
             LaneWord::Gone => told.send_modify(|told| told.gone = true),
+            LaneWord::Sent(to) => told.send_modify(|told| told.sent = to),
             LaneWord::Taken(to) => heard.send_modify(|heard| heard.taken = to),
             LaneWord::Left(at) => heard.send_modify(|heard| heard.left = Some(at)),
         }
@@ -231,10 +220,4 @@ async fn next_word(recv: &mut RecvStream) -> io::Result<Option<LaneWord>> {
 /// The other end said what it must not.
 pub(super) fn offence(how: &dyn std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, how.to_string())
-}
-
-fn path_of(connection: &Connection) -> Option<TransportAddr> {
-    let paths = connection.paths();
-    let selected = paths.iter().find(iroh::endpoint::Path::is_selected);
-    selected.map(|path| path.remote_addr().clone())
 }

@@ -18,8 +18,10 @@
 //!   has not yet passed on, the sender keeps (up to 4 MiB), so a lane may be lost at any
 //!   moment: the stream goes on by QUIC, from the very byte.
 //! * Nothing waits for a lane, and there is no pool of idle connections that could be dead. A
-//!   lane that nobody uses for 10 s is given up in order; one that breaks, does not answer for
-//!   4 s, or whose peer is elsewhere meanwhile, is lost.
+//!   lane that nobody uses, or whose reader does not read, for 10 s is given up in order.
+//! * Whether a lane still works is found out by QUIC, which follows a peer wherever it goes:
+//!   a sender that misses an answer says how much has left it, and when a second later none of
+//!   that has arrived, the receiver asks for it by the stream.
 //! * Either side may dial. Who can is found by trying ([`trials`]); the side that opened the
 //!   stream decides and the other one agrees, so that two behind NATs stay with QUIC.
 //! * Both sides prove their nodes' keys ([`key_proof`]), and a token, agreed on over QUIC,
@@ -90,9 +92,6 @@ pub(crate) use self::sending::{Sent, send_by_lane};
 const DIAL: Duration = Duration::from_secs(2);
 /// How long the other end may take to dial all that it tries.
 const ARRIVAL: Duration = Duration::from_secs(8);
-/// Bytes under way that are not acknowledged for this long mean that the lane is lost: as long
-/// as silence of a peer is borne.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
 /// Congestion control of lanes, where the kernel has it: as on QUIC, for the same reason.
 const CONGESTION_CONTROL: &[u8] = b"bbr";
 
@@ -156,7 +155,6 @@ impl Carrier {
             words,
             secured,
             place,
-            connection: session.connection.clone(),
             counters: Arc::clone(&self.counters),
         };
         // The stream may have ended; then the lane ends, too.
@@ -285,9 +283,10 @@ fn ip_of(way: &TransportAddr) -> Option<SocketAddr> {
 /// What the socket of a lane gets, on both sides.
 fn tune_lane(stream: &TcpStream) -> io::Result<()> {
     edgemesh_sockets::tune(stream)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    // Not every kernel has it.
-    let _ = socket.set_tcp_congestion(CONGESTION_CONTROL);
+    // No time-out for what is not acknowledged: the kernel would count that of a reader who
+    // does not read, and the words about the lane tell the two apart.
+    //
+    // Not every kernel has the congestion control.
+    let _ = SockRef::from(stream).set_tcp_congestion(CONGESTION_CONTROL);
     Ok(())
 }

@@ -102,7 +102,6 @@ impl Mover {
             words,
             secured,
             place,
-            connection: self.session.connection.clone(),
             counters: Arc::clone(&self.carrier.counters),
         }
     }

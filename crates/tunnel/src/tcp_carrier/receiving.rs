@@ -19,6 +19,8 @@ use crate::carry::{Broken, read_error};
 pub(super) const TAKEN_EVERY: u64 = 512 * 1024;
 /// How long fewer may wait for that.
 const TAKEN_AFTER: Duration = Duration::from_millis(50);
+/// How long nothing of what has left the sender may arrive.
+const DEAD_AFTER: Duration = Duration::from_secs(1);
 /// Bytes read at once; a record fits into it many times.
 const BUFFER: usize = 128 * 1024;
 /// Records written to the socket at once.
@@ -34,6 +36,8 @@ struct Receiving<'s, M> {
     told: u64,
     /// When it is to be told of the rest.
     tell_at: Option<Instant>,
+    /// When the lane counts as dead, unless something arrives.
+    dead_at: Option<Instant>,
     incoming: Incoming,
     moved: &'s M,
 }
@@ -64,6 +68,7 @@ pub(crate) async fn receive_by_lane<M: Fn(usize)>(
         at,
         told: at,
         tell_at: None,
+        dead_at: None,
         incoming: Incoming::new(),
         moved,
     };
@@ -96,6 +101,7 @@ impl<M: Fn(usize)> Receiving<'_, M> {
             }
             let passes_on = !self.incoming.plain.is_empty();
             let tell_at = self.tell_at.unwrap_or_else(Instant::now);
+            let dead_at = self.dead_at.unwrap_or_else(Instant::now);
             tokio::select! {
                 biased;
                 reset = recv.received_reset(), if may_be_reset => match reset {
@@ -104,13 +110,19 @@ impl<M: Fn(usize)> Receiving<'_, M> {
                     Ok(None) => may_be_reset = false,
                     Err(error) => return Err(read_error(error.into())),
                 },
-                changed = self.lane.told.changed() => changed.map_err(|_| ended_early())?,
+                changed = self.lane.told.changed() => {
+                    changed.map_err(|_| ended_early())?;
+                    self.doubt();
+                }
                 () = self.lane.wire.lost.cancelled() => {}
                 ready = self.tcp.writable(), if passes_on => ready.map_err(Broken::Socket)?,
                 ready = self.lane.wire.tcp.readable(), if !passes_on => {
                     if let Err(error) = ready {
                         self.lane.wire.give_up(&error);
                     }
+                }
+                () = sleep_until(dead_at), if self.dead_at.is_some() => {
+                    self.lane.wire.give_up(&"what was sent does not arrive");
                 }
                 () = sleep_until(tell_at), if self.tell_at.is_some() => self.tell().await?,
             }
@@ -125,14 +137,21 @@ impl<M: Fn(usize)> Receiving<'_, M> {
             return Err(Broken::Tunnel(offence(&how)));
         }
         let is_there = back == Some(self.at);
-        if gone && !is_there {
-            self.lane.wire.give_up(&"the peer says so");
-        }
-        if is_there || self.lane.wire.lost.is_cancelled() {
+        if is_there || gone || self.lane.wire.lost.is_cancelled() {
             self.say(LaneWord::Left(self.at)).await?;
             return Ok(true);
         }
         Ok(false)
+    }
+
+    /// The sender misses an answer. It gets none when the socket does not take what has
+    /// arrived; else something is to arrive soon.
+    fn doubt(&mut self) {
+        let sent = self.lane.told.borrow().sent;
+        if sent > self.at && self.incoming.plain.is_empty() {
+            self.dead_at
+                .get_or_insert_with(|| Instant::now() + DEAD_AFTER);
+        }
     }
 
     /// Does what can be done at once; tells whether there was something.
@@ -143,6 +162,7 @@ impl<M: Fn(usize)> Receiving<'_, M> {
         match self.lane.wire.tcp.try_read(self.incoming.room()) {
             Ok(0) => self.lane.wire.give_up(&"the peer has closed it"),
             Ok(count) => {
+                self.dead_at = None;
                 self.incoming.filled += count;
                 if let Err(fault) = self.incoming.open(&mut self.lane) {
                     self.lane.wire.give_up(&fault);

@@ -20,9 +20,7 @@ use crate::carry::{Broken, stopped, write_in};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Looks without a byte, after which the direction goes back: a lane is for those who move
 /// much, and what does not move survives everything on the stream.
-const IDLE_LOOKS: u32 = 20;
-/// Looks without an answer, after which a lane is given up whose peer is elsewhere meanwhile.
-const LEFT_BEHIND_LOOKS: u32 = 2;
+const MOST_IDLE_LOOKS: u32 = 20;
 
 /// Where a direction stands after its lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +38,7 @@ enum Doing {
     Sending,
     /// Has said that it goes back, and waits until the other end has come there.
     GoingBack,
-    /// Has said that the lane is gone, and waits to hear from where to go on.
+    /// Has said that nothing more goes by the lane, and waits to hear from where to go on.
     Stranded,
 }
 
@@ -52,6 +50,8 @@ struct Sending<'s, M> {
     /// Sealed, but not written yet; those before `written` are.
     sealed: Vec<u8>,
     written: usize,
+    /// Position up to which all has been written.
+    flushed: u64,
     doing: Doing,
     ended: bool,
     moved: &'s M,
@@ -74,6 +74,7 @@ pub(crate) async fn send_by_lane<M: Fn(usize)>(
         replay: Replay::new(at),
         sealed: Vec::new(),
         written: 0,
+        flushed: at,
         doing: Doing::Sending,
         ended: false,
         moved,
@@ -102,6 +103,9 @@ impl<M: Fn(usize)> Sending<'_, M> {
         loop {
             let heard = *self.lane.heard.borrow_and_update();
             if let Some(left_at) = heard.left {
+                if self.doing == Doing::Sending {
+                    self.lane.wire.give_up(&"the peer has lost it");
+                }
                 return Ok(left_at);
             }
             self.forget(heard.taken.max(self.replay.end() - self.replay.len()))?;
@@ -127,17 +131,23 @@ impl<M: Fn(usize)> Sending<'_, M> {
                 // Nobody reads the socket while it waits.
                 error = broken(self.tcp), if !reads => return Err(Broken::Socket(error)),
                 _ = looks.tick() => {
-                    let (position, left) = (self.replay.end(), self.replay.len());
-                    match patience.look(self.lane.wire.activity(), position - left, left) {
-                        Look::Fine => {}
-                        Look::Unused if self.doing == Doing::Sending => self.go_back().await?,
-                        Look::Unused => {}
-                        Look::Stuck => if self.lane.wire.is_left_behind() {
-                            self.lane.wire.give_up(&"the peer is elsewhere and does not answer");
-                        }
-                    }
+                    let left = self.replay.len();
+                    let taken = self.replay.end() - left;
+                    let look = patience.look(self.lane.wire.activity(), taken, left);
+                    self.act_on(look).await?;
                 }
             }
+        }
+    }
+
+    async fn act_on(&mut self, look: Look) -> Result<(), Broken> {
+        match (look, self.doing) {
+            (Look::Unused, Doing::Sending) => self.go_back().await,
+            (Look::TooSlow, Doing::Sending | Doing::GoingBack) => self.strand().await,
+            (Look::Stuck, Doing::Sending | Doing::GoingBack) => {
+                self.say(LaneWord::Sent(self.flushed)).await
+            }
+            (Look::Fine, _) | (_, Doing::GoingBack | Doing::Stranded) => Ok(()),
         }
     }
 
@@ -176,6 +186,7 @@ impl<M: Fn(usize)> Sending<'_, M> {
         if self.written == self.sealed.len() {
             self.sealed.clear();
             self.written = 0;
+            self.flushed = self.replay.end();
         }
         true
     }
@@ -248,7 +259,7 @@ pub(super) fn ended_early() -> Broken {
 struct Patience {
     activity: u64,
     taken: u64,
-    idle: u32,
+    unused: u32,
     stuck: u32,
 }
 
@@ -257,25 +268,26 @@ enum Look {
     Fine,
     /// Nothing has moved in either direction for long.
     Unused,
-    /// Bytes are under way, and none has been taken for a while.
+    /// Bytes are under way, and none has been taken since the last look.
     Stuck,
+    /// The same for long: the reader does not read.
+    TooSlow,
 }
 
 impl Patience {
     /// `activity` grows with every byte of either direction, `taken` with those that the
     /// other end has taken, and `left` are under way.
     fn look(&mut self, activity: u64, taken: u64, left: u64) -> Look {
-        let moved = self.activity != activity || left > 0;
-        let stands_still = left > 0 && self.taken == taken;
-        self.idle = if moved { 0 } else { self.idle + 1 };
-        self.stuck = if stands_still { self.stuck + 1 } else { 0 };
+        let is_used = self.activity != activity || left > 0;
+        let is_stuck = left > 0 && self.taken == taken;
+        self.unused = if is_used { 0 } else { self.unused + 1 };
+        self.stuck = if is_stuck { self.stuck + 1 } else { 0 };
         (self.activity, self.taken) = (activity, taken);
-        if self.idle >= IDLE_LOOKS {
-            Look::Unused
-        } else if self.stuck >= LEFT_BEHIND_LOOKS {
-            Look::Stuck
-        } else {
-            Look::Fine
+        match (self.unused, self.stuck) {
+            (MOST_IDLE_LOOKS.., _) => Look::Unused,
+            (_, MOST_IDLE_LOOKS..) => Look::TooSlow,
+            (_, 1..) => Look::Stuck,
+            _ => Look::Fine,
         }
     }
 }
@@ -290,21 +302,21 @@ mod tests {
         for activity in 1..100 {
             assert_eq!(patience.look(activity, 0, 0), Look::Fine);
         }
-        for _ in 1..IDLE_LOOKS {
+        for _ in 1..MOST_IDLE_LOOKS {
             assert_eq!(patience.look(99, 0, 0), Look::Fine);
         }
         assert_eq!(patience.look(99, 0, 0), Look::Unused);
     }
 
     #[test]
-    fn what_is_under_way_and_not_taken_is_stuck_and_not_unused() {
+    fn what_is_under_way_and_not_taken_is_stuck_and_at_last_too_slow() {
         let mut patience = Patience::default();
         assert_eq!(patience.look(5, 5, 3), Look::Fine);
-        assert_eq!(patience.look(5, 5, 3), Look::Fine);
-        assert_eq!(patience.look(5, 5, 3), Look::Stuck);
-        for _ in 0..IDLE_LOOKS {
+        for _ in 1..MOST_IDLE_LOOKS {
             assert_eq!(patience.look(5, 5, 3), Look::Stuck);
         }
+        assert_eq!(patience.look(5, 5, 3), Look::TooSlow);
         assert_eq!(patience.look(5, 6, 2), Look::Fine);
+        assert_eq!(patience.look(5, 6, 2), Look::Stuck);
     }
 }
