@@ -21,7 +21,7 @@ pub struct Circumstances {
     pub load: [String; 2],
     /// How often every contender had its turn.
     pub rounds: usize,
-    /// How long each measurement of a time took, in milliseconds.
+    /// How long each measurement of a rate took, in milliseconds; 0 where there was none.
     pub milliseconds: u64,
     /// The programs that took part, as they tell themselves.
     pub versions: Vec<String>,
@@ -58,7 +58,7 @@ impl Circumstances {
     pub fn line(&self) -> String {
         let [before, after] = &self.load;
         format!(
-            "{}, {}, {} x {}, load {before} before and {after} after{}; {} rounds of {:.1} s; {}",
+            "{}, {}, {} x {}, load {before} before and {after} after{}; {} rounds{}; {}",
             self.date,
             self.kernel,
             self.cores,
@@ -69,7 +69,10 @@ impl Circumstances {
                 ""
             },
             self.rounds,
-            self.milliseconds as f64 / 1e3,
+            match self.milliseconds {
+                0 => String::new(),
+                some => format!(" of {:.1} s", some as f64 / 1e3),
+            },
             self.versions.join(", "),
         )
     }

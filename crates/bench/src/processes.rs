@@ -35,6 +35,15 @@ impl Processes {
         self.0.is_empty()
     }
 
+    /// Whether programs that they started still run.
+    ///
+    /// # Errors
+    ///
+    /// When one of those named has ended.
+    pub fn have_children(&self) -> Result<bool> {
+        Ok(self.with_children()?.len() > self.0.len())
+    }
+
     /// The processor time that they have used, with that of children that have ended.
     ///
     /// # Errors
@@ -217,6 +226,7 @@ mod tests {
         assert!(memory.resident >= memory.own && memory.own > 0);
         assert!(own.open_files().unwrap() > 2);
         own.processor_time().unwrap();
+        own.have_children().unwrap();
         assert!(own.scheduled_time().unwrap() > Duration::ZERO);
         assert!(busy_machine().unwrap() > 0.0);
     }

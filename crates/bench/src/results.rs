@@ -90,6 +90,15 @@ impl Comparison {
     /// Adds what one contender did in one round: a figure for each measure. Contenders stand
     /// in the order in which they came first.
     pub fn add(&mut self, contender: &str, figures: &[Option<f64>]) {
+        let figures: Vec<Vec<f64>> = figures
+            .iter()
+            .map(|figure| figure.iter().copied().collect())
+            .collect();
+        self.add_all(contender, &figures);
+    }
+
+    /// As [`Self::add`], with any number of figures for each measure.
+    pub fn add_all(&mut self, contender: &str, figures: &[Vec<f64>]) {
         let measures = self.measures.len();
         let known = self.lines.iter().position(|line| line.name == contender);
         let place = known.unwrap_or_else(|| {
@@ -100,7 +109,7 @@ impl Comparison {
             self.lines.len() - 1
         });
         for (all, figure) in self.lines[place].figures.iter_mut().zip(figures) {
-            all.extend(figure.filter(|figure| figure.is_finite()));
+            all.extend(figure.iter().filter(|figure| figure.is_finite()));
         }
     }
 

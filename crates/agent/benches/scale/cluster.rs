@@ -10,7 +10,7 @@ use edgemesh_lab::{ClusterService, Lab, Node, Place, Pod, Serve, Server};
 use crate::bulk_objects::BulkObjects;
 use crate::control_plane::ControlPlane;
 use crate::programs::Programs;
-use crate::report::say;
+use crate::report::Report;
 use crate::services::{self, ADDED, TARGET};
 
 /// See the module.
@@ -41,7 +41,7 @@ pub(crate) struct Kubernetes {
 
 impl Cluster {
     /// Starts what there is to start.
-    pub(crate) fn start(lab: &Lab, agent: &Path) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, agent: &Path, report: &mut Report) -> Result<Self> {
         let node = lab.node("servers").create()?;
         let servers = [node.pod("web-1").create()?, node.pod("web-2").create()?];
         let mut listening = Vec::new();
@@ -49,9 +49,9 @@ impl Cluster {
             listening.push(pod.serve(TARGET, Serve::Identity)?);
         }
         let kubernetes = if env::var_os("K8S_BIN").is_some() {
-            Some(Kubernetes::start(lab, &node, &servers)?)
+            Some(Kubernetes::start(lab, &node, &servers, report)?)
         } else {
-            say("K8S_BIN is not set: the agent is measured alone.");
+            report.remark("K8S_BIN is not set: the agent is measured alone".to_owned());
             None
         };
         Ok(Self {
@@ -90,9 +90,9 @@ impl Cluster {
 }
 
 impl Kubernetes {
-    fn start(lab: &Lab, node: &Node, servers: &[Pod; 2]) -> Result<Self> {
+    fn start(lab: &Lab, node: &Node, servers: &[Pod; 2], report: &mut Report) -> Result<Self> {
         let programs = Programs::find()?;
-        say(&format!("Kubernetes 1.{}", programs.minor));
+        report.version(format!("Kubernetes 1.{}", programs.minor));
         let logs = lab.new_folder("control-plane-logs")?;
         let control_plane = ControlPlane::start(lab, &programs, &logs)
             .context("the control plane for kube-proxy")?;

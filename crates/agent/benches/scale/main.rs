@@ -1,8 +1,9 @@
-//! What the agent costs at a number of Services, beside kube-proxy on the same objects.
+//! What the agent costs at a number of Services, beside a real kube-proxy on the same objects:
+//! the part `kubernetes` of `make bench`.
 //!
-//! `make bench` builds and runs it. Everything happens in private namespaces: each run has
-//! a fresh node with a client pod; the pods that answer are on another node. kube-proxy
-//! takes part where `K8S_BIN` and `ETCD` name its programs (`benches/run` looks for them).
+//! Everything happens in private namespaces: each run has a fresh node with a client pod; the
+//! pods that answer are on another node. kube-proxy takes part where `K8S_BIN` and `ETCD` name
+//! its programs (`crates/bench/run` looks for them).
 //! Runs are interleaved, A B C A B C …, and a figure is the median of a contender's runs
 //! with the least and the greatest in brackets.
 
@@ -26,9 +27,6 @@ mod programs;
 mod bulk_objects;
 mod cluster;
 mod contender;
-mod idle_connections;
-mod pauses;
-mod process_figures;
 mod report;
 mod run;
 mod services;
@@ -43,7 +41,7 @@ use edgemesh_lab::{Entered, Flavour, Inside, enter_as_root_if_possible};
 
 use crate::cluster::Cluster;
 use crate::contender::Contender;
-use crate::report::{Report, say};
+use crate::report::{OfSize, Report};
 use crate::run::Run;
 
 /// Measures the agent at a number of Services.
@@ -55,9 +53,9 @@ struct Arguments {
     /// Runs of each contender at each number.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Idle TCP connections to measure memory with.
-    #[arg(long, default_value_t = 2000)]
-    connections: usize,
+    /// Where the suite's results are kept; without, tables are only printed.
+    #[arg(long)]
+    results: Option<PathBuf>,
     /// The flavours of iptables; kube-proxy takes part in the first.
     #[arg(long, value_delimiter = ',', default_values = ["nft", "legacy"])]
     flavours: Vec<String>,
@@ -84,56 +82,67 @@ fn main() -> Result<ExitCode> {
 }
 
 fn bench(inside: &Inside, arguments: &Arguments) -> Result<()> {
-    report::say_where_this_runs(inside.is_in_user_namespace(), &arguments.agent);
-    let mut cluster = Cluster::start(&inside.lab, &arguments.agent)?;
+    let in_user_namespace = inside.is_in_user_namespace();
+    let mut report = Report::new(arguments.rounds, &arguments.agent, in_user_namespace);
+    let mut cluster = Cluster::start(&inside.lab, &arguments.agent, &mut report)?;
     let mut main_flavour = true;
     for flavour in Flavour::ALL {
         if !arguments.flavours.iter().any(|name| name == flavour.name()) {
             continue;
         }
-        measure_sizes(inside, arguments, &mut cluster, flavour, main_flavour)?;
-        if main_flavour {
-            idle_connections::measure(&inside.lab, &cluster, flavour, arguments.connections)?;
+        for &count in &arguments.services {
+            let contenders = contenders(
+                inside,
+                &mut cluster,
+                flavour,
+                count,
+                main_flavour,
+                &mut report,
+            )?;
+            let rounds = if main_flavour { arguments.rounds } else { 1 };
+            let mut table = OfSize::new(flavour, count);
+            for round in 0..rounds {
+                for &contender in &contenders {
+                    if !contender.to_string().contains(&arguments.only) {
+                        continue;
+                    }
+                    let run = Run {
+                        contender,
+                        flavour,
+                        count,
+                        round,
+                    };
+                    table.add(contender, &run.measure(&inside.lab, &cluster)?);
+                }
+            }
+            report.keep(table);
         }
         main_flavour = false;
     }
-    Ok(())
+    match &arguments.results {
+        Some(results) => report.write(results),
+        None => Ok(()),
+    }
 }
 
-/// All numbers of Services in one flavour. Beside the main flavour the others get the
-/// agent alone, and one round.
-fn measure_sizes(
+/// Who takes part at a number of Services: beside the main flavour, the agent alone.
+fn contenders(
     inside: &Inside,
-    arguments: &Arguments,
     cluster: &mut Cluster,
     flavour: Flavour,
+    count: usize,
     is_main: bool,
-) -> Result<()> {
-    let rounds = if is_main { arguments.rounds } else { 1 };
-    for &count in &arguments.services {
-        let mut contenders = vec![Contender::AgentOfManifests];
-        if is_main && cluster.has_control_plane() {
-            cluster.publish(count)?;
-            contenders.push(Contender::AgentOfApi);
-            match Contender::why_kube_proxy_cannot(inside, flavour, count) {
-                None => contenders.push(Contender::KubeProxy),
-                Some(reason) => say(&format!("kube-proxy is left out: {reason}")),
-            }
-        }
-        contenders.retain(|contender| contender.to_string().contains(&arguments.only));
-        let mut report = Report::new(flavour, count, &contenders);
-        for round in 0..rounds {
-            for &contender in &contenders {
-                let run = Run {
-                    contender,
-                    flavour,
-                    count,
-                    round,
-                };
-                report.add(contender, run.measure(&inside.lab, cluster)?);
-            }
-        }
-        report.print();
+    report: &mut Report,
+) -> Result<Vec<Contender>> {
+    if !is_main || !cluster.has_control_plane() {
+        return Ok(vec![Contender::AgentOfManifests]);
     }
-    Ok(())
+    cluster.publish(count)?;
+    let mut contenders = vec![Contender::AgentOfManifests, Contender::AgentOfApi];
+    match Contender::why_kube_proxy_cannot(inside, flavour, count) {
+        // Tables compare with the first line.
+        None => contenders.insert(0, Contender::KubeProxy),
+        Some(reason) => report.remark(format!("kube-proxy is left out: {reason}")),
+    }
+    Ok(contenders)
 }

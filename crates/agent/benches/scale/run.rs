@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use edgemesh_bench::load::pause;
+use edgemesh_bench::processes::{Memory, Processes};
 use edgemesh_lab::{Family, Flavour, Lab, Node, Pod, Program, Table, await_ok};
 
 use crate::cluster::Cluster;
 use crate::contender::{Contender, Prepared};
-use crate::pauses::pause;
-use crate::process_figures::{Memory, cpu, has_children, memory};
 use crate::services;
 use crate::stopwatch::until_answered;
 
@@ -66,12 +66,12 @@ impl Run {
         let answering = services::answering(&cluster.servers);
         let (all_in, process) =
             until_answered(client, &answering, || prepared.start(node, &stage.log(lab)))?;
-        let pid = process.pid();
+        let own = Processes::of(&[process.pid()]);
         await_ok(SETTLED, "its children have ended", || {
-            ensure!(!has_children(pid)?, "one still runs");
+            ensure!(!own.have_children()?, "one still runs");
             Ok(())
         })?;
-        let cpu_until_all_in = cpu(pid)?;
+        let cpu_until_all_in = own.processor_time()?;
         self.check_rules(node)?;
         let mut added = Vec::new();
         for service in cluster.added() {
@@ -80,14 +80,14 @@ impl Run {
             added.push(took);
         }
         pause(BETWEEN_ADDITIONS);
-        let before = cpu(pid)?;
+        let before = own.scheduled_time()?;
         pause(IDLE);
         let measured = Measured {
             all_in,
             cpu_until_all_in,
             added,
-            idle_cpu: (cpu(pid)? - before).div_f64(IDLE.as_secs_f64()),
-            memory: memory(pid)?,
+            idle_cpu: (own.scheduled_time()? - before).div_f64(IDLE.as_secs_f64()),
+            memory: own.memory()?,
         };
         drop(process);
         prepared.take_away(&cluster.added())?;
@@ -98,7 +98,8 @@ impl Run {
     fn check_rules(&self, node: &Node) -> Result<()> {
         let (chain, target) = match self.contender {
             Contender::AgentOfManifests | Contender::AgentOfApi => {
-                ("-A EDGEMESH-PORTALS-CONTAINER ", "-j DNAT")
+                // The kernel's share may be in a chain of its own.
+                ("-A EDGEMESH-PORTALS-CONTAINER ", "default/")
             }
             Contender::KubeProxy => ("-A KUBE-SERVICES ", "-j KUBE-SVC-"),
         };

@@ -5,9 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use edgemesh_bench::load::pause;
 use edgemesh_lab::{ClusterService, Place, Pod};
 
-use crate::pauses::pause;
 use crate::services::PORT;
 
 /// The longest that anybody is waited for.
