@@ -100,6 +100,13 @@ fn service_document(service: &ClusterService) -> String {
     for address in all.chain(service.cluster_ips.is_empty().then_some("None")) {
         let _ = writeln!(text, "  - {address:?}");
     }
+    if let Some(seconds) = service.affinity_seconds {
+        let _ = writeln!(
+            text,
+            "  sessionAffinity: ClientIP\n  sessionAffinityConfig:\n    clientIP:\n      \
+             timeoutSeconds: {seconds}"
+        );
+    }
     if !service.ports.is_empty() {
         text += "  ports:\n";
     }

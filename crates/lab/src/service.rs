@@ -20,6 +20,9 @@ pub struct ClusterService {
     pub cluster_ips: Vec<String>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
+    /// How many seconds a client keeps its endpoint (`sessionAffinity: ClientIP`); none: not
+    /// at all.
+    pub affinity_seconds: Option<u32>,
     /// What answers for it.
     pub endpoints: Vec<Endpoint>,
 }
@@ -90,6 +93,7 @@ impl ClusterService {
             labels: BTreeMap::new(),
             cluster_ips: Vec::new(),
             ports: Vec::new(),
+            affinity_seconds: None,
             endpoints: Vec::new(),
         }
     }
@@ -127,6 +131,13 @@ impl ClusterService {
         if let Some(port) = self.ports.last_mut() {
             port.target_name = Some(target_name.to_owned());
         }
+        self
+    }
+
+    /// Makes a client keep its endpoint until it was silent for so long. The stand-in for
+    /// kube-proxy does not follow.
+    pub fn sticky(mut self, seconds: u32) -> Self {
+        self.affinity_seconds = Some(seconds);
         self
     }
 

@@ -10,7 +10,7 @@ use super::finding::{Finding, ok, warning};
 pub(super) fn datapath_findings(facts: &Facts) -> Vec<Finding> {
     match facts.datapath {
         DatapathMode::User => vec![ok(
-            "datapath",
+            "path",
             "user mode for all Services: modules.edgeProxy.datapath is user",
         )],
         DatapathMode::Hybrid => facts
@@ -30,7 +30,7 @@ fn family_facts(facts: &Facts, family: Family) -> &FamilyFacts {
 }
 
 fn of_family(family: Family, facts: &FamilyFacts) -> Vec<Finding> {
-    let topic = format!("datapath {family}");
+    let topic = format!("path {family}");
     let mut all = Vec::new();
     if let Some(why) = &facts.not_forwarding {
         all.push(warning(
