@@ -19,7 +19,7 @@ const COUNT: u8 = b'c';
 /// Bytes of a datagram: as a question to a DNS server, or a voice packet.
 const SIZE: usize = 128;
 /// How long an answer may take before it counts as lost.
-const LOST: Duration = Duration::from_millis(250);
+const LOST: Duration = Duration::from_millis(500);
 /// How long the last ones may be under way.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -55,7 +55,7 @@ impl Flooded {
 pub struct Exchanged {
     /// From datagram to answer.
     pub took: Histogram,
-    /// How many had none within a quarter of a second.
+    /// How many had none within half a second.
     pub lost: u64,
     /// How long all took.
     pub time: Duration,
