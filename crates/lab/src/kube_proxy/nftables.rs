@@ -2,6 +2,7 @@
 //! Source of names, hooks and priorities: kube-proxy `pkg/proxy/nftables/proxier.go`.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use crate::iptables::Family;
 use crate::kube_proxy::render::{Portal, addresses_of};
@@ -94,13 +95,24 @@ fn write_portal(text: &mut String, portal: &Portal<'_>, ip: &str, cluster_range:
         .endpoints
         .iter()
         .enumerate()
-        .map(|(place, endpoint)| format!("{place} : {} . {}", endpoint.ip(), endpoint.port()))
+        .map(|(place, endpoint)| format!("{place} : goto {}", endpoint_chain_of(portal, endpoint)))
         .collect();
+    for endpoint in &portal.endpoints {
+        let chain = endpoint_chain_of(portal, endpoint);
+        let _ = write!(
+            text,
+            "add chain {table} {chain}
+add rule {table} {chain} {ip} saddr {} jump mark-for-masquerade
+add rule {table} {chain} meta l4proto {protocol} dnat {ip} to {endpoint}
+",
+            endpoint.ip()
+        );
+    }
     let _ = write!(
         text,
         "add chain {table} {chain}
 add rule {table} {chain} {ip} daddr {} {ip} saddr != {cluster_range} jump mark-for-masquerade
-add rule {table} {chain} meta l4proto {protocol} dnat {ip} to numgen random mod {} map {{ {} }}
+add rule {table} {chain} numgen random mod {} vmap {{ {} }}
 add element {table} service-ips {{ {key} comment \"{}\" : goto {chain} }}
 ",
         portal.address,
@@ -114,6 +126,18 @@ add element {table} service-ips {{ {key} comment \"{}\" : goto {chain} }}
 fn chain_of(portal: &Portal<'_>) -> String {
     let (service, port) = portal.name.split_once(':').unwrap_or((&portal.name, ""));
     format!("service-{service}/{}/{port}", portal.port.protocol.lower())
+}
+
+/// `endpoint-default/web/tcp/http__10.244.1.11/8080`, without the hash that kube-proxy puts
+/// before it.
+fn endpoint_chain_of(portal: &Portal<'_>, endpoint: &SocketAddr) -> String {
+    let (service, port) = portal.name.split_once(':').unwrap_or((&portal.name, ""));
+    format!(
+        "endpoint-{service}/{}/{port}__{}/{}",
+        portal.port.protocol.lower(),
+        endpoint.ip().to_string().replace(':', "."),
+        endpoint.port()
+    )
 }
 
 #[cfg(test)]
@@ -137,7 +161,16 @@ mod tests {
             "add element ip kube-proxy service-ips { 10.96.10.1 . tcp . 80 comment \
              \"default/web:http\" : goto service-default/web/tcp/http }\n"
         ));
-        assert!(v4.contains("numgen random mod 1 map { 0 : 10.244.1.11 . 8080 }"));
+        let endpoint = "endpoint-default/web/tcp/http__10.244.1.11/8080";
+        assert!(v4.contains(&format!(
+            "numgen random mod 1 vmap {{ 0 : goto {endpoint} }}"
+        )));
+        assert!(v4.contains(&format!(
+            "{endpoint} ip saddr 10.244.1.11 jump mark-for-masquerade\n"
+        )));
+        assert!(v4.contains(&format!(
+            "{endpoint} meta l4proto tcp dnat ip to 10.244.1.11:8080\n"
+        )));
         let v6 = render_nftables(&[web], Family::V6, "fd00:244::/32");
         assert!(v6.contains("no-endpoint-services { fd00:96::1 . tcp . 80 comment"));
         assert!(!v6.contains("numgen"));
