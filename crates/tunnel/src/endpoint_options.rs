@@ -20,9 +20,9 @@ use iroh::endpoint::{
     QuicTransportConfig, presets,
 };
 use iroh::{Endpoint, NetReportConfig, RelayMap, RelayMode, RelayUrl};
-use noq_proto::congestion::Bbr3Config;
 use tracing::warn;
 
+use crate::congestion::PathControllers;
 use crate::identity::NodeKey;
 use crate::relay_trust::RelayTrust;
 
@@ -154,9 +154,7 @@ fn transport() -> QuicTransportConfig {
         .send_window(SEND_WINDOW)
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER)
-        // The default, cubic, takes each loss for congestion: on a radio link it gets a
-        // quarter of what BBR gets.
-        .congestion_controller_factory(Arc::new(Bbr3Config::default()))
+        .congestion_controller_factory(Arc::new(PathControllers::default()))
         .default_path_max_idle_timeout(PATH_IDLE)
         .default_path_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_interval(KEEP_ALIVE)

@@ -16,6 +16,7 @@ mod address_discovery;
 mod address_places;
 mod carry;
 mod codes;
+mod congestion;
 mod counters;
 mod endpoint_options;
 mod exit;
