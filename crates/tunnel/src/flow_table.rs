@@ -7,9 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use edgemesh_wire::Datagram;
 
-/// Datagrams kept that came before the stream which opens their flow: the network may
-/// reorder the two.
-const MOST_EARLY: usize = 32;
+/// Bytes of datagrams kept that came before their flow was known: they may overtake the
+/// stream that opens it, and a flow begins with its whole first burst while its endpoint is
+/// being asked for.
+const MOST_EARLY: usize = 512 * 1024;
+/// What a kept datagram costs besides its bytes.
+const EACH: usize = 128;
 
 /// What takes a flow's datagrams; must not block.
 type Sink = Arc<dyn Fn(Bytes) + Send + Sync>;
@@ -22,6 +25,7 @@ pub(crate) struct FlowTable(Mutex<Table>);
 struct Table {
     flows: BTreeMap<u64, Sink>,
     early: VecDeque<Datagram>,
+    early_bytes: usize,
 }
 
 /// Keeps a flow in its table.
@@ -54,23 +58,23 @@ impl FlowTable {
         let early = std::mem::take(&mut table.early);
         let (own, others): (Vec<_>, Vec<_>) =
             early.into_iter().partition(|early| early.flow == flow);
+        table.early_bytes = others.iter().map(cost).sum();
         table.early = others.into();
         own
     }
 
-    /// Gives a datagram to its flow, or keeps it for a moment. Returns whether none had to be
-    /// dropped.
-    pub(crate) fn deliver(&self, datagram: Datagram) -> bool {
+    /// Gives a datagram to its flow, or keeps it for a moment. Returns how many had to be
+    /// dropped for that, the oldest first.
+    pub(crate) fn deliver(&self, datagram: Datagram) -> usize {
         let sink = {
             let mut table = self.lock();
             let Some(sink) = table.flows.get(&datagram.flow) else {
-                table.early.push_back(datagram);
-                return table.early.len() <= MOST_EARLY || table.early.pop_front().is_none();
+                return table.keep(datagram);
             };
             Arc::clone(sink)
         };
         sink(datagram.payload);
-        true
+        0
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -80,6 +84,25 @@ impl FlowTable {
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Table {
+    fn keep(&mut self, datagram: Datagram) -> usize {
+        self.early_bytes += cost(&datagram);
+        self.early.push_back(datagram);
+        let mut dropped = 0;
+        while self.early_bytes > MOST_EARLY
+            && let Some(oldest) = self.early.pop_front()
+        {
+            self.early_bytes -= cost(&oldest);
+            dropped += 1;
+        }
+        dropped
+    }
+}
+
+fn cost(datagram: &Datagram) -> usize {
+    datagram.payload.len() + EACH
 }
 
 impl Drop for Registered {
@@ -126,9 +149,9 @@ mod tests {
     #[test]
     fn datagrams_that_overtook_their_flow_are_not_lost() {
         let table = Arc::new(FlowTable::default());
-        assert!(table.deliver(datagram(4, "first")));
-        assert!(table.deliver(datagram(8, "another's")));
-        assert!(table.deliver(datagram(4, "second")));
+        for (flow, text) in [(4, "first"), (8, "another's"), (4, "second")] {
+            assert_eq!(table.deliver(datagram(flow, text)), 0);
+        }
         let seen = Seen::default();
         let _flow = table.register(4, sink(&seen));
         table.deliver(datagram(4, "third"));
@@ -138,11 +161,15 @@ mod tests {
     #[test]
     fn datagrams_of_no_flow_are_kept_in_bounds() {
         let table = Arc::new(FlowTable::default());
-        for _ in 0..MOST_EARLY {
-            assert!(table.deliver(datagram(4, "x")));
+        let most = MOST_EARLY / (1 + EACH);
+        for _ in 0..most {
+            assert_eq!(table.deliver(datagram(4, "x")), 0);
         }
-        assert!(!table.deliver(datagram(4, "y")), "one had to go");
-        assert_eq!(table.lock().early.len(), MOST_EARLY);
+        let large: &'static str = "large ".repeat(100).leak();
+        assert!(table.deliver(datagram(8, large)) > 1, "some had to go");
+        assert!(table.lock().early_bytes <= MOST_EARLY);
+        table.take_early(4);
+        assert_eq!(table.lock().early_bytes, large.len() + EACH);
     }
 
     #[test]

@@ -6,23 +6,27 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use edgemesh_wire::{MESSAGE_HEADER, message_header, message_length};
 use iroh::endpoint::{ReadExactError, RecvStream, SendStream};
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::counters::{Counters, DatagramDropped};
 
-/// Messages of one flow that wait to be written: about a megabyte of the largest.
-const MOST_WAITING: usize = 16;
+/// Bytes of one flow's messages that wait to be written.
+const MOST_WAITING: usize = 1 << 20;
 
 /// Takes messages until the writer can write them.
 #[derive(Clone, Debug)]
-pub(crate) struct MessageQueue(mpsc::Sender<Bytes>);
+pub(crate) struct MessageQueue {
+    // Unbounded as a channel: the room is what bounds it.
+    queue: mpsc::UnboundedSender<Bytes>,
+    room: Arc<Semaphore>,
+}
 
 /// Writes what was queued.
 #[derive(Debug)]
 pub(crate) struct MessageWriter {
-    queue: mpsc::Receiver<Bytes>,
-    // Keeps `recv` from ending while all queues are gone.
-    _queue: mpsc::Sender<Bytes>,
+    messages: mpsc::UnboundedReceiver<Bytes>,
+    // Keeps `recv` from ending while all others are gone.
+    queue: MessageQueue,
     counters: Arc<Counters>,
 }
 
@@ -36,30 +40,41 @@ impl MessageQueue {
         let mut message = BytesMut::with_capacity(MESSAGE_HEADER + payload.len());
         message.put_slice(&header);
         message.put_slice(payload);
-        match self.0.try_send(message.freeze()) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {
-                counters.datagram_dropped(DatagramDropped::QueueFull);
-                false
-            }
+        if self.queue(message.freeze()) {
+            return true;
         }
+        counters.datagram_dropped(DatagramDropped::QueueFull);
+        false
+    }
+
+    fn queue(&self, message: Bytes) -> bool {
+        // A datagram is far smaller than 4 GiB.
+        let bytes = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        let Ok(place) = self.room.try_acquire_many(bytes) else {
+            return false;
+        };
+        place.forget();
+        self.queue.send(message).is_ok()
     }
 }
 
 impl MessageWriter {
     pub(crate) fn new(counters: Arc<Counters>) -> (Self, MessageQueue) {
-        let (sender, queue) = mpsc::channel(MOST_WAITING);
+        let (queue, messages) = mpsc::unbounded_channel();
+        let room = Arc::new(Semaphore::new(MOST_WAITING));
+        let queue = MessageQueue { queue, room };
         let writer = Self {
-            queue,
-            _queue: sender.clone(),
+            messages,
+            queue: queue.clone(),
             counters,
         };
-        (writer, MessageQueue(sender))
+        (writer, queue)
     }
 
     /// Writes what is queued until the stream cannot be written to any more.
     pub(crate) async fn run(mut self, send: &mut SendStream) -> io::Error {
-        while let Some(message) = self.queue.recv().await {
+        while let Some(message) = self.messages.recv().await {
+            self.queue.room.add_permits(message.len());
             if let Err(error) = send.write_chunk(message).await {
                 return error.into();
             }

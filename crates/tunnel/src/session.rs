@@ -329,7 +329,7 @@ impl Session {
             match Datagram::decode(bytes) {
                 Ok(datagram) => {
                     self.counters.datagram_came();
-                    if !self.flows.deliver(datagram) {
+                    for _ in 0..self.flows.deliver(datagram) {
                         self.counters.datagram_dropped(DatagramDropped::NoFlow);
                     }
                 }

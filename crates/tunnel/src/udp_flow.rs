@@ -18,8 +18,10 @@ use crate::open::{Opened, ask};
 use crate::peer_stream::PeerStream;
 use crate::session::{NotSent, Session};
 
-/// Datagrams kept for a flow whose way to the peer is still being made.
-const MOST_EARLY: usize = 64;
+/// Bytes of datagrams kept for a flow whose way to the peer is still being made.
+const MOST_EARLY: usize = 512 * 1024;
+/// What a kept datagram costs besides its bytes.
+const EACH: usize = 64;
 /// Bytes of answers kept until somebody takes them.
 const MOST_ANSWERS: usize = 1 << 20;
 
@@ -61,6 +63,7 @@ struct FlowWay {
 #[derive(Debug, Default)]
 struct Early {
     datagrams: Vec<Bytes>,
+    bytes: usize,
     /// The way is there; nothing is kept any more.
     over: bool,
 }
@@ -160,10 +163,12 @@ impl Shared {
                 way.send(datagram, &self.counters)
             });
         }
-        if early.datagrams.len() >= MOST_EARLY {
+        let bytes = early.bytes + datagram.len() + EACH;
+        if bytes > MOST_EARLY {
             self.counters.datagram_dropped(DatagramDropped::QueueFull);
             return Err(SendFault::Full);
         }
+        early.bytes = bytes;
         early.datagrams.push(Bytes::copy_from_slice(datagram));
         Ok(())
     }
@@ -172,7 +177,7 @@ impl Shared {
     fn set_way(&self, way: FlowWay) {
         let way = self.way.get_or_init(|| way);
         let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
-        early.over = true;
+        (early.over, early.bytes) = (true, 0);
         for datagram in std::mem::take(&mut early.datagrams) {
             // What cannot be sent is counted where it is dropped.
             let _ = way.send(&datagram, &self.counters);
