@@ -67,9 +67,8 @@ fn all_of_a_portal_that_the_kernel_serves_alone_goes_to_its_endpoints() -> Resul
                     (1, &BOTH[..]),
                     (2, &BOTH),
                     (3, &BOTH),
-                    // A port that is used once more would be of a flow to where it went before.
-                    (1, &[Tcp]),
-                    (2, &[Tcp]),
+                    (1, &BOTH),
+                    (2, &BOTH),
                 ] {
                     let rules = stage.rules(&pods[..count], Sharing::Alone)?;
                     backend.apply(&rules).await?;
@@ -340,6 +339,33 @@ fn connections_that_are_there_outlive_every_change_of_their_portal() -> Result<(
                 held.exchange()?;
                 assert!(who(&flow)?.starts_with("here saw"));
             }
+            Ok(())
+        })?
+    })
+}
+
+#[test]
+fn without_kube_proxy_connections_go_on_when_the_agent_is_killed_and_while_it_ends() -> Result<()> {
+    test(|lab| {
+        let stage = Stage::set(lab, Family::V4)?;
+        on_node(&stage.node, async || -> Result<()> {
+            let rules = stage.rules(&[&stage.here], Sharing::Alone)?;
+            let mut killed = nftables(Family::V4).await?;
+            killed.apply(&rules).await?;
+            let mut held = Held::open(&stage)?;
+            drop(killed);
+            assert!(!has_table(&stage.node, Family::V4, "edgemesh")?);
+            held.exchange()?;
+            let mut next = nftables(Family::V4).await?;
+            next.apply(&rules).await?;
+            held.exchange()?;
+            next.remove().await?;
+            held.exchange()?;
+            drop(next);
+            assert_eq!(
+                stage.node.program("nft").args(["list", "tables"]).run()?,
+                ""
+            );
             Ok(())
         })?
     })

@@ -105,6 +105,7 @@ fn while_the_one_before_still_holds_its_table_the_next_one_makes_another() -> Re
             assert_eq!(backend.verify(&rules).await?.repairs, []);
             assert_eq!(table(&node, FAMILY, "edgemesh-2")?, own);
             backend.remove().await?;
+            drop(backend);
             assert!(!has_table(&node, FAMILY, "edgemesh-2")?);
             Ok(())
         })?

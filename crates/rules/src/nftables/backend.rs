@@ -147,7 +147,7 @@ impl NftablesBackend {
         self.heartbeat = None;
         self.refusal.remove().await;
         let portals = self.known.take().map_or(0, |known| known.portals().len());
-        let there = self.with_table(OwnTable::delete).await??;
+        let there = self.with_table(OwnTable::empty).await??;
         Ok(Removed {
             rules: if there { portals } else { 0 },
             ..Removed::default()

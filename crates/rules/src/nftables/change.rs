@@ -8,6 +8,7 @@ use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 
 use super::element::{Element, Key, Leads};
+use super::merged::merged;
 use super::rule::Rule;
 use super::serving::{Chain, Parts, among, amounts};
 use crate::{PortalRule, Ruleset};
@@ -61,10 +62,11 @@ pub(super) fn between(known: &Ruleset, wanted: &Ruleset) -> Option<Changes> {
     let mut difference = Difference::default();
     let mut addresses = BTreeSet::new();
     let mut differs = false;
-    for (frontend, before, after) in differing(known, wanted) {
+    let portals = merged(known.portals().iter(), wanted.portals().iter());
+    for (frontend, before, after) in portals.filter(|(_, before, after)| before != after) {
         differs = true;
         let parts = |rules, rule: Option<&PortalRule>| {
-            rule.map_or_else(Parts::default, |rule| Parts::of(rules, &frontend, rule))
+            rule.map_or_else(Parts::default, |rule| Parts::of(rules, frontend, rule))
         };
         let has_path = |rule: Option<&PortalRule>| rule.is_some_and(|rule| rule.kernel.is_some());
         if has_path(before) != has_path(after) {
@@ -80,9 +82,9 @@ pub(super) fn between(known: &Ruleset, wanted: &Ruleset) -> Option<Changes> {
         let key = Key::Address(ip);
         difference.of_member(key, has_path_at(known, ip), has_path_at(wanted, ip));
     }
-    let [before, after] = [known, wanted].map(|rules| rules.hairpins().collect::<BTreeSet<_>>());
-    for ip in before.symmetric_difference(&after) {
-        difference.of_member(Key::Hairpin(*ip), before.contains(ip), after.contains(ip));
+    let [before, after] = [known, wanted].map(|rules| rules.hairpins().map(|ip| (ip, ())));
+    for (ip, before, after) in merged(before, after) {
+        difference.of_member(Key::Hairpin(ip), before.is_some(), after.is_some());
     }
     Some(difference.in_order())
 }
@@ -98,25 +100,6 @@ pub(super) fn everything(wanted: &Ruleset) -> Changes {
         .gated(wanted.gate())
         .with_pods(wanted.pods().iter().copied());
     between(&nothing, wanted).unwrap_or_default()
-}
-
-/// The portals that are not the same in both, each as it is in the one and in the other.
-fn differing<'a>(
-    known: &'a Ruleset,
-    wanted: &'a Ruleset,
-) -> impl Iterator<Item = (Frontend, Option<&'a PortalRule>, Option<&'a PortalRule>)> {
-    let changed = known.portals().iter().map(|(frontend, before)| {
-        let after = wanted.portals().get(frontend);
-        (*frontend, Some(before), after)
-    });
-    let added = wanted
-        .portals()
-        .iter()
-        .filter(|(frontend, _)| !known.portals().contains_key(frontend))
-        .map(|(frontend, after)| (*frontend, None, Some(after)));
-    changed
-        .chain(added)
-        .filter(|(_, before, after)| before != after)
 }
 
 fn has_path_at(rules: &Ruleset, ip: IpAddr) -> bool {

@@ -107,3 +107,63 @@ fn sample(family: Family, port: u16, sharing: Sharing) -> (Frontend, PortalRule)
     let protocol = Protocol::Tcp;
     (Frontend { ip, protocol, port }, rule)
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::nftables::table_name::TableName;
+
+    fn refusal(command: &str) -> NftablesError {
+        NftablesError {
+            table: TableName::refusing(Family::V4),
+            command: Some(command.to_owned()),
+            cause: Errno::EOPNOTSUPP.into(),
+            input: String::new(),
+        }
+    }
+
+    fn rules(family: Family) -> Arc<Ruleset> {
+        let all = KernelSupport::default().samples(family).into_iter().next();
+        Arc::new(all.unwrap())
+    }
+
+    fn served(rules: &Ruleset) -> Vec<bool> {
+        let rules = rules.portals().values();
+        rules.map(|rule| rule.kernel.is_some()).collect()
+    }
+
+    #[test]
+    fn what_a_kernel_refuses_stays_with_the_agent_and_the_rest_does_not() {
+        let all = KernelSupport::default();
+        let rules = rules(Family::V6);
+        assert!(Arc::ptr_eq(&all.within(&rules), &rules));
+        assert_eq!((all.no_path(), all.no_affinity()), (None, None));
+
+        let less = all.less(&refusal("add set x\nmore")).unwrap();
+        let refused = "nf_tables refused `add set x`: Operation not supported (os error 95)";
+        assert_eq!(less.no_path(), None);
+        assert_eq!(less.no_affinity().as_deref(), Some(refused));
+        assert_eq!(served(&less.within(&rules)), [true, false]);
+
+        let least = less.less(&refusal("add map y")).unwrap();
+        assert!(least.no_path().unwrap().contains("add map y"));
+        assert_eq!(served(&least.within(&rules)), [false, false]);
+        assert_eq!(least.less(&refusal("add table z")), None);
+    }
+
+    #[test]
+    fn what_is_tried_out_is_what_is_supported() {
+        let all = KernelSupport::default();
+        let less = all.less(&refusal("x")).unwrap();
+        let least = less.less(&refusal("y")).unwrap();
+        let portals = |support: &KernelSupport| -> Vec<usize> {
+            let samples = support.samples(Family::V4);
+            samples.iter().map(|rules| rules.portals().len()).collect()
+        };
+        assert_eq!(portals(&all), [2, 0]);
+        assert_eq!(portals(&less), [1, 0]);
+        assert_eq!(portals(&least), [0]);
+    }
+}

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::change::{Change, ELEMENTS_PER_MESSAGE};
 use super::element::{Element, Key};
+use super::fixed_chain::{FixedChain, HookPlace, NAT, POSTROUTING};
 use super::fixed_sets::{DataType, FixedSet, address_name};
 use super::kernel_rules::{leaving, masquerading};
 use super::nftables_error::SHOWN_BYTES;
-use super::rule::{Rule, rules_of};
+use super::rule::rules_of;
 use super::table_name::{
     ALIVE, ALIVE_ID, LEAVING, LEAVING_PRIORITY, MASQUERADING, PORTALS, PORTALS_ID, PRIORITY,
     chain_name, hook_name, hook_number,
@@ -26,6 +27,15 @@ impl Transaction {
     /// The table with all that is in it but the portals; its chains come
     /// [later](Self::make_chains).
     pub(super) fn make_table(&mut self, owned: bool, kernel_path: bool) {
+        self.make_empty_table(owned);
+        self.make_alive();
+        for set in fixed_sets(self.table.family, kernel_path) {
+            self.make_set(&set);
+        }
+    }
+
+    /// The table without anything in it.
+    pub(super) fn make_empty_table(&mut self, owned: bool) {
         const OWNED: u32 = 2;
         let (flag, text) = if owned {
             (OWNED, "flags owner; ")
@@ -41,10 +51,6 @@ impl Transaction {
             self.table
         );
         self.push(NEW_TABLE, CREATE | EXCLUSIVE, &attributes, command);
-        self.make_alive();
-        for set in fixed_sets(self.table.family, kernel_path) {
-            self.make_set(&set);
-        }
     }
 
     fn make_set(&mut self, set: &FixedSet) {
@@ -108,24 +114,6 @@ impl Transaction {
     pub(super) fn make_chains(&mut self, rules: &Ruleset, kernel_path: bool) {
         for chain in own_chains(rules, kernel_path) {
             self.make_chain(&chain);
-        }
-    }
-
-    fn make_chain(&mut self, chain: &FixedChain) {
-        let mut attributes = Attributes::default()
-            .text(1, self.table.name)
-            .text(3, chain.name);
-        let mut command = format!("add chain {} {}", self.table, chain.name);
-        if let Some(place) = chain.place {
-            let hook = Attributes::default()
-                .number(1, place.hook)
-                .number(2, place.priority.cast_unsigned());
-            attributes = attributes.nested(4, &hook).number(5, 1).text(7, "nat");
-            command += &format!(" {{ {} }}", place.text());
-        }
-        self.push(NEW_CHAIN, CREATE | EXCLUSIVE, &attributes, command);
-        for rule in &chain.rules {
-            self.append_rule(chain.name, rule);
         }
     }
 
@@ -248,31 +236,6 @@ pub(super) fn clients_declaration(family: Family, silence: Duration) -> [String;
     ]
 }
 
-/// A chain that the table always has.
-#[derive(Clone, Debug)]
-pub(super) struct FixedChain {
-    pub(super) name: &'static str,
-    /// Where packets come into it; none when other chains send them there.
-    pub(super) place: Option<HookPlace>,
-    pub(super) rules: Vec<Rule>,
-}
-
-/// Where a chain is hooked in.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct HookPlace {
-    hook: u32,
-    name: &'static str,
-    priority: i32,
-}
-
-impl HookPlace {
-    /// As nft writes it.
-    pub(super) fn text(self) -> String {
-        let Self { name, priority, .. } = self;
-        format!("type nat hook {name} priority {priority}; policy accept;")
-    }
-}
-
 /// The maps and sets that the table has besides that of the signs of life.
 pub(super) fn fixed_sets(family: Family, kernel_path: bool) -> Vec<FixedSet> {
     let mut sets = vec![FixedSet::portals(family)];
@@ -292,6 +255,7 @@ pub(super) fn own_chains(rules: &Ruleset, kernel_path: bool) -> Vec<FixedChain> 
     chains.extend(OwnChain::BOTH.into_iter().map(|chain| FixedChain {
         name: chain_name(chain),
         place: Some(HookPlace {
+            kind: NAT,
             hook: hook_number(chain),
             name: hook_name(chain),
             priority: PRIORITY,
@@ -302,9 +266,8 @@ pub(super) fn own_chains(rules: &Ruleset, kernel_path: bool) -> Vec<FixedChain> 
 }
 
 fn chains_of_kernel_path(rules: &Ruleset) -> Vec<FixedChain> {
-    // `NF_INET_POST_ROUTING`.
-    const POSTROUTING: u32 = 4;
     let leaving_place = HookPlace {
+        kind: NAT,
         hook: POSTROUTING,
         name: "postrouting",
         priority: LEAVING_PRIORITY,

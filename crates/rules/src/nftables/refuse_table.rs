@@ -10,7 +10,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::nftables_error::NftablesError;
 use super::refused_element::RefusedElement;
-use super::refusing_rules::{CHAINS, SetChanges};
+use super::refusing_rules::{SetChanges, chain_names};
 use super::table::{ATTEMPTS, ELEMENTS_PER_STEP, Look};
 use super::table_look::{self as look, Shape, TableFacts};
 use super::table_name::{PORTALS, TableName};
@@ -72,7 +72,7 @@ impl RefuseTable {
         let facts = self
             .facts()?
             .ok_or_else(|| self.reading(Errno::ENOENT.into()))?;
-        let shape = self.shape().map_err(|error| self.reading(error))?;
+        let shape = self.shape(wanted).map_err(|error| self.reading(error))?;
         self.made = Some(Made {
             facts,
             shape,
@@ -156,7 +156,7 @@ impl RefuseTable {
             Some(facts) if facts != made.facts => return Ok(Look::Altered),
             Some(_) => {}
         }
-        let same = match self.shape() {
+        let same = match self.shape(known) {
             Ok(shape) if shape != made.shape => false,
             Ok(_) => {
                 let found = portals(&mut self.socket, self.name)?;
@@ -190,8 +190,9 @@ impl RefuseTable {
         look::table(&mut self.socket, self.name).map_err(|error| self.reading(error))
     }
 
-    fn shape(&mut self) -> io::Result<Shape> {
-        look::shape(&mut self.socket, self.name, &CHAINS, &[PORTALS])
+    fn shape(&mut self, rules: &Ruleset) -> io::Result<Shape> {
+        let chains = chain_names(rules);
+        look::shape(&mut self.socket, self.name, &chains, &[PORTALS])
     }
 
     fn reading(&self, error: io::Error) -> NftablesError {

@@ -13,14 +13,16 @@ use edgemesh_plan::Frontend;
 use super::change::ELEMENTS_PER_MESSAGE;
 use super::element::{key_attributes, key_text};
 use super::expression::Expressions;
+use super::fixed_chain::{FixedChain, HookPlace, going_on};
 use super::fixed_sets::{DataType, address_name};
+use super::merged::merged;
 use super::refused_element::RefusedElement;
+use super::render::write_chain;
 use super::rule::{Rule, own_traffic};
 use super::table_name::{PORTALS, PORTALS_ID, TableName};
 use super::transaction::Transaction;
 use super::wire::{
-    Attributes, CREATE, DELETE_ELEMENT, EXCLUSIVE, NEW_CHAIN, NEW_ELEMENT, NEW_SET, NEW_TABLE,
-    comment,
+    Attributes, CREATE, DELETE_ELEMENT, EXCLUSIVE, NEW_ELEMENT, NEW_SET, NEW_TABLE, comment,
 };
 use crate::{Family, OwnChain, Ruleset};
 
@@ -31,8 +33,25 @@ const PRIORITY: i32 = -10;
 /// Says on the table itself what it is.
 const TABLE_COMMENT: &str = "ClusterIPs that nobody serves while edgemesh-agent doesn't";
 
-/// The chains, whose hooks are those that packets of pods and of the host come by.
-pub(super) const CHAINS: [&str; 2] = [chain_name(OwnChain::Container), chain_name(OwnChain::Host)];
+/// The chains: those whose hooks packets of pods and of the host come by, and the one by which
+/// connections go on that the agent had the kernel send to endpoints.
+fn chains(rules: &Ruleset) -> Vec<FixedChain> {
+    let mut chains: Vec<_> = OwnChain::BOTH
+        .into_iter()
+        .map(|chain| FixedChain {
+            name: chain_name(chain),
+            place: Some(hook(chain)),
+            rules: rules_of(rules).into(),
+        })
+        .collect();
+    chains.push(going_on());
+    chains
+}
+
+/// The names of the chains.
+pub(super) fn chain_names(rules: &Ruleset) -> Vec<&'static str> {
+    chains(rules).into_iter().map(|chain| chain.name).collect()
+}
 
 const fn chain_name(chain: OwnChain) -> &'static str {
     match chain {
@@ -41,11 +60,16 @@ const fn chain_name(chain: OwnChain) -> &'static str {
     }
 }
 
-/// What nft calls the chain's hook, and its `NF_INET_*`.
-fn hook(chain: OwnChain) -> (&'static str, u32) {
-    match chain {
-        OwnChain::Container => ("forward", 2),
-        OwnChain::Host => ("output", 3),
+fn hook(chain: OwnChain) -> HookPlace {
+    let (hook, name) = match chain {
+        OwnChain::Container => (2, "forward"),
+        OwnChain::Host => (3, "output"),
+    };
+    HookPlace {
+        kind: "filter",
+        hook,
+        name,
+        priority: PRIORITY,
     }
 }
 
@@ -67,16 +91,20 @@ impl SetChanges {
 
     /// What turns one ruleset's portals into another's.
     pub(super) fn between(held: &Ruleset, wanted: &Ruleset) -> Self {
-        let differs = |frontend: &Frontend| {
-            let [before, after] = [held, wanted].map(|rules| rules.portals().get(frontend));
-            before.map(|rule| &rule.comment) != after.map(|rule| &rule.comment)
-        };
-        Self {
-            delete: held.portals().keys().copied().filter(differs).collect(),
-            add: elements(wanted)
-                .filter(|element| differs(&element.frontend))
-                .collect(),
+        let mut changes = Self::default();
+        let portals = merged(held.portals().iter(), wanted.portals().iter());
+        for (frontend, before, after) in portals {
+            if before.map(|rule| &rule.comment) == after.map(|rule| &rule.comment) {
+                continue;
+            }
+            if before.is_some() {
+                changes.delete.push(*frontend);
+            }
+            changes
+                .add
+                .extend(after.map(|rule| RefusedElement::of(frontend, rule)));
         }
+        changes
     }
 
     pub(super) fn is_nothing(&self) -> bool {
@@ -159,26 +187,8 @@ impl Transaction {
 
     /// The chains with their rules: from here on packets are refused.
     pub(super) fn make_refusing_chains(&mut self, rules: &Ruleset) {
-        for chain in OwnChain::BOTH {
-            let (name, (_, number)) = (chain_name(chain), hook(chain));
-            let at = Attributes::default()
-                .number(1, number)
-                .number(2, PRIORITY.cast_unsigned());
-            let attributes = Attributes::default()
-                .text(1, self.table.name)
-                .text(3, name)
-                .nested(4, &at)
-                .number(5, 1)
-                .text(7, "filter");
-            let command = format!(
-                "add chain {} {name} {{ {} }}",
-                self.table,
-                chain_declaration(chain)
-            );
-            self.push(NEW_CHAIN, CREATE | EXCLUSIVE, &attributes, command);
-            for rule in rules_of(rules) {
-                self.append_rule(name, &rule);
-            }
+        for chain in chains(rules) {
+            self.make_chain(&chain);
         }
     }
 
@@ -207,11 +217,6 @@ fn key_type_text(family: Family) -> String {
     format!("{} . inet_proto . inet_service", address_name(family))
 }
 
-fn chain_declaration(chain: OwnChain) -> String {
-    let (name, _) = hook(chain);
-    format!("type filter hook {name} priority {PRIORITY}; policy accept;")
-}
-
 /// The table that refuses the portals of a ruleset where nobody else serves them, in a form
 /// that `nft -f` reads. Pure; sorted by frontend. Meant for people and for tests.
 #[must_use]
@@ -236,13 +241,9 @@ fn write_table(text: &mut String, rules: &Ruleset) -> std::fmt::Result {
         )?;
     }
     text.push_str("\t}\n");
-    for chain in OwnChain::BOTH {
-        let (name, declaration) = (chain_name(chain), chain_declaration(chain));
-        writeln!(text, "\n\tchain {name} {{\n\t\t{declaration}")?;
-        for rule in rules_of(rules) {
-            writeln!(text, "\t\t{} comment \"{}\"", rule.text, rule.comment)?;
-        }
-        text.push_str("\t}\n");
+    for chain in chains(rules) {
+        let place = chain.place.map(HookPlace::text);
+        write_chain(text, chain.name, place, &chain.rules)?;
     }
     text.push_str("}\n");
     Ok(())

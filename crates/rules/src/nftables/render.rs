@@ -5,10 +5,9 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use super::change::{Change, everything};
+use super::fixed_chain::HookPlace;
 use super::heartbeat::ALIVE_FOR;
-use super::own_table_parts::{
-    HookPlace, TABLE_COMMENT, clients_declaration, fixed_sets, own_chains,
-};
+use super::own_table_parts::{TABLE_COMMENT, clients_declaration, fixed_sets, own_chains};
 use super::rule::Rule;
 use super::table_name::{ALIVE, TableName};
 use crate::{Family, Ruleset};
@@ -107,7 +106,7 @@ fn write_clients(text: &mut String, family: Family, name: &str, silence: Duratio
     Ok(())
 }
 
-fn write_chain(
+pub(super) fn write_chain(
     text: &mut String,
     name: &str,
     place: Option<String>,

@@ -10,6 +10,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::change::{Change, Changes, everything};
 use super::element::{Element, Key};
+use super::fixed_chain::going_on;
 use super::heartbeat::ALIVE_FOR;
 use super::kernel_support::KernelSupport;
 use super::nftables_error::NftablesError;
@@ -323,6 +324,29 @@ impl OwnTable {
             Ok(()) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Takes out all that the table holds, and the table itself unless it goes with the process:
+    /// until then connections go on that were sent elsewhere. Tells whether there was one.
+    pub(super) fn empty(&mut self) -> Result<bool, NftablesError> {
+        if !self.owned {
+            return self.delete();
+        }
+        let Some(made) = self.made else {
+            return Ok(false);
+        };
+        let mut transaction = Transaction::on(made.name);
+        transaction.delete_table();
+        transaction.make_empty_table(self.owned);
+        transaction.make_chain(&going_on());
+        match transaction.commit(&mut self.socket) {
+            Ok(()) => {
+                self.made = None;
+                Ok(true)
+            }
+            // Whatever stands in the way of the new one, the old one goes.
+            Err(_) => self.delete(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! must be seen.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use edgemesh_catalog::Protocol;
@@ -10,7 +11,7 @@ use edgemesh_plan::Frontend;
 
 use super::change::between;
 use super::table::{Look, OwnTable};
-use crate::{Family, Mark, PortalRule, RuleComment, Ruleset};
+use crate::{Family, KernelEndpoint, KernelPath, Mark, PortalRule, RuleComment, Ruleset, Sharing};
 
 fn rules(portals: u8) -> Arc<Ruleset> {
     let mut rules = Ruleset::new([169, 254, 96, 16].into(), 20008, Mark::AGENT);
@@ -88,6 +89,84 @@ fn whatever_others_do_to_a_table_that_nobody_owns_is_seen() -> Result<()> {
                 table.make(wanted)?;
             }
             assert_eq!(table.look(wanted)?, Look::Same);
+            Ok(())
+        })
+    })
+}
+
+/// A portal that the kernel serves, and one whose clients keep their endpoints.
+fn with_paths(rules: &Ruleset, pods: &[u8]) -> Arc<Ruleset> {
+    let mut rules = rules.clone();
+    for (number, sharing) in [
+        (10, Sharing::Alone),
+        (11, Sharing::Sticky(Duration::from_secs(9))),
+    ] {
+        let endpoints = pods.iter().map(|pod| KernelEndpoint {
+            address: ([10, 244, 1, *pod], 8080).into(),
+            is_pod_here: true,
+        });
+        let frontend = Frontend {
+            ip: [10, 96, 0, number].into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+        };
+        let rule = PortalRule {
+            comment: RuleComment::new("default/kernel"),
+            to_port: 20007,
+            kernel: KernelPath::new(endpoints, sharing).map(Box::new),
+        };
+        rules.insert(frontend, rule).unwrap();
+    }
+    Arc::new(rules)
+}
+
+#[test]
+fn whatever_others_do_to_the_kernel_path_is_seen() -> Result<()> {
+    test(|lab| {
+        with_table(lab, |node, mut table, wanted| {
+            let wanted = with_paths(wanted, &[1, 2]);
+            table.make(&wanted)?;
+            let sticky = "sticky/10.96.0.11/tcp/80";
+            for command in [
+                "delete element ip edgemesh shared { 10.96.0.10 . tcp . 80 }".to_owned(),
+                "flush map ip edgemesh endpoints".to_owned(),
+                "flush set ip edgemesh addresses".to_owned(),
+                "add element ip edgemesh hairpins { 10.0.0.1 . 10.0.0.2 }".to_owned(),
+                "flush chain ip edgemesh among-2".to_owned(),
+                "flush chain ip edgemesh masquerading".to_owned(),
+                format!("insert rule ip edgemesh {sticky} drop"),
+                format!("flush chain ip edgemesh {sticky}/10.244.1.2/8080"),
+            ] {
+                assert_eq!(table.look(&wanted)?, Look::Same);
+                nft(node, &command)?;
+                assert_eq!(table.look(&wanted)?, Look::Altered, "{command}");
+                table.make(&wanted)?;
+            }
+            // What clients do is no alteration.
+            nft(
+                node,
+                &format!("add element ip edgemesh {sticky}/10.244.1.2/8080/9s {{ 10.244.1.9 }}"),
+            )?;
+            assert_eq!(table.look(&wanted)?, Look::Same);
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn chains_and_sets_that_we_add_and_take_out_ourselves_are_no_alteration() -> Result<()> {
+    test(|lab| {
+        with_table(lab, |node, mut table, plain| {
+            let mut known = Arc::new(plain.clone());
+            for pods in [&[1, 2][..], &[1, 2, 3], &[2, 3], &[2], &[]] {
+                let wanted = with_paths(plain, pods);
+                let changes = between(&known, &wanted).unwrap_or_default();
+                table.change(&changes, &wanted)?;
+                nft(node, "add table ip somebody-elses")?;
+                nft(node, "delete table ip somebody-elses")?;
+                assert_eq!(table.look(&wanted)?, Look::Same, "{pods:?}");
+                known = wanted;
+            }
             Ok(())
         })
     })

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use edgemesh_catalog::Protocol;
@@ -27,6 +29,9 @@ pub(crate) struct Stage {
     pub(crate) there: Pod,
     pub(crate) far: Pod,
     agent: Answering,
+    /// A datagram's port that nobody used yet: a flow of the same port would lead to where that
+    /// one did.
+    next_port: AtomicU16,
     _servers: Vec<Server>,
 }
 
@@ -53,6 +58,8 @@ impl Stage {
         let stage = Self {
             family,
             agent: Answering::on_intercept_address(&node, family)?,
+            // Below those that the kernel gives away.
+            next_port: AtomicU16::new(10_000),
             node,
             other_node,
             client,
@@ -140,12 +147,32 @@ impl Stage {
         let mut answers = BTreeMap::new();
         for _ in 0..times {
             let who = match protocol {
-                Protocol::Udp => self.agent.udp_asked_from(place, PORTAL)?,
+                Protocol::Udp => self.udp_asked_from(place)?,
                 Protocol::Tcp | Protocol::Sctp => self.agent.asked_from(place, PORTAL)?,
             };
             *answers.entry(who).or_default() += 1;
         }
         Ok(answers)
+    }
+
+    fn udp_asked_from(&self, place: &Namespace) -> Result<String> {
+        let port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        let any: IpAddr = match self.family {
+            Family::V4 => [0; 4].into(),
+            Family::V6 => [0; 16].into(),
+        };
+        let to = self.portal();
+        let answer = place.run(|| -> std::io::Result<String> {
+            let socket = UdpSocket::bind((any, port))?;
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            socket.connect(to)?;
+            socket.send(b"?")?;
+            let mut buffer = [0; 256];
+            let length = socket.recv(&mut buffer)?;
+            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        })??;
+        let name = answer.split(" saw ").next().unwrap_or_default();
+        Ok(name.to_owned())
     }
 
     /// The one who answers all of some connections from there.
