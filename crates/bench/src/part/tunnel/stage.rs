@@ -17,9 +17,13 @@ use crate::part::{Effort, Found, in_one_line};
 use crate::processes::Processes;
 use crate::stage::{service, tune};
 
-/// ClusterIPs of the Services whose endpoints are in the cloud and on the other edge.
-const IN_CLOUD: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 1);
-const ON_EDGE: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 2);
+/// ClusterIPs of the Services whose endpoints are on each node.
+const ON_CLOUD1: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 1);
+const ON_CLOUD2: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 2);
+const ON_EDGE2: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 3);
+/// The key that lets an agent carry streams by TCP, too. The agents of the first edge node and
+/// of the second cloud node have it; between these two it is used.
+const CARRIER: &str = "modules.edgeTunnel.tcpCarrier";
 /// How long agents may take until they reach each other as they are to.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct TunnelStage {
     sites: Sites,
     ways: Vec<Way>,
-    _agents: [Agent; 3],
+    _agents: Agents,
     _wireguard: Option<WireGuard>,
     _servers: Vec<(LoadServer, Option<Pod>)>,
 }
@@ -47,6 +51,25 @@ impl Way {
     }
 }
 
+/// A pod that serves, on a node of its own.
+struct Served {
+    address: Ipv4Addr,
+    pod: Pod,
+    load: LoadServer,
+}
+
+impl Served {
+    fn on(node: &Node, address: Ipv4Addr) -> Result<Self> {
+        let pod = node.pod(&format!("server-{}", node.name())).create()?;
+        let load = LoadServer::start(pod.namespace())?;
+        Ok(Self { address, pod, load })
+    }
+
+    fn service(&self) -> ClusterService {
+        service(&format!("default/{}", self.pod.name()), self.address).endpoint(&self.pod)
+    }
+}
+
 impl TunnelStage {
     /// Starts everything. `between_edges` is how agents are to reach each other there, as
     /// their status tells.
@@ -61,20 +84,13 @@ impl TunnelStage {
             tune(node.namespace());
         }
         let host = LoadServer::start(sites.cloud1.namespace())?;
-        let cloud = sites.cloud1.pod("server-cloud1").create()?;
-        let cloud_server = LoadServer::start(cloud.namespace())?;
-        let edge = sites.edge2.pod("server-edge2").create()?;
-        let edge_server = LoadServer::start(edge.namespace())?;
-        let services = [
-            service("default/in-cloud", IN_CLOUD).endpoint(&cloud),
-            service("default/on-edge", ON_EDGE).endpoint(&edge),
+        let served = [
+            Served::on(&sites.cloud1, ON_CLOUD1)?,
+            Served::on(&sites.cloud2, ON_CLOUD2)?,
+            Served::on(&sites.edge2, ON_EDGE2)?,
         ];
-        let mut agents = start_agents(lab, &sites, effort, &services)?;
-        let pids: Result<Vec<u32>> = agents
-            .iter_mut()
-            .map(|agent| Ok(agent.process().context("an agent has ended")?.pid()))
-            .collect();
-        let pids = pids?;
+        let services = served.each_ref().map(Served::service);
+        let agents = Agents::start(lab, &sites, effort, &services)?;
         let mut ways = vec![Way {
             name: "plain TCP through the NAT".to_owned(),
             address: sites.cloud1.ipv4(),
@@ -90,36 +106,56 @@ impl TunnelStage {
                 processes: wireguard.processes(),
             });
         }
-        let client = sites.edge1.namespace();
-        await_way(&agents[1], client, IN_CLOUD, (&sites.cloud1, "direct"))?;
-        ways.push(Way {
-            name: "agent, to the cloud".to_owned(),
-            address: IN_CLOUD,
-            counted: cloud_server.shared(),
-            processes: Processes::of(&pids[..2]),
-        });
-        match await_way(&agents[1], client, ON_EDGE, (&sites.edge2, between_edges)) {
-            Ok(()) => ways.push(Way {
-                name: format!("agent, edge to edge, {between_edges}"),
-                address: ON_EDGE,
-                counted: edge_server.shared(),
-                processes: Processes::of(&pids),
-            }),
-            Err(error) => {
-                found.remark(format!("edge to edge is left out: {}", in_one_line(&error)));
+        let [on_cloud1, on_cloud2, on_edge2] = &served;
+        let (cloud1, cloud2, edge2) = (&sites.cloud1, &sites.cloud2, &sites.edge2);
+        let (edge, pids) = (&agents.edge1, agents.pids);
+        let mut wanted = vec![(
+            "agent, to the cloud".to_owned(),
+            on_cloud1,
+            cloud1,
+            "direct",
+            vec![pids.edge1, pids.cloud1],
+        )];
+        if agents.have_carrier {
+            let name = "agent, to the cloud, TCP carrier".to_owned();
+            wanted.push((
+                name,
+                on_cloud2,
+                cloud2,
+                "direct",
+                vec![pids.edge1, pids.cloud2],
+            ));
+        } else {
+            found.remark(format!(
+                "the TCP carrier is left out: this agent has no key {CARRIER}"
+            ));
+        }
+        let name = format!("agent, edge to edge, {between_edges}");
+        let on_path = vec![pids.edge1, pids.edge2, pids.cloud1];
+        wanted.push((name, on_edge2, edge2, between_edges, on_path));
+        for (name, served, node, way, on_path) in wanted {
+            if !effort.takes(&name) {
+                continue;
+            }
+            match await_way(edge, sites.edge1.namespace(), served.address, (node, way)) {
+                Ok(()) => ways.push(Way {
+                    name,
+                    address: served.address,
+                    counted: served.load.shared(),
+                    processes: Processes::of(&on_path),
+                }),
+                Err(error) => {
+                    found.remark(format!("{name} is left out: {}", in_one_line(&error)));
+                }
             }
         }
-        ways.retain(|way| way.address == sites.cloud1.ipv4() || effort.takes(&way.name));
+        let servers = served.map(|served| (served.load, Some(served.pod)));
         Ok(Self {
             sites,
             ways,
             _agents: agents,
             _wireguard: wireguard,
-            _servers: vec![
-                (host, None),
-                (cloud_server, Some(cloud)),
-                (edge_server, Some(edge)),
-            ],
+            _servers: servers.into_iter().chain([(host, None)]).collect(),
         })
     }
 
@@ -166,41 +202,95 @@ fn start_wireguard(
     }
 }
 
-/// Agents on the first cloud node, which is the relay, and on both edges.
-fn start_agents(
-    lab: &Lab,
-    sites: &Sites,
-    effort: &Effort,
-    services: &[ClusterService],
-) -> Result<[Agent; 3]> {
-    let shared = SharedManifests::create(lab)?;
-    shared.publish(services)?;
-    let prepare = |node: &Node| -> Result<Agent> {
-        leave_kubelets_signs(node, Flavour::Nft)?;
-        let agent = Agent::prepare_sharing(lab, node, &effort.agent, &shared)?;
-        agent.configure(&configuration(sites.cloud1.ipv4().into()))?;
-        Ok(agent)
-    };
-    let mut agents = [
-        prepare(&sites.cloud1)?,
-        prepare(&sites.edge1)?,
-        prepare(&sites.edge2)?,
-    ];
-    for agent in &mut agents {
-        agent.start_without_waiting()?;
-    }
-    for agent in &mut agents {
-        agent.await_ready()?;
-    }
-    Ok(agents)
+/// The agents: that of the first cloud node is the relay.
+struct Agents {
+    edge1: Agent,
+    pids: Pids,
+    have_carrier: bool,
+    _others: [Agent; 3],
 }
 
-fn configuration(relay: IpAddr) -> String {
+#[derive(Clone, Copy)]
+struct Pids {
+    cloud1: u32,
+    cloud2: u32,
+    edge1: u32,
+    edge2: u32,
+}
+
+impl Agents {
+    fn start(
+        lab: &Lab,
+        sites: &Sites,
+        effort: &Effort,
+        services: &[ClusterService],
+    ) -> Result<Self> {
+        let shared = SharedManifests::create(lab)?;
+        shared.publish(services)?;
+        let relay = IpAddr::V4(sites.cloud1.ipv4());
+        let prepare = |node: &Node| -> Result<Agent> {
+            leave_kubelets_signs(node, Flavour::Nft)?;
+            let agent = Agent::prepare_sharing(lab, node, &effort.agent, &shared)?;
+            agent.configure(&configuration(relay, false))?;
+            Ok(agent)
+        };
+        let (mut cloud1, mut edge2) = (prepare(&sites.cloud1)?, prepare(&sites.edge2)?);
+        let (mut cloud2, mut edge1) = (prepare(&sites.cloud2)?, prepare(&sites.edge1)?);
+        cloud1.start_without_waiting()?;
+        edge2.start_without_waiting()?;
+        let have_carrier = start_with_carrier(&mut edge1, relay)?;
+        if have_carrier {
+            start_with_carrier(&mut cloud2, relay)?;
+        } else {
+            cloud2.start()?;
+        }
+        cloud1.await_ready()?;
+        edge2.await_ready()?;
+        let pid = |agent: &mut Agent| -> Result<u32> {
+            let process = agent.process().context("an agent has ended")?;
+            Ok(process.pid())
+        };
+        let pids = Pids {
+            cloud1: pid(&mut cloud1)?,
+            cloud2: pid(&mut cloud2)?,
+            edge1: pid(&mut edge1)?,
+            edge2: pid(&mut edge2)?,
+        };
+        Ok(Self {
+            edge1,
+            pids,
+            have_carrier,
+            _others: [cloud1, cloud2, edge2],
+        })
+    }
+}
+
+/// Whether the agent knows of a second carrier; it is started in either case.
+fn start_with_carrier(agent: &mut Agent, relay: IpAddr) -> Result<bool> {
+    agent.configure(&configuration(relay, true))?;
+    match agent.start() {
+        Ok(()) => Ok(true),
+        Err(error) if format!("{error:#}").contains(CARRIER) => {
+            agent.configure(&configuration(relay, false))?;
+            agent.start()?;
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn configuration(relay: IpAddr, carrier: bool) -> String {
+    let key = CARRIER.rsplit('.').next().unwrap_or_default();
+    let carrier = if carrier {
+        format!("    {key}: true\n")
+    } else {
+        String::new()
+    };
     format!(
         "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\nkind: EdgeMeshAgent\n\
          commonConfig:\n  terminationGracePeriod: 1s\n\
          modules:\n  edgeProxy:\n    enable: true\n  edgeTunnel:\n    enable: true\n    \
-         relayNodes:\n    - nodeName: cloud1\n      advertiseAddress: [{relay}]\n"
+         relayNodes:\n    - nodeName: cloud1\n      advertiseAddress: [{relay}]\n{carrier}"
     )
 }
 
@@ -239,6 +329,13 @@ fn way_to(status: &str, peer: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_carrier_is_a_key_beside_those_of_the_tunnel() {
+        let relay = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        assert!(configuration(relay, true).ends_with("[127.0.0.1]\n    tcpCarrier: true\n"));
+        assert!(!configuration(relay, false).contains("tcpCarrier"));
+    }
 
     #[test]
     fn the_way_to_a_peer_is_read_from_the_status() {
