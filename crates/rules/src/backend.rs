@@ -183,8 +183,8 @@ impl Backend {
     /// To be called at least every 2 s. With nftables it costs next to nothing. So it does
     /// with iptables-nft as long as nobody adds or removes rules of ours; that one of them
     /// was exchanged for another is noticed at once in a nat table of up to 2,000 lines,
-    /// one call later for each 2,000 more. With iptables-legacy the whole nat table is read
-    /// each time.
+    /// one call later for each 2,000 more. So is whatever happens with iptables-legacy, of
+    /// which the rules alone tell.
     ///
     /// # Errors
     ///

@@ -8,6 +8,8 @@ mod kernel_path_view;
 mod kube_proxy_element;
 mod kube_proxy_portals;
 mod nat_view;
+#[cfg(test)]
+mod nat_view_tests;
 mod nft_chains;
 
 use crate::iptables::installed::{Tools, installed};

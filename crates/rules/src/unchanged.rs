@@ -10,7 +10,7 @@ use crate::{Family, Flavour, OwnChain, Repair};
 
 /// For every so many lines of the nat table, reading it is put off by one look after a
 /// foreign change that left our chains as long as they were.
-const LINES_PER_LOOK: usize = 2000;
+pub(crate) const LINES_PER_LOOK: usize = 2000;
 
 /// The kernel's word that a transaction was made for an older generation (`ERESTART`,
 /// kernel `include/linux/errno.h`).

@@ -143,7 +143,8 @@ async fn follow(
     let mut rules = Arc::new(Ruleset::new(intercept(family), 20_008, Mark::AGENT));
     backend.apply(&rules).await?;
     for (number, together) in steps()?.iter().enumerate() {
-        let same_fixed_rules = rules.refused_at();
+        let fixed = |rules: &Ruleset| (rules.refused_at(), rules.pods().to_vec());
+        let before = fixed(&rules);
         let mut next = Ruleset::clone(&rules);
         for step in together {
             next = after(&next, step)?;
@@ -151,7 +152,7 @@ async fn follow(
         rules = Arc::new(next);
         let applied = backend.apply(&rules).await?;
         assert_eq!(applied.repairs, [], "step {number}: {together:?}");
-        if rules.refused_at() == same_fixed_rules {
+        if fixed(&rules) == before {
             let cheap = matches!(applied.change, Change::None | Change::Incremental);
             assert!(cheap, "step {number} {together:?}: {:?}", applied.change);
         }

@@ -9,8 +9,9 @@ use tokio::time::timeout;
 use crate::backend::{Applied, Change, Verified};
 use crate::chain_names::SERVICE_PREFIX;
 use crate::error::RulesError;
-use crate::iptables::difference::{Difference, Means, against, between};
+use crate::iptables::difference::{Difference, Means, between};
 use crate::iptables::installed::Tools;
+use crate::iptables::last_read::{LastRead, difference_to};
 use crate::iptables::parse::Table;
 use crate::iptables::probe::{has_kube_proxy_in_nf_tables, probe, probe_again};
 use crate::iptables::transaction::Transaction;
@@ -133,7 +134,7 @@ impl IptablesBackend {
     /// To be called every 2 s or so. With iptables-nft it costs next to nothing as long as
     /// nobody adds or removes rules of ours. That one of them was exchanged for another is
     /// noticed at once in a nat table of up to 2,000 lines, one call later for each 2,000
-    /// more. With iptables-legacy the whole nat table is read each time.
+    /// more. So is whatever happens with iptables-legacy, of which the rules alone tell.
     ///
     /// # Errors
     ///
@@ -141,6 +142,16 @@ impl IptablesBackend {
     pub(crate) async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
         let started = Instant::now();
         self.expect_own_family(wanted)?;
+        if !self.watch.can_tell()
+            && self.known.as_ref() == Some(wanted)
+            && !self.last_read.is_overdue()
+        {
+            return Ok(Verified {
+                repairs: Vec::new(),
+                read_back: false,
+                took: started.elapsed(),
+            });
+        }
         let (look, mut repairs) = self.look_and_move_jumps();
         if self.known.as_ref() == Some(wanted) && look == Look::Same {
             let read_back = self.watch.is_overdue(self.last_read.lines);
@@ -436,35 +447,5 @@ impl IptablesBackend {
         self.last_read.lines += transaction.lines();
         self.watch.settle(steps);
         Ok(())
-    }
-}
-
-/// What else the nat table told when it was read last.
-#[derive(Clone, Copy, Debug, Default)]
-struct LastRead {
-    /// About how long it is: what was changed since is added.
-    lines: usize,
-    kube_services: bool,
-}
-
-impl LastRead {
-    fn of(table: &Table<'_>) -> Self {
-        Self {
-            lines: table.lines,
-            kube_services: table.kube_services,
-        }
-    }
-}
-
-/// Tens of thousands of lines take a while, in which other tasks shall go on.
-async fn difference_to(text: String, wanted: Arc<Ruleset>, means: Means) -> (Difference, LastRead) {
-    let work = tokio::task::spawn_blocking(move || {
-        let table = Table::parse(&text);
-        let read = LastRead::of(&table);
-        (against(&table, &wanted, means), read)
-    });
-    match work.await {
-        Ok(outcome) => outcome,
-        Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
     }
 }

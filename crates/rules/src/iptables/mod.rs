@@ -8,6 +8,7 @@ pub(crate) mod fail_open;
 mod flavour;
 pub(crate) mod installed;
 mod kernel_path_difference;
+mod last_read;
 mod masquerade;
 pub(crate) mod options;
 pub(crate) mod own_rule;

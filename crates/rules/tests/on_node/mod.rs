@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each lab uses a part of it")]
 
 mod answering;
+pub(crate) mod two_nodes;
 
 use std::net::IpAddr;
 use std::sync::Arc;
