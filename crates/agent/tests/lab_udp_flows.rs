@@ -19,6 +19,18 @@ const LABEL: &str = "service.edgemesh.kubeedge.io/service-proxy-name";
 const DNS: [&str; 2] = ["10.96.10.1:53", "[fd00:96::1]:53"];
 const LONG: Duration = Duration::from_secs(15);
 
+const USER_MODE: &str = "modules: {edgeProxy: {enable: true, datapath: user}}\n";
+
+/// Waits until no flow goes by the kernel alone.
+fn await_user_mode(stage: &SideBySide) -> Result<()> {
+    await_ok(LONG, "everything is in user mode", || {
+        let metrics = stage.agent.get("/metrics")?;
+        let line = "edgemesh_portals{handling=\"user_mode\"} 2.0";
+        ensure!(metrics.contains(line), "no {line} in {metrics}");
+        Ok(())
+    })
+}
+
 fn dns() -> ClusterService {
     ClusterService::new("default/dns")
         .cluster_ip("10.96.10.1")
@@ -111,6 +123,9 @@ fn a_udp_client_is_handed_over_to_kube_proxy_when_the_service_is_labelled() -> R
 fn a_udp_client_is_handed_over_to_kube_proxy_when_the_agent_stops() -> Result<()> {
     test_each_flavour(|lab, flavour| {
         let mut stage = running_stage(lab, flavour)?;
+        // Flows that the kernel took to an endpoint go on there.
+        stage.agent.configure(USER_MODE)?;
+        await_user_mode(&stage)?;
         let sockets = sockets_served_by_agent(&stage)?;
         assert_eq!(stage.agent.stop()?.code(), Some(0));
         for socket in &sockets {

@@ -27,6 +27,15 @@ pub(crate) enum Backend {
     Nftables,
 }
 
+/// `modules.edgeProxy.datapath`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Datapath {
+    /// The kernel takes what it can: the default, so the configuration does not mention it.
+    Hybrid,
+    /// The agent takes everything.
+    User,
+}
+
 /// The relay node of `modules.edgeTunnel.relayNodes`.
 #[derive(Debug, Clone)]
 pub(crate) struct RelayNode {
@@ -41,6 +50,8 @@ pub(crate) struct RelayNode {
 pub(crate) struct AgentSetup {
     /// For agents started from now on.
     pub(crate) backend: Backend,
+    /// For agents started from now on.
+    pub(crate) datapath: Datapath,
     /// With a tunnel and this relay, for agents started from now on; none by default.
     pub(crate) tunnel: Option<RelayNode>,
     config: PathBuf,
@@ -53,6 +64,7 @@ impl AgentSetup {
     pub(crate) fn new(folder: &Path, kubeconfig: PathBuf) -> Self {
         Self {
             backend: Backend::Auto,
+            datapath: Datapath::Hybrid,
             tunnel: None,
             config: folder.join("edgemesh-agent.yaml"),
             state: folder.join("state"),
@@ -98,6 +110,10 @@ impl AgentSetup {
                 format!("    backend: {}\n", self.backend)
             }
         };
+        let datapath = match self.datapath {
+            Datapath::Hybrid => "",
+            Datapath::User => "    datapath: user\n",
+        };
         let tunnel = match &self.tunnel {
             None => String::new(),
             Some(RelayNode { node, address }) => format!(
@@ -113,7 +129,7 @@ impl AgentSetup {
              modules:\n\
              \x20 edgeProxy:\n\
              \x20   enable: true\n\
-             {mode}{backend}{tunnel}"
+             {mode}{backend}{datapath}{tunnel}"
         )
     }
 }

@@ -9,7 +9,7 @@ use edgemesh_lab::{
     await_ok,
 };
 
-use crate::agent::{AgentSetup, FilterMode};
+use crate::agent::{AgentSetup, Datapath, FilterMode};
 use crate::api::KubeApi;
 use crate::control_plane::ControlPlane;
 use crate::kube_proxy::{KubeProxySetup, Mode};
@@ -363,8 +363,27 @@ impl Cluster {
             port.name,
             entry.to
         );
-        self.came_from_node(&answer)
+        self.came_from(entry, &answer)
             .with_context(|| port.name.to_owned())
+    }
+
+    /// Fails unless the server saw whom it would see behind kube-proxy: a pod as it is, and
+    /// the host, which is not in the pods' network, as the node. In user mode it is the node
+    /// in either case.
+    fn came_from(&self, entry: Entry, answer: &Answer) -> Result<()> {
+        let is_pod = entry == CONTAINER;
+        match self.agent.datapath {
+            Datapath::Hybrid if is_pod => {
+                let seen = answer.client.ip();
+                let client = self.client.addresses();
+                ensure!(
+                    client.contains(&seen),
+                    "the server saw {seen}, not {client:?}"
+                );
+                Ok(())
+            }
+            Datapath::Hybrid | Datapath::User => self.came_from_node(answer),
+        }
     }
 
     /// Fails unless the server saw an address of the node: the agent connects anew.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{Background, Family, await_ok, test_each_flavour};
 
-use crate::agent::Backend;
+use crate::agent::{Backend, Datapath};
 use crate::cluster::{
     Cluster, DNS, DNS_TCP, LONELY, PATIENCE, Port, REPAIRED, WEB, ask, refused, same_text,
     sorted_lines,
@@ -83,6 +83,8 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn new(cluster: &'a mut Cluster, mode: Mode) -> Result<Self> {
+        // The agent counts what it takes itself: by that it is told from kube-proxy.
+        cluster.agent.datapath = Datapath::User;
         let mut ports = vec![WEB, DNS, DNS_TCP];
         if cluster.kube_proxys_families().contains(&Family::V6) {
             dual_stack::make_services(cluster)?;

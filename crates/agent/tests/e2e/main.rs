@@ -24,6 +24,7 @@ mod changes;
 mod dual_stack;
 mod filter;
 mod hand_over;
+mod kernel_path;
 mod kube_proxy_alone;
 mod kube_proxy_modes;
 mod life;

@@ -134,7 +134,9 @@ impl Portals {
 
     /// How many connections the agent's chains have caught in all.
     pub(crate) fn caught_in_all(&self) -> u64 {
-        let caught = self.ours().filter(|rule| rule.jump() == Some("DNAT"));
+        // To the agent or an endpoint, or into a chain that chooses among several.
+        let takes = |target: &str| target == "DNAT" || target.starts_with("EDGEMESH-SVC-");
+        let caught = self.ours().filter(|rule| rule.jump().is_some_and(takes));
         caught.map(|rule| rule.packets).sum()
     }
 
