@@ -247,3 +247,30 @@ proptest! {
         prop_assert!(stage.ask_from("10.244.0.1", &junk).is_err());
     }
 }
+
+/// With `--release --ignored --nocapture` it prints what each side spends on a probe.
+#[test]
+#[ignore = "a measurement, to be made with --release"]
+#[expect(clippy::print_stdout, reason = "figures for whoever asks for them")]
+fn what_a_probe_costs() {
+    const PROBES: u32 = 2000;
+    let mut stage = Stage::new();
+    let mut probe = stage.probe();
+    let mut spent = [Duration::ZERO; 3];
+    for number in 0..PROBES {
+        probe.nonce[..4].copy_from_slice(&number.to_be_bytes());
+        stage.now += Duration::from_millis(50);
+        let began = Instant::now();
+        let bytes = signed(&probe, &stage.peer);
+        let asked = Instant::now();
+        let answer = stage.ask_from("10.244.0.1", &bytes).unwrap();
+        let answered = Instant::now();
+        let message = ProbeAnswer::to_sign(&bytes);
+        assert!(is_signed_by(&stage.own, &message, &answer.signature));
+        spent[0] += asked - began;
+        spent[1] += answered - asked;
+        spent[2] += answered.elapsed();
+    }
+    let [ask, answer, believe] = spent.map(|all| all / PROBES);
+    println!("asking {ask:?}, answering {answer:?}, believing the answer {believe:?}");
+}

@@ -233,10 +233,11 @@ impl Running {
                     Some(news) => self.take(news),
                     None => told_of_news = false,
                 },
-                came = came(self.probing.as_ref()) => self.came(came.as_ref()),
                 () = at(due) => self.send_due().await,
                 () = at(tell_at) => {}
                 () = at(self.probing.as_ref().map(Probe::wakes_at)) => self.look_around(),
+                // Last: whoever floods this socket keeps nothing else from being done.
+                came = came(self.probing.as_ref()) => self.came(came.as_ref()),
             }
         }
     }

@@ -308,7 +308,7 @@ pub(crate) fn push_attribute(payload: &mut Vec<u8>, kind: u16, value: &[u8]) {
     payload.resize(payload.len().next_multiple_of(4), 0);
 }
 
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let word = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         let [kind_0, kind_1] = *bytes.get(4..)?.first_chunk()?;

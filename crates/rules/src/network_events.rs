@@ -190,3 +190,104 @@ fn is_of_a_pod(message: &Message<'_>) -> bool {
     }
     is_veth && leads_out
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::netlink::{messages, push_attribute};
+
+    const UNICAST: u8 = 1;
+    const LOCAL: u8 = 2;
+    const MAIN: u8 = 254;
+
+    fn told(kind: u16, payload: &[u8], down: &mut BTreeSet<u32>) -> Vec<NetworkEvent> {
+        let mut bytes = Vec::new();
+        let length = u32::try_from(16 + payload.len()).unwrap();
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(payload);
+        messages(&bytes)
+            .filter_map(|message| read(&message, down))
+            .collect()
+    }
+
+    fn route_to(to: Option<([u8; 4], u8)>, table: u32, kind: u8, flags: u32) -> Vec<NetworkEvent> {
+        let length = to.map_or(0, |(_, length)| length);
+        let small = u8::try_from(table).unwrap_or(0);
+        let mut payload = vec![FAMILY_4, length, 0, 0, small, 0, 0, kind];
+        payload.extend(flags.to_ne_bytes());
+        push_attribute(&mut payload, ROUTE_TABLE, &table.to_ne_bytes());
+        if let Some((address, _)) = to {
+            push_attribute(&mut payload, ROUTE_DESTINATION, &address);
+        }
+        told(NEW_ROUTE, &payload, &mut BTreeSet::new())
+    }
+
+    fn link_is(kind: u16, index: u32, flags: u32, pods: bool) -> (u16, Vec<u8>) {
+        let mut payload = vec![0; 4];
+        payload.extend(index.to_ne_bytes());
+        payload.extend(flags.to_ne_bytes());
+        payload.extend([0; 4]);
+        if pods {
+            let mut info = Vec::new();
+            push_attribute(&mut info, LINK_INFO_KIND, b"veth\0");
+            push_attribute(&mut payload, LINK_INFO, &info);
+            push_attribute(&mut payload, LINK_OTHER_NAMESPACE, &[0; 4]);
+        }
+        (kind, payload)
+    }
+
+    #[test]
+    fn routes_to_others_are_told_with_where_they_lead() {
+        let to = |text: &str| vec![NetworkEvent::Route(text.parse().unwrap())];
+        let pods = Some(([10, 244, 2, 0], 24));
+        let main = u32::from(MAIN);
+        assert_eq!(route_to(pods, main, UNICAST, 0), to("10.244.2.0/24"));
+        assert_eq!(route_to(None, main, UNICAST, 0), to("0.0.0.0/0"));
+        // A blackhole, and a table of somebody else's.
+        assert_eq!(route_to(pods, main, 6, 0), to("10.244.2.0/24"));
+        assert_eq!(route_to(pods, 1000, UNICAST, 0), to("10.244.2.0/24"));
+    }
+
+    #[test]
+    fn our_own_routes_and_those_that_lead_nowhere_else_are_not_told() {
+        let service = Some(([10, 96, 0, 1], 32));
+        let main = u32::from(MAIN);
+        assert_eq!(route_to(service, LAST_RESORT_TABLE, UNICAST, 0), []);
+        assert_eq!(route_to(service, main, LOCAL, 0), []);
+        assert_eq!(route_to(service, main, UNICAST, CLONED), []);
+        assert_eq!(route_to(Some(([224, 0, 0, 0], 4)), main, UNICAST, 0), []);
+    }
+
+    #[test]
+    fn a_link_that_goes_down_is_told_once_and_a_pods_never() {
+        let mut down = BTreeSet::new();
+        let mut tell = |(kind, payload): (u16, Vec<u8>)| told(kind, &payload, &mut down);
+        assert_eq!(tell(link_is(NEW_LINK, 2, RUNNING, false)), []);
+        let went = [NetworkEvent::Anything];
+        assert_eq!(tell(link_is(NEW_LINK, 2, 0, false)), went);
+        assert_eq!(tell(link_is(NEW_LINK, 2, 0, false)), []);
+        assert_eq!(tell(link_is(DELETED_LINK, 2, 0, false)), []);
+        assert_eq!(tell(link_is(DELETED_LINK, 3, 0, false)), went);
+        assert_eq!(tell(link_is(NEW_LINK, 4, 0, true)), []);
+        assert_eq!(tell(link_is(DELETED_LINK, 4, 0, true)), []);
+    }
+
+    #[test]
+    fn an_address_is_told_whatever_it_is() {
+        let mut down = BTreeSet::new();
+        let address = [NetworkEvent::Address];
+        assert_eq!(told(NEW_ADDRESS, &[], &mut down), address);
+        assert_eq!(told(DELETED_ADDRESS, &[], &mut down), address);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_arrives_is_survived(kind in 0_u16..32, payload: Vec<u8>) {
+            told(kind, &payload, &mut BTreeSet::new());
+        }
+    }
+}
