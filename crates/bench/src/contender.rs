@@ -1,28 +1,25 @@
 //! Who takes part on one node, and how each is set up.
 
+pub mod agent_start;
 mod haproxy;
 mod nginx;
+mod ready;
 pub mod wireguard;
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 use edgemesh_lab::{
-    Agent, Background, ClusterService, Endpoint, Flavour, KubeProxy, KubeProxyMode, Lab, Namespace,
-    Node, Place, await_ok,
+    Background, ClusterService, Flavour, KubeProxy, KubeProxyMode, Node, Place, await_ok,
 };
 
-use crate::load::{Counted, ONCE, connections};
-use crate::processes::Processes;
-use crate::stage::{CLUSTER_IP, OneNode};
+pub use ready::Ready;
 
 /// How long a contender may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// An address that nobody has.
-const NOWHERE: Ipv4Addr = Ipv4Addr::new(10, 245, 255, 254);
 
 /// How rules get into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -158,174 +155,12 @@ impl Contender {
 
 /// Where a program is, in `PATH` or where Debian puts those of the administrator.
 #[must_use]
-pub fn find(program: &str) -> Option<std::path::PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     folders
         .map(|folder| folder.join(program))
         .find(|path| path.is_file())
-}
-
-/// A contender that serves, on a node of its own.
-#[derive(Debug)]
-pub struct Ready {
-    /// Who.
-    pub contender: Contender,
-    /// Its node.
-    pub stage: OneNode,
-    address: Ipv4Addr,
-    processes: Processes,
-    running: Running,
-}
-
-#[derive(Debug)]
-enum Running {
-    Nothing,
-    Rules {
-        _kube_proxy: KubeProxy,
-    },
-    Agent {
-        agent: Box<Agent>,
-        _kube_proxy: KubeProxy,
-    },
-    Program {
-        _program: Background,
-    },
-}
-
-impl Ready {
-    /// Sets a contender up and waits until it serves. `agent` is the program; `turn` tells
-    /// apart the nodes of one contender.
-    ///
-    /// # Errors
-    ///
-    /// When it does not serve within a minute: says what it said.
-    pub fn set_up(contender: Contender, lab: &Lab, agent: &Path, turn: usize) -> Result<Self> {
-        let stage = OneNode::create(lab, &format!("{}-{turn}", contender.short()))?;
-        let (address, processes, running) = match contender {
-            Contender::Direct => (stage.server.ipv4(), Processes::default(), Running::Nothing),
-            Contender::KubeProxy(backend) => {
-                let kube_proxy = rules(&stage.node, backend, &[stage.service()])?;
-                let running = Running::Rules {
-                    _kube_proxy: kube_proxy,
-                };
-                (CLUSTER_IP, Processes::default(), running)
-            }
-            Contender::Agent(datapath, backend) => {
-                let kube_proxy = rules(&stage.node, backend, &[leading_nowhere(stage.service())])?;
-                let mut agent = Agent::prepare(lab, &stage.node, agent)?;
-                agent.publish(&[stage.service()])?;
-                start(&mut agent, datapath, backend)?;
-                let pid = agent.process().context("the agent has ended")?.pid();
-                let running = Running::Agent {
-                    agent: Box::new(agent),
-                    _kube_proxy: kube_proxy,
-                };
-                (CLUSTER_IP, Processes::of(&[pid]), running)
-            }
-            Contender::Haproxy { splice } => {
-                let program = haproxy::start(lab, &stage, splice)?;
-                let processes = Processes::of(&[program.pid()]);
-                let running = Running::Program { _program: program };
-                (stage.node.ipv4(), processes, running)
-            }
-            Contender::Nginx => {
-                let program = nginx::start(lab, &stage)?;
-                let processes = Processes::of(&[program.pid()]);
-                let running = Running::Program { _program: program };
-                (stage.node.ipv4(), processes, running)
-            }
-        };
-        let ready = Self {
-            contender,
-            stage,
-            address,
-            processes,
-            running,
-        };
-        ready.await_service()?;
-        ready.check_path()?;
-        Ok(ready)
-    }
-
-    /// Takes it down.
-    ///
-    /// # Errors
-    ///
-    /// Those of ip.
-    pub fn clear(self) -> Result<()> {
-        drop(self.running);
-        self.stage.clear()
-    }
-
-    /// Where clients connect to.
-    #[must_use]
-    pub fn to(&self, port: u16) -> SocketAddr {
-        (self.address, port).into()
-    }
-
-    /// Where clients are.
-    #[must_use]
-    pub fn client(&self) -> &Namespace {
-        self.stage.client.namespace()
-    }
-
-    /// What arrives at the server.
-    #[must_use]
-    pub fn counted(&self) -> &Counted {
-        self.stage.load.counted()
-    }
-
-    /// The processes that carry the bytes, if any do.
-    #[must_use]
-    pub fn processes(&self) -> Processes {
-        if self.contender.is_in_user_mode() {
-            self.processes.clone()
-        } else {
-            Processes::default()
-        }
-    }
-
-    fn await_service(&self) -> Result<()> {
-        let to = self.to(ONCE);
-        let what = format!("{} serves", self.contender);
-        await_ok(PATIENCE, &what, || {
-            self.client().run(|| connections::once(to))??;
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    /// That the agent serves does not show by which path.
-    fn check_path(&self) -> Result<()> {
-        let (Contender::Agent(datapath, _), Running::Agent { agent, .. }) =
-            (self.contender, &self.running)
-        else {
-            return Ok(());
-        };
-        let metrics = agent.get("/metrics")?;
-        let accepted = sum(&metrics, "edgemesh_forward_connections_accepted");
-        match datapath {
-            Datapath::Hybrid => ensure!(
-                accepted == 0.0,
-                "the agent takes connections that the kernel was to take"
-            ),
-            Datapath::User => ensure!(accepted > 0.0, "the agent took no connection"),
-        }
-        Ok(())
-    }
-}
-
-/// kube-proxy's rules beside an agent: who gets past the agent finds nobody, so that nothing
-/// that kube-proxy serves is taken for the agent's.
-fn leading_nowhere(service: ClusterService) -> ClusterService {
-    let mut service = service.without_endpoints();
-    service.endpoints.push(Endpoint {
-        addresses: vec![NOWHERE.into()],
-        node: None,
-        ready: true,
-    });
-    service
 }
 
 /// Writes kube-proxy's rules.
@@ -339,52 +174,6 @@ pub fn rules(node: &Node, backend: Backend, services: &[ClusterService]) -> Resu
         Backend::Nftables => KubeProxyMode::Nftables,
     };
     KubeProxy::start(node, mode, services)
-}
-
-/// The sum of all samples of a page for Prometheus whose names begin like this.
-#[must_use]
-pub fn sum(metrics: &str, name: &str) -> f64 {
-    let samples = metrics.lines().filter(|line| line.starts_with(name));
-    let values = samples.filter_map(|line| line.rsplit_once(' '));
-    values
-        .filter_map(|(_, value)| value.parse::<f64>().ok())
-        .sum()
-}
-
-/// Starts an agent that has the key `datapath`, or, for the user path, one that knows no other.
-///
-/// # Errors
-///
-/// When it does not get ready.
-pub fn start(agent: &mut Agent, datapath: Datapath, backend: Backend) -> Result<()> {
-    let mut outcome = Ok(());
-    for text in configurations(datapath, backend) {
-        agent.configure(&text)?;
-        outcome = agent.start();
-        match &outcome {
-            Ok(()) => return Ok(()),
-            Err(error) if format!("{error:#}").contains("modules.edgeProxy.datapath") => {}
-            Err(_) => break,
-        }
-    }
-    outcome
-}
-
-/// What to configure an agent with, the best first: one from before the key `datapath` was
-/// made knows the user path only.
-#[must_use]
-pub fn configurations(datapath: Datapath, backend: Backend) -> Vec<String> {
-    let text = format!(
-        "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
-         kind: EdgeMeshAgent\n\
-         commonConfig:\n  terminationGracePeriod: 1s\n\
-         modules:\n  edgeProxy:\n    enable: true\n    backend: {}\n",
-        backend.name()
-    );
-    match datapath {
-        Datapath::Hybrid => vec![format!("{text}    datapath: hybrid\n")],
-        Datapath::User => vec![format!("{text}    datapath: user\n"), text],
-    }
 }
 
 /// Waits until a program listens on `to`.
@@ -417,13 +206,6 @@ mod tests {
             }
         }
         assert_eq!(all[0], Contender::Direct, "tables compare with it");
-    }
-
-    #[test]
-    fn samples_of_one_name_are_summed() {
-        let page = "# TYPE a counter\na_total{b=\"c\"} 2\na_total 0.5\nb_total 7\n";
-        assert_eq!(sum(page, "a_total"), 2.5);
-        assert_eq!(sum(page, "c"), 0.0);
     }
 
     #[test]

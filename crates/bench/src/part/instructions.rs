@@ -15,7 +15,8 @@ use edgemesh_lab::{
 
 use super::services::bulk;
 use super::{Effort, Found};
-use crate::contender::{Backend, Datapath, configurations, find};
+use crate::contender::agent_start::configurations;
+use crate::contender::{Backend, Datapath, find};
 use crate::load::requests::Crowd;
 use crate::load::{BULK, ONCE, REQUESTS, Until, bulk as bytes, connections, requests};
 use crate::processes::Processes;

@@ -1,6 +1,7 @@
 //! Between sites: from an edge node to the cloud and to another edge, beside plain TCP
 //! through the same NAT.
 
+mod agents;
 mod stage;
 
 use std::time::Duration;
