@@ -129,7 +129,10 @@ static EDGE_PROXY: &[Key] = &[
     honoured!(Own Live "modules.edgeProxy.datapath",
         edge_proxy.datapath = OneOf(&[("hybrid", DatapathMode::Hybrid),
             ("user", DatapathMode::User)]),
-        "Who takes connections to endpoints: with `hybrid` the kernel, as kube-proxy would, wherever this          node reaches an endpoint natively, and the agent where it takes the tunnel; with `user`          the agent everywhere. `edgemesh-agent explain` says for each port who does, and why."),
+        "Who takes connections to endpoints: with `hybrid` the kernel, as kube-proxy would, wherever \
+         this node reaches an endpoint natively, and the agent where it takes the tunnel; with `user` \
+         the agent everywhere. `edgemesh-agent explain` says \
+         for each port who does, and why."),
     honoured!(Own Restart "modules.edgeProxy.reachability.probe",
         edge_proxy.reachability.probe = Bool,
         "Whether peers are asked to prove, without the tunnel, that they are reached natively, and \

@@ -16,7 +16,7 @@ pub(super) enum Way {
 impl fmt::Display for Way {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Agent => "through the agent",
+            Self::Agent => "by the agent's rules",
             Self::KubeProxy => "by kube-proxy's rules",
         })
     }
