@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use edgemesh_lab::{
     Agent, ClusterService, Flavour, KubeProxy, Lab, Node, Place, Pod, Serve, Server,
-    SharedManifests, Sites, SitesBuilder, Traffic, await_ok, test,
+    SharedManifests, Sites, SitesBuilder, await_ok, test,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
@@ -338,5 +338,22 @@ fn without_probes_every_peer_is_reached_through_the_tunnel_but_where_the_operato
         let own = std::fs::read_to_string(own)?;
         assert!(!own.contains("probe"), "{own}");
         Ok(())
+    })
+}
+
+#[test]
+fn a_node_that_is_handed_over_goes_on_proving_itself() -> Result<()> {
+    test(|lab| {
+        let mut stage = Stage::running(lab, Sites::builder(), "{}")?;
+        await_way(&stage.cloud1, DIRECT)?;
+        let log = lab.folder().join("next.log");
+        let next = stage.cloud2.run_command().arg("--take-over");
+        let mut next = next.start(log)?;
+        next.await_log(SOON, "this agent holds the node now")?;
+        stage.cloud2.stop()?;
+        // By now it is the next agent that has the admin address, and the port for probes.
+        await_metric(&stage.cloud2, "edgemesh_reach_answered_total{} ", 2.0)?;
+        await_way(&stage.cloud1, DIRECT)?;
+        stage.is_served(&stage.near)
     })
 }

@@ -88,8 +88,26 @@ impl Asking {
             received = receive(self.v6.as_ref(), &mut v6) => (received, &v6),
         };
         let (length, from) = received.ok()?;
-        let answer = ProbeAnswer::decode(buffer.get(..length)?).ok()?;
-        Some(Came { from, answer })
+        Came::read(buffer.get(..length)?, from)
+    }
+
+    /// As [`Self::next`], without waiting: what has come already, if anything.
+    pub(crate) fn here(&self) -> Option<Option<Came>> {
+        let mut buffer = [0; ProbeAnswer::LENGTH + 1];
+        let mut sockets = [&self.v4, &self.v6].into_iter().flatten();
+        let (length, from) = sockets.find_map(|socket| socket.try_recv_from(&mut buffer).ok())?;
+        Some(
+            buffer
+                .get(..length)
+                .and_then(|bytes| Came::read(bytes, from)),
+        )
+    }
+}
+
+impl Came {
+    fn read(bytes: &[u8], from: SocketAddr) -> Option<Self> {
+        let answer = ProbeAnswer::decode(bytes).ok()?;
+        Some(Self { from, answer })
     }
 }
 

@@ -39,6 +39,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 const TRY_EVERY: Duration = Duration::from_millis(500);
 /// Of the time, at most one in so many parts is spent on finding out who is to be probed.
 const FOLLOWING_SHARE: u32 = 50;
+/// Datagrams that are read before time passes for those that are awaited.
+const MOST_AT_ONCE: usize = 1024;
 /// As many peers are named in one line of the log.
 const MOST_NAMED: usize = 5;
 
@@ -279,6 +281,14 @@ impl Running {
     }
 
     async fn send_due(&mut self) {
+        // What has come is not lost, however late this task was to look.
+        for _ in 0..MOST_AT_ONCE {
+            let here = self.probing.as_ref().and_then(|of| of.asking.here());
+            let Some(came) = here else {
+                break;
+            };
+            self.came(came.as_ref());
+        }
         let Some(probing) = &mut self.probing else {
             return;
         };

@@ -94,7 +94,7 @@ pub(crate) async fn probe(wanted: &Wanted) -> Facts {
         tunnel: config
             .edge_tunnel
             .enable
-            .then(|| tunnel_facts(&config.edge_tunnel, &wanted.node, &wanted.state_dir, tunnel)),
+            .then(|| tunnel_facts(config, &wanted.node, &wanted.state_dir, tunnel)),
         agent,
     }
 }

@@ -11,7 +11,7 @@ use edgemesh_catalog::{NodeName, PublicKey};
 use edgemesh_tunnel::NodeKey;
 
 use super::listeners::{Bound, bound, is_taken};
-use crate::config::EdgeTunnelConfig;
+use crate::config::{Config, EdgeTunnelConfig};
 use crate::tunnel::TunnelReport;
 
 /// How long a relay may take to accept a connection. Over the slowest links that a tunnel is
@@ -38,12 +38,12 @@ pub(super) struct TunnelFacts {
 /// Looks, and changes nothing: no key is made, no port bound. Each relay sees a connection
 /// that ends without a word.
 pub(super) fn tunnel_facts(
-    config: &EdgeTunnelConfig,
+    config: &Config,
     node: &NodeName,
     state_dir: &Path,
     running: Option<TunnelReport>,
 ) -> TunnelFacts {
-    let is_relay = config.is_relay(node.as_str());
+    let is_relay = config.edge_tunnel.is_relay(node.as_str());
     TunnelFacts {
         key: NodeKey::look(state_dir).map_err(|error| {
             let error = anyhow::Error::new(error);
@@ -51,17 +51,27 @@ pub(super) fn tunnel_facts(
         }),
         taken: taken(config, is_relay),
         is_relay,
-        relays: relays(config, node),
+        relays: relays(&config.edge_tunnel, node),
         running,
     }
 }
 
-fn taken(config: &EdgeTunnelConfig, is_relay: bool) -> Vec<(u16, Bound, &'static str)> {
-    let mut wanted = vec![(config.listen_port, Bound::Udp, "listenPort")];
+fn taken(config: &Config, is_relay: bool) -> Vec<(u16, Bound, &'static str)> {
+    let (tunnel, reachability) = (&config.edge_tunnel, &config.edge_proxy.reachability);
+    let mut wanted = vec![(
+        tunnel.listen_port,
+        Bound::Udp,
+        "modules.edgeTunnel.listenPort",
+    )];
+    if reachability.probe {
+        let key = "modules.edgeProxy.reachability.probePort";
+        wanted.push((reachability.probe_port, Bound::Udp, key));
+    }
     if is_relay {
-        wanted.push((config.relay_port(), Bound::TcpListening, "relayListenPort"));
-        let port = config.address_discovery_port;
-        wanted.push((port, Bound::Udp, "addressDiscoveryPort"));
+        let key = "modules.edgeTunnel.relayListenPort";
+        wanted.push((tunnel.relay_port(), Bound::TcpListening, key));
+        let key = "modules.edgeTunnel.addressDiscoveryPort";
+        wanted.push((tunnel.address_discovery_port, Bound::Udp, key));
     }
     wanted.retain(|(port, kind, _)| {
         let files: [&str; 2] = match kind {
@@ -176,12 +186,15 @@ mod tests {
     #[test]
     fn a_port_that_somebody_has_is_seen_without_binding_it() {
         let somebody = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let config = EdgeTunnelConfig {
-            listen_port: somebody.local_addr().unwrap().port(),
-            ..EdgeTunnelConfig::default()
-        };
-        let port = config.listen_port;
-        assert_eq!(taken(&config, false), [(port, Bound::Udp, "listenPort")]);
+        let port = somebody.local_addr().unwrap().port();
+        let mut config = Config::without_file();
+        config.edge_proxy.reachability.probe = false;
+        config.edge_tunnel.listen_port = port;
+        let key = "modules.edgeTunnel.listenPort";
+        assert_eq!(taken(&config, false), [(port, Bound::Udp, key)]);
+        config.edge_proxy.reachability.probe = true;
+        config.edge_proxy.reachability.probe_port = port;
+        assert_eq!(taken(&config, false).len(), 2);
         drop(somebody);
         assert_eq!(taken(&config, false), []);
     }
@@ -189,7 +202,7 @@ mod tests {
     #[test]
     fn no_key_is_made_by_looking() {
         let state = tempfile::tempdir().unwrap();
-        let config = EdgeTunnelConfig::default();
+        let config = Config::without_file();
         let facts = tunnel_facts(&config, &NodeName::new("edge1"), state.path(), None);
         assert_eq!(facts.key, Ok(None));
         assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);

@@ -19,7 +19,7 @@ pub(super) fn tunnel_findings(facts: Option<&TunnelFacts>, agent_runs: bool) -> 
         all.extend(facts.taken.iter().map(|(port, kind, key)| {
             fails(
                 TOPIC,
-                format!("somebody has {port}/{kind}, which is modules.edgeTunnel.{key}"),
+                format!("somebody has {port}/{kind}, which is {key}"),
                 "stop it, or set that key to a port that is free and open in the firewall",
             )
         }));
@@ -172,7 +172,7 @@ mod tests {
     fn a_key_that_cannot_be_used_and_a_port_of_another_fail() {
         let found = wrong(|facts| {
             facts.key = Err("others can read it".to_owned());
-            facts.taken = vec![(20006, Bound::Udp, "listenPort")];
+            facts.taken = vec![(20006, Bound::Udp, "modules.edgeTunnel.listenPort")];
         });
         let port = "somebody has 20006/udp, which is modules.edgeTunnel.listenPort";
         assert_eq!(
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn ports_of_a_running_agent_are_its_own() {
         let mut facts = good();
-        facts.taken = vec![(20006, Bound::Udp, "listenPort")];
+        facts.taken = vec![(20006, Bound::Udp, "modules.edgeTunnel.listenPort")];
         let found = tunnel_findings(Some(&facts), true);
         assert!(found.iter().all(|finding| finding.grade == Grade::Ok));
     }
