@@ -168,10 +168,11 @@ fn a_halted_agent_leaves_new_connections_to_kube_proxy_until_it_goes_on() -> Res
         let mut stage = stage(lab, flavour, true)?;
         halt(&mut stage)?;
         report("kube-proxy answers after SIGSTOP", by(flavour), || {
+            // Until then nobody answers, or the kernel still goes the agent's way.
             WEB.iter()
-                .try_for_each(|to| answered_soon(&stage.client, to))
+                .try_for_each(|to| answered_soon(&stage.client, to))?;
+            check_handled(&stage, Handler::KubeProxy)
         })?;
-        check_handled(&stage, Handler::KubeProxy)?;
         go_on(&mut stage)?;
         report("the agent serves after SIGCONT", by(flavour), || {
             check_handled(&stage, Handler::Agent)
@@ -185,10 +186,11 @@ fn with_nftables_too_a_killed_or_halted_agent_leaves_new_connections_to_kube_pro
         let mut stage = stage_by(lab, "nftables", Flavour::Nft, true)?;
         halt(&mut stage)?;
         report("kube-proxy answers after SIGSTOP", "nftables", || {
+            // Until then nobody answers, or the kernel still goes the agent's way.
             WEB.iter()
-                .try_for_each(|to| answered_soon(&stage.client, to))
+                .try_for_each(|to| answered_soon(&stage.client, to))?;
+            check_handled(&stage, Handler::KubeProxy)
         })?;
-        check_handled(&stage, Handler::KubeProxy)?;
         go_on(&mut stage)?;
         report("the agent serves after SIGCONT", "nftables", || {
             check_handled(&stage, Handler::Agent)
