@@ -300,17 +300,17 @@ impl Counters {
         add(&self.udp_flows_ended[reason as usize], 1);
     }
 
-    pub(crate) fn datagram(&self, way: Way, bytes: usize) {
+    pub(crate) fn datagrams(&self, way: Way, count: usize, bytes: usize) {
         let (datagrams, total) = match way {
             Way::Up => (&self.udp_datagrams_up, &self.udp_bytes_up),
             Way::Down => (&self.udp_datagrams_down, &self.udp_bytes_down),
         };
-        add(datagrams, 1);
+        add(datagrams, count as u64);
         add(total, bytes as u64);
     }
 
-    pub(crate) fn datagram_dropped(&self, reason: Dropped) {
-        add(&self.udp_dropped[reason as usize], 1);
+    pub(crate) fn drop_datagrams(&self, reason: Dropped, count: usize) {
+        add(&self.udp_dropped[reason as usize], count as u64);
     }
 
     pub(crate) fn task_panicked(&self) {

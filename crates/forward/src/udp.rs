@@ -1,12 +1,11 @@
 //! A UDP portal: its socket, and the flows of all who send to it.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgemesh_sockets::with_datagram_buffer;
+use edgemesh_sockets::{DatagramBatch, DatagramRun};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -19,13 +18,11 @@ use crate::chance::Chance;
 use crate::flow_cap::FlowCap;
 use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};
-use crate::reasons::{Dropped, FlowEnded};
-use crate::udp_flow::{Answers, Clock, Flow};
+use crate::reasons::{DialFault, Dropped, FlowEnded};
+use crate::udp_flow::{Answers, Clock, Flow, PortalSocket};
 use crate::udp_upstream::Sent;
 use crate::ways::Ways;
 
-/// Datagrams taken from a portal's socket before its other business gets its turn.
-const DATAGRAMS_AT_ONCE: usize = 64;
 /// Endpoints that are tried for one datagram.
 const ENDPOINTS_PER_DATAGRAM: usize = 4;
 
@@ -42,7 +39,7 @@ pub(crate) struct Flows {
 
 /// One UDP portal with its flows, owned by one task.
 pub(crate) struct UdpPortal {
-    socket: Arc<UdpSocket>,
+    socket: Arc<PortalSocket>,
     shared: Arc<Flows>,
     portal: Arc<ActivePortal>,
     changes: watch::Receiver<u64>,
@@ -53,7 +50,7 @@ pub(crate) struct UdpPortal {
 impl UdpPortal {
     pub(crate) fn new(socket: UdpSocket, portal: Arc<ActivePortal>, shared: Arc<Flows>) -> Self {
         Self {
-            socket: Arc::new(socket),
+            socket: Arc::new(PortalSocket::new(socket)),
             shared,
             changes: portal.changes(),
             portal,
@@ -72,7 +69,7 @@ impl UdpPortal {
                     () = stop.cancelled() => break,
                     Ok(()) = self.changes.changed() => self.end_flows_of_gone_endpoints(),
                     Some(ended) = self.tasks.join_next() => self.forget(ended),
-                    Ok(()) = self.socket.readable() => self.receive(),
+                    Ok(()) = self.socket.socket.readable() => self.receive(),
                 }
                 tokio::task::coop::consume_budget().await;
             }
@@ -118,18 +115,42 @@ impl UdpPortal {
     }
 
     fn receive(&mut self) {
-        for _ in 0..DATAGRAMS_AT_ONCE {
-            let received = with_datagram_buffer(|buffer| {
-                let (n, client) = self.socket.try_recv_from(buffer)?;
-                self.forward(ClientAddr(client), &buffer[..n]);
-                Ok::<_, io::Error>(())
+        let socket = Arc::clone(&self.socket);
+        DatagramBatch::with(|batch| {
+            // Errors other than an empty socket are those of single datagrams; readiness brings
+            // us back.
+            let _ = batch.receive(&socket.socket);
+            batch.runs(|client, run| {
+                if let Some(client) = client {
+                    self.forward_run(ClientAddr(client), run);
+                }
             });
-            // Other errors than an empty socket are those of single datagrams; readiness
-            // brings us back.
-            if received.is_err() {
-                return;
+        });
+    }
+
+    fn forward_run(&mut self, client: ClientAddr, run: &DatagramRun<'_>) {
+        if let Some(flow) = self.flows.get(&client)
+            && !flow.is_ending()
+            && let Some(sent) = flow.send_run(run, &self.shared.counters)
+        {
+            match sent {
+                Sent::Yes => return,
+                Sent::Dropped(reason) => {
+                    let counters = &self.shared.counters;
+                    return counters.drop_datagrams(reason, run.count());
+                }
+                Sent::Failed(fault) => self.lose(&Arc::clone(flow), fault),
             }
         }
+        for datagram in run.datagrams() {
+            self.forward(client, datagram);
+        }
+    }
+
+    fn lose(&self, flow: &Flow, fault: DialFault) {
+        let now = Instant::now().into_std();
+        self.portal.lost(flow.endpoint, fault.blame(), now);
+        flow.end(FlowEnded::for_blame(fault.blame()));
     }
 
     fn forward(&mut self, client: ClientAddr, datagram: &[u8]) {
@@ -139,12 +160,10 @@ impl UdpPortal {
         {
             match flow.send(datagram, &self.shared.counters) {
                 Sent::Yes => return,
-                Sent::Dropped(reason) => return self.shared.counters.datagram_dropped(reason),
+                Sent::Dropped(reason) => return self.shared.counters.drop_datagrams(reason, 1),
                 Sent::Failed(fault) => {
                     tried.push(flow.endpoint.0);
-                    let now = Instant::now().into_std();
-                    self.portal.lost(flow.endpoint, fault.blame(), now);
-                    flow.end(FlowEnded::for_blame(fault.blame()));
+                    self.lose(&Arc::clone(flow), fault);
                 }
             }
         }
@@ -171,12 +190,14 @@ impl UdpPortal {
                 Sent::Failed(fault) => attempt.failed(fault.blame(), now),
                 Sent::Yes => return self.keep(flow, attempt),
                 Sent::Dropped(reason) => {
-                    self.shared.counters.datagram_dropped(reason);
+                    self.shared.counters.drop_datagrams(reason, 1);
                     return self.keep(flow, attempt);
                 }
             }
         }
-        self.shared.counters.datagram_dropped(Dropped::NoEndpoint);
+        self.shared
+            .counters
+            .drop_datagrams(Dropped::NoEndpoint, 1);
     }
 
     fn open(&self, client: ClientAddr, attempt: Attempt) -> Option<(Arc<Flow>, Attempt)> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use edgemesh_sockets::{EndpointAddr, send_to_now};
+use edgemesh_sockets::{DatagramRun, EndpointAddr, SegmentLimit, join_datagrams, send_to_now};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,6 @@ use crate::udp_upstream::{Received, Sent, UdpUpstream};
 /// An endpoint on trial that has not refused for this long counts as well: many UDP services
 /// never answer at all.
 const SILENCE_IS_CONSENT: Duration = Duration::from_secs(1);
-/// Answers passed on before others get their turn.
-const ANSWERS_AT_ONCE: usize = 64;
 
 /// What a portal's socket and the task for the answers share of a flow.
 #[derive(Debug)]
@@ -36,6 +34,23 @@ pub(crate) struct Flow {
     place: Mutex<Place>,
     end: Mutex<Option<FlowEnded>>,
     ending: CancellationToken,
+}
+
+/// A portal's socket, which all its flows answer by.
+#[derive(Debug)]
+pub(crate) struct PortalSocket {
+    pub(crate) socket: UdpSocket,
+    limit: SegmentLimit,
+}
+
+impl PortalSocket {
+    pub(crate) fn new(socket: UdpSocket) -> Self {
+        join_datagrams(&socket);
+        Self {
+            socket,
+            limit: SegmentLimit::default(),
+        }
+    }
 }
 
 /// Time since some moment before the first flow.
@@ -85,9 +100,20 @@ impl Flow {
         self.touch();
         let sent = self.upstream.send(datagram);
         if matches!(sent, Sent::Yes) {
-            counters.datagram(Way::Up, datagram.len());
+            counters.datagrams(Way::Up, 1, datagram.len());
         }
         sent
+    }
+
+    /// Sends many datagrams of the client on at once; none when they have to be sent one by
+    /// one.
+    pub(crate) fn send_run(&self, run: &DatagramRun<'_>, counters: &Counters) -> Option<Sent> {
+        let sent = self.upstream.send_run(run)?;
+        self.touch();
+        if matches!(sent, Sent::Yes) {
+            counters.datagrams(Way::Up, run.count(), run.bytes());
+        }
+        Some(sent)
     }
 
     /// Makes the flow end; the first reason counts.
@@ -133,7 +159,7 @@ impl Flow {
 pub(crate) struct Answers {
     pub(crate) flow: Arc<Flow>,
     /// The portal's socket: answers leave from where they were asked.
-    pub(crate) socket: Arc<UdpSocket>,
+    pub(crate) socket: Arc<PortalSocket>,
     pub(crate) portal: Arc<ActivePortal>,
     /// What is still to be reported about the endpoint.
     pub(crate) attempt: Option<Attempt>,
@@ -174,31 +200,41 @@ impl Answers {
     }
 
     fn pass_on(&mut self) {
-        for _ in 0..ANSWERS_AT_ONCE {
-            let flow = &self.flow;
-            match flow.upstream.receive(|datagram| self.answer(datagram)) {
-                Received::Datagram => {
-                    if let Some(attempt) = self.attempt.take() {
-                        attempt.succeeded();
-                    }
-                }
-                Received::Nothing => {}
-                Received::Empty => return,
-                Received::Failed(fault) => {
-                    return self.flow.end(FlowEnded::for_blame(fault.blame()));
-                }
-            }
+        let mut any = false;
+        let received = self.flow.upstream.receive(|run| {
+            any = true;
+            self.answer(run);
+        });
+        if any && let Some(attempt) = self.attempt.take() {
+            attempt.succeeded();
+        }
+        match received {
+            Received::Enough | Received::Empty => {}
+            Received::Failed(fault) => self.flow.end(FlowEnded::for_blame(fault.blame())),
         }
     }
 
-    fn answer(&self, datagram: &[u8]) {
+    fn answer(&self, run: &DatagramRun<'_>) {
         self.flow.touch();
-        match send_to_now(&self.socket, datagram, self.flow.client.0) {
-            Ok(_) => self.counters.datagram(Way::Down, datagram.len()),
+        let client = self.flow.client.0;
+        let PortalSocket { socket, limit } = &*self.socket;
+        match limit.send_now(socket, run, Some(client)) {
+            Some(sent) => self.count(sent, run.count(), run.bytes()),
+            None => run.datagrams().for_each(|datagram| {
+                let sent = send_to_now(socket, datagram, client).map(drop);
+                self.count(sent, 1, datagram.len());
+            }),
+        }
+    }
+
+    fn count(&self, sent: io::Result<()>, datagrams: usize, bytes: usize) {
+        let counters = &self.counters;
+        match sent {
+            Ok(()) => counters.datagrams(Way::Down, datagrams, bytes),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.counters.datagram_dropped(Dropped::Full);
+                counters.drop_datagrams(Dropped::Full, datagrams);
             }
-            Err(_) => self.counters.datagram_dropped(Dropped::SendFailed),
+            Err(_) => counters.drop_datagrams(Dropped::SendFailed, datagrams),
         }
     }
 

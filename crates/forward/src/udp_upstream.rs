@@ -3,7 +3,7 @@
 use std::io;
 
 use edgemesh_plan::Way;
-use edgemesh_sockets::{await_datagram, receive_now, send_now, with_datagram_buffer};
+use edgemesh_sockets::{DatagramBatch, DatagramRun, SegmentLimit, await_datagram, send_now};
 use edgemesh_tunnel::{SendFault, UdpFlow};
 use tokio::net::UdpSocket;
 
@@ -11,10 +11,13 @@ use crate::dial::fault_of;
 use crate::reasons::{DialFault, Dropped};
 use crate::ways::tunnel_fault;
 
+/// Datagrams taken out of the tunnel before others get their turn.
+const DATAGRAMS_AT_ONCE: usize = 64;
+
 /// The flow's way to its endpoint.
 #[derive(Debug)]
 pub(crate) enum UdpUpstream {
-    Socket(UdpSocket),
+    Socket(UdpSocket, SegmentLimit),
     Tunnel(Box<UdpFlow>),
 }
 
@@ -28,13 +31,11 @@ pub(crate) enum Sent {
     Failed(DialFault),
 }
 
-/// What there was to receive.
+/// Why there is no more to receive.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// A datagram, which was handed over.
-    Datagram,
-    /// Something about a single datagram, such as its size.
-    Nothing,
+    /// There may be more, after others had their turn.
+    Enough,
     /// No more for now.
     Empty,
     /// The endpoint is not to be reached any more.
@@ -45,7 +46,7 @@ impl UdpUpstream {
     /// Which of the ways it is.
     pub(crate) fn way(&self) -> Way {
         match self {
-            Self::Socket(_) => Way::Native,
+            Self::Socket(..) => Way::Native,
             Self::Tunnel(_) => Way::Tunnel,
         }
     }
@@ -53,7 +54,7 @@ impl UdpUpstream {
     /// Sends a datagram, or drops it. Never waits.
     pub(crate) fn send(&self, datagram: &[u8]) -> Sent {
         match self {
-            Self::Socket(socket) => send_to_socket(socket, datagram),
+            Self::Socket(socket, _) => send_to_socket(socket, datagram),
             Self::Tunnel(flow) => match flow.send(datagram) {
                 Ok(()) => Sent::Yes,
                 Err(SendFault::Full) => Sent::Dropped(Dropped::Full),
@@ -62,10 +63,23 @@ impl UdpUpstream {
         }
     }
 
+    /// Sends many datagrams at once, or drops them; none when they have to be sent one by one.
+    /// Never waits.
+    pub(crate) fn send_run(&self, run: &DatagramRun<'_>) -> Option<Sent> {
+        match self {
+            Self::Socket(socket, limit) => match limit.send_now(socket, run, None)? {
+                Ok(()) => Some(Sent::Yes),
+                Err(error) if is_of_an_earlier_datagram(&error) => None,
+                Err(error) => Some(what_became(&error)),
+            },
+            Self::Tunnel(_) => None,
+        }
+    }
+
     /// Waits until there is something to receive, if only an error.
     pub(crate) async fn ready(&self) -> io::Result<()> {
         match self {
-            Self::Socket(socket) => await_datagram(socket).await,
+            Self::Socket(socket, _) => await_datagram(socket).await,
             Self::Tunnel(flow) => {
                 flow.ready().await;
                 Ok(())
@@ -73,28 +87,27 @@ impl UdpUpstream {
         }
     }
 
-    /// Hands the next datagram to `take`. Never waits.
-    pub(crate) fn receive(&self, take: impl FnOnce(&[u8])) -> Received {
+    /// Hands what is there to `take`, as much as others can wait for. Never waits.
+    pub(crate) fn receive(&self, mut take: impl FnMut(&DatagramRun<'_>)) -> Received {
         match self {
-            Self::Socket(socket) => {
-                let received = with_datagram_buffer(|buffer| {
-                    let n = receive_now(socket, buffer)?;
-                    take(&buffer[..n]);
-                    Ok(())
-                });
+            Self::Socket(socket, _) => DatagramBatch::with(|batch| {
+                let received = batch.receive(socket);
+                batch.runs(|_, run| take(run));
                 match received {
-                    Ok(()) => Received::Datagram,
+                    Ok(()) => Received::Enough,
                     Err(error) => of_socket(&error),
                 }
-            }
-            Self::Tunnel(flow) => match flow.try_receive() {
-                Some(Ok(datagram)) => {
-                    take(&datagram);
-                    Received::Datagram
+            }),
+            Self::Tunnel(flow) => {
+                for _ in 0..DATAGRAMS_AT_ONCE {
+                    match flow.try_receive() {
+                        Some(Ok(datagram)) => take(&DatagramRun::of(&datagram)),
+                        Some(Err(fault)) => return Received::Failed(tunnel_fault(fault)),
+                        None => return Received::Empty,
+                    }
                 }
-                Some(Err(fault)) => Received::Failed(tunnel_fault(fault)),
-                None => Received::Empty,
-            },
+                Received::Enough
+            }
         }
     }
 }
@@ -105,7 +118,8 @@ fn of_socket(error: &io::Error) -> Received {
     } else if is_about_endpoint(error) {
         Received::Failed(fault_of(error))
     } else {
-        Received::Nothing
+        // About a single datagram, such as its size.
+        Received::Enough
     }
 }
 
@@ -119,9 +133,17 @@ fn send_to_socket(socket: &UdpSocket, datagram: &[u8]) -> Sent {
     });
     match sent {
         Ok(_) => Sent::Yes,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Dropped(Dropped::Full),
-        Err(error) if is_about_endpoint(&error) => Sent::Failed(fault_of(&error)),
-        Err(_) => Sent::Dropped(Dropped::SendFailed),
+        Err(error) => what_became(&error),
+    }
+}
+
+fn what_became(error: &io::Error) -> Sent {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        Sent::Dropped(Dropped::Full)
+    } else if is_about_endpoint(error) {
+        Sent::Failed(fault_of(error))
+    } else {
+        Sent::Dropped(Dropped::SendFailed)
     }
 }
 

@@ -5,7 +5,9 @@ use std::pin::Pin;
 
 use edgemesh_catalog::{NodeName, ServicePortName};
 use edgemesh_plan::{PortalEndpoint, Way};
-use edgemesh_sockets::{EndpointAddr, OutwardSockets, PipePool, ResetOnDrop};
+use edgemesh_sockets::{
+    EndpointAddr, OutwardSockets, PipePool, ResetOnDrop, SegmentLimit, join_datagrams,
+};
 use edgemesh_tunnel::{OpenFault, Target, Tunnel, TunnelStream, UdpFlow};
 use tokio::net::TcpStream;
 
@@ -90,7 +92,10 @@ impl Ways {
             Way::Native => self
                 .sockets
                 .connect_udp(EndpointAddr(endpoint.address))
-                .map(UdpUpstream::Socket)
+                .map(|socket| {
+                    join_datagrams(&socket);
+                    UdpUpstream::Socket(socket, SegmentLimit::default())
+                })
                 .map_err(|error| fault_of(&error)),
             Way::Tunnel => {
                 let (tunnel, node) = self.peer_of(endpoint)?;

@@ -1,10 +1,11 @@
 //! The threads that workers run in.
 
 use std::future::Future;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -19,16 +20,23 @@ pub(crate) fn start(
     let abandoned = CancellationToken::new();
     let given_up = abandoned.clone().drop_guard();
     let (ended, end) = oneshot::channel();
-    let body = move || {
-        // All state of the work is dropped here; nobody sees it half changed.
-        let result = catch_unwind(AssertUnwindSafe(|| run(number, work, &abandoned)));
-        // Nobody may be waiting any more.
-        let _ = ended.send(result);
-    };
-    // The kernel shows 15 bytes of the name.
-    let thread = thread::Builder::new().name(format!("edgemesh-tcp-{number}"));
-    if let Err(error) = thread.spawn(body) {
-        refuse(number, &error);
+    let started = OwnRuntime::new().and_then(|runtime| {
+        let body = move || {
+            // All state of the work is dropped here; nobody sees it half changed.
+            let result = catch_unwind(AssertUnwindSafe(|| runtime.run(work, &abandoned)));
+            // Nobody may be waiting any more.
+            let _ = ended.send(result);
+        };
+        // The kernel shows 15 bytes of the name.
+        let thread = thread::Builder::new().name(format!("edgemesh-tcp-{number}"));
+        thread.spawn(body).map(drop)
+    });
+    if let Err(error) = started {
+        error!(
+            %error,
+            "cannot start worker {number} for TCP connections; see the limits of this process \
+             and of its control group (ulimit -n, ulimit -u, pids.max)"
+        );
     }
     async move {
         let _given_up = given_up;
@@ -38,21 +46,29 @@ pub(crate) fn start(
     }
 }
 
-fn run(number: usize, work: impl AsyncFnOnce(), abandoned: &CancellationToken) {
-    match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => {
+/// A runtime for one thread. It may be dropped anywhere, where tokio's own panics when it is
+/// dropped within another one.
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn new() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    fn run(self, work: impl AsyncFnOnce(), abandoned: &CancellationToken) {
+        if let Some(runtime) = &self.0 {
             runtime.block_on(abandoned.run_until_cancelled(work()));
         }
-        Err(error) => refuse(number, &error),
     }
 }
 
-fn refuse(number: usize, error: &std::io::Error) {
-    error!(
-        %error,
-        "cannot start worker {number} for TCP connections; see the limits of this process and of \
-         its control group (ulimit -n, ulimit -u, pids.max)"
-    );
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 #[cfg(test)]

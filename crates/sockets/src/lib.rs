@@ -5,12 +5,16 @@
 //! mark, so that its own rules let them pass.
 
 mod buffers;
+mod datagram_batch;
+mod datagram_run;
 mod datagrams;
 mod outward;
 mod pipes;
 mod reset_on_drop;
 
 pub use buffers::{STREAM_BUFFER, StreamBuffer, with_datagram_buffer};
+pub use datagram_batch::{DatagramBatch, join_datagrams};
+pub use datagram_run::{DatagramRun, SegmentLimit};
 pub use datagrams::{await_datagram, receive_now, send_now, send_to_now};
 pub use outward::{EndpointAddr, OutwardSockets, open, tune};
 pub use pipes::{LentPipe, PipePool};
