@@ -3,11 +3,12 @@
 //! | expression | since Linux |
 //! | --- | --- |
 //! | `masq` with random ports (flag 0x10) | 3.18 |
+//! | `dynset` into a set with timeouts | 4.1 |
 //! | `numgen random`, `fib … type` | 4.10 |
+//! | names of more than 31 bytes | 4.14 |
 //! | `ct original ip daddr`, `ct original ip6 daddr` | 4.17 |
-//! | `dynset` into a set with timeouts | 4.3 |
 //!
-//! What a kernel lacks is found out by trying; see [`super::kernel_support`].
+//! Modules are `nft_numgen`, `nft_masq`, `nft_fib_ipv4` and `nft_fib_ipv6`. What a kernel lacks is found out by trying; see [`super::kernel_support`].
 
 use ipnet::IpNet;
 

@@ -4,9 +4,11 @@
 //! | --- | --- |
 //! | precedence | base chains at priority -110: the first NAT decision on a connection counts, and iptables and kube-proxy's nftables mode both decide at -100 |
 //! | portals | one map from address, protocol and port to address and port: a lookup costs the same for one portal and for ten thousand |
+//! | kernel path | portals with several destinations are in a second map, which is asked first and leads to a chain that draws one; see [`mod@serving`] |
+//! | masquerading | a base chain in postrouting, before kube-proxy's; see [`mod@kernel_rules`] |
 //! | owner | the table belongs to the netlink socket that made it: others can't change or flush it, and it vanishes when that socket is closed, however the process ends |
 //! | gate | a set whose only element lives for a few seconds: where it isn't renewed, the chains let everything pass |
-//! | refusal | where there is no kube-proxy, a second table, which belongs to nobody and so outlives the agent, rejects what still goes to a portal behind all NAT |
+//! | refusal | where there is no kube-proxy, a second table, which belongs to nobody and so outlives the agent, rejects what still goes to a portal behind all NAT, and by which connections go on that the kernel sent elsewhere |
 //!
 //! The kernel is spoken to directly, not by way of nft: the owner of a table has to be a
 //! socket that lives as long as the agent, the kernel's word on a transaction is its own,

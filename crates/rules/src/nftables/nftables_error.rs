@@ -52,7 +52,11 @@ impl NftablesError {
 
     /// Whether the kernel lacks something that was asked for.
     pub(super) fn is_unsupported(&self) -> bool {
-        matches!(self.errno(), Some(Errno::EOPNOTSUPP | Errno::EINVAL))
+        // A name that is longer than older kernels take is out of range.
+        matches!(
+            self.errno(),
+            Some(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ERANGE)
+        )
     }
 
     pub(super) fn is_not_found(&self) -> bool {
