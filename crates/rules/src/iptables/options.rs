@@ -206,3 +206,65 @@ fn number(text: &str) -> Option<u32> {
         None => text.parse().ok(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STICKY: &str = "-p tcp -m comment --comment \"default/web\" -m statistic --mode random \
+                          --probability 0.33333333349 -m recent --set --name EDGEMESH-SEP-A \
+                          --mask 255.255.255.255 --rsource -j DNAT \
+                          --to-destination 10.244.1.2:80";
+
+    #[test]
+    fn rules_are_the_same_in_whatever_order_and_spelling() {
+        for (one, other) in [
+            (
+                "-s 10.244.1.0/24 -m comment --comment x -j RETURN",
+                "-m comment --comment \"x\" --source 10.244.1.0/24 --jump RETURN",
+            ),
+            (
+                "-s 10.244.1.2/32 -d 10.244.1.2/32 -j MASQUERADE --random-fully",
+                "-d 10.244.1.2 -s 10.244.1.2 -j MASQUERADE --random-fully",
+            ),
+            (
+                "-m mark ! --mark 0x1000/0x1000 -j RETURN",
+                "-m mark ! --mark 4096/4096 -j RETURN",
+            ),
+            (STICKY, &STICKY.replace("0.33333333349", "0.3333333335")),
+        ] {
+            assert!(same_rule(one, other), "{one} | {other}");
+        }
+    }
+
+    #[test]
+    fn whoever_remembers_before_chance_has_decided_remembers_too_many() {
+        let (chance, memory) = (
+            "-m statistic --mode random --probability 0.33333333349 ",
+            "-m recent --set --name EDGEMESH-SEP-A --mask 255.255.255.255 --rsource ",
+        );
+        let other = STICKY.replace(&format!("{chance}{memory}"), &format!("{memory}{chance}"));
+        assert_ne!(other, STICKY);
+        assert!(!same_rule(STICKY, &other));
+    }
+
+    #[test]
+    fn rules_with_anything_added_or_changed_are_not_the_same() {
+        for other in [
+            STICKY.replace("0.33333333349", "0.33333333"),
+            STICKY.replace("--set", "--rcheck"),
+            STICKY.replace("SEP-A", "SEP-B"),
+            STICKY.replace(" --rsource", ""),
+            STICKY.replace("random", "nth"),
+            format!("{STICKY} --random-fully"),
+            format!("-i eth0 {STICKY}"),
+        ] {
+            assert!(!same_rule(STICKY, &other), "{other}");
+        }
+        let local = "-m addrtype --dst-type LOCAL -j RETURN";
+        assert!(!same_rule(local, &local.replace("dst", "src")));
+        assert!(!same_rule(local, &local.replace("LOCAL", "BROADCAST")));
+        let marked = "-m mark --mark 0x1000/0x1000 -j RETURN";
+        assert!(!same_rule(marked, &marked.replace("-m mark", "-m mark !")));
+    }
+}
