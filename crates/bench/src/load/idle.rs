@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use edgemesh_lab::Namespace;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -11,16 +11,27 @@ use super::requests::first;
 /// Files that this process has open besides connections.
 const OTHER_FILES: usize = 600;
 
-/// Opens `count` connections, one after the other, and sends one request over each.
+/// Opens up to `count` connections, one after the other, and sends one request over each:
+/// those that were answered, and why there are no more if there are less.
 ///
 /// # Errors
 ///
-/// When one is refused or not answered: says which.
-pub fn open(client: &Namespace, to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
+/// When already the first one is refused or not answered.
+pub fn open(
+    client: &Namespace,
+    to: SocketAddr,
+    count: usize,
+) -> Result<(Vec<TcpStream>, Option<Error>)> {
     client.run(|| {
-        (1..=count)
-            .map(|number| first(to).with_context(|| format!("connection {number} of {count}")))
-            .collect()
+        let mut open = Vec::new();
+        while open.len() < count {
+            match first(to) {
+                Ok(stream) => open.push(stream),
+                Err(error) if open.is_empty() => return Err(error),
+                Err(error) => return Ok((open, Some(error))),
+            }
+        }
+        Ok((open, None))
     })?
 }
 

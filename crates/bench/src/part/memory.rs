@@ -13,8 +13,9 @@ use crate::results::{Better, Comparison};
 /// How long nothing happens, to see what that costs.
 const IDLE: Duration = Duration::from_secs(2);
 
-const MEASURES: [(&str, Better); 6] = [
+const MEASURES: [(&str, Better); 7] = [
     ("KiB per connection", Better::Low),
+    ("connections", Better::High),
     ("of it own (RssAnon)", Better::Low),
     ("RSS before, MiB", Better::Low),
     ("RSS with them, MiB", Better::Low),
@@ -50,7 +51,7 @@ pub(super) fn measure(lab: &Lab, effort: &Effort, found: &mut Found) -> Result<(
                     continue;
                 }
             };
-            let figures = with_connections(&ready, count);
+            let figures = with_connections(&ready, count, found);
             found.note(&mut comparison, &contender.to_string(), figures);
             ready.clear()?;
         }
@@ -70,10 +71,18 @@ fn contenders(effort: &Effort) -> impl Iterator<Item = Contender> {
         .filter(|contender| effort.takes(&contender.to_string()))
 }
 
-fn with_connections(ready: &Ready, count: usize) -> Result<Vec<Option<f64>>> {
+fn with_connections(ready: &Ready, wanted: usize, found: &mut Found) -> Result<Vec<Option<f64>>> {
     let processes = ready.processes();
     let (before, files_before) = (processes.memory()?, processes.open_files()?);
-    let connections = idle::open(ready.client(), ready.to(REQUESTS), count)?;
+    let (connections, refused) = idle::open(ready.client(), ready.to(REQUESTS), wanted)?;
+    let count = connections.len();
+    if let Some(error) = refused {
+        found.remark(format!(
+            "{} takes {count} connections at once: {}",
+            ready.contender,
+            in_one_line(&error)
+        ));
+    }
     let scheduled = processes.scheduled_time()?;
     pause(IDLE);
     let cpu = processes.scheduled_time()?.saturating_sub(scheduled);
@@ -82,6 +91,7 @@ fn with_connections(ready: &Ready, count: usize) -> Result<Vec<Option<f64>>> {
     let each = |before: u64, after: u64| (after as f64 - before as f64) / count as f64;
     Ok(vec![
         Some(each(before.resident, after.resident)),
+        Some(count as f64),
         Some(each(before.own, after.own)),
         Some(before.resident as f64 / 1024.0),
         Some(after.resident as f64 / 1024.0),
