@@ -28,8 +28,11 @@ fn other(number: usize) -> ClusterService {
         .tcp("http", 80, 8080)
 }
 
-fn running_stage(lab: &Lab, flavour: Flavour) -> Result<SideBySide> {
+fn running_stage(lab: &Lab, flavour: Flavour, datapath: &str) -> Result<SideBySide> {
     let mut stage = SideBySide::on(lab, lab.node("edge-1").create()?, flavour, AGENT)?;
+    stage.agent.configure(&format!(
+        "modules: {{edgeProxy: {{enable: true, datapath: {datapath}}}}}\n"
+    ))?;
     stage.serve(7007, Serve::Echo)?;
     stage.serve(8080, Serve::Identity)?;
     stage.publish(&[echo(), other(1)])?;
@@ -73,54 +76,68 @@ fn await_agent_serves(stage: &SideBySide, to: &str) -> Result<()> {
 
 #[test]
 fn connections_survive_changes_of_other_services_flushes_and_repairs() -> Result<()> {
-    test_each_flavour(|lab, flavour| {
-        let mut stage = running_stage(lab, flavour)?;
-        let mut open = open_connections(&stage)?;
+    test_each_flavour(|lab, flavour| survive_changes(lab, flavour, "user"))
+}
 
-        stage.publish(&[echo(), other(1), other(2)])?;
-        await_agent_serves(&stage, "10.96.20.2:80")?;
-        check_all_go_on(&mut open, "another Service was added")?;
+#[test]
+fn connections_that_the_kernel_took_survive_as_much() -> Result<()> {
+    test_each_flavour(|lab, flavour| survive_changes(lab, flavour, "hybrid"))
+}
 
-        stage.publish(&[echo()])?;
-        check_all_go_on(&mut open, "other Services were deleted")?;
+fn survive_changes(lab: &Lab, flavour: Flavour, datapath: &str) -> Result<()> {
+    let mut stage = running_stage(lab, flavour, datapath)?;
+    let mut open = open_connections(&stage)?;
 
-        for family in Family::ALL {
-            stage.iptables(family, "-t nat -F")?;
-        }
-        check_all_go_on(&mut open, "the nat table was flushed")?;
-        stage.restart_kube_proxy()?;
-        await_ok(LONG, "the rules are repaired", || {
-            stage.check_precedence(&["default/echo:echo"])
-        })?;
-        check_all_go_on(&mut open, "the rules were repaired")?;
+    stage.publish(&[echo(), other(1), other(2)])?;
+    await_agent_serves(&stage, "10.96.20.2:80")?;
+    check_all_go_on(&mut open, "another Service was added")?;
 
-        let process = stage.agent.process().context("the agent does not run")?;
-        process.signal(Signal::SIGHUP)?;
-        check_all_go_on(&mut open, "the configuration was read again")
-    })
+    stage.publish(&[echo()])?;
+    check_all_go_on(&mut open, "other Services were deleted")?;
+
+    for family in Family::ALL {
+        stage.iptables(family, "-t nat -F")?;
+    }
+    check_all_go_on(&mut open, "the nat table was flushed")?;
+    stage.restart_kube_proxy()?;
+    await_ok(LONG, "the rules are repaired", || {
+        stage.check_precedence(&["default/echo:echo"])
+    })?;
+    check_all_go_on(&mut open, "the rules were repaired")?;
+
+    let process = stage.agent.process().context("the agent does not run")?;
+    process.signal(Signal::SIGHUP)?;
+    check_all_go_on(&mut open, "the configuration was read again")
 }
 
 #[test]
 fn connections_to_an_endpoint_that_disappears_are_left_to_end_by_themselves() -> Result<()> {
-    test_each_flavour(|lab, flavour| {
-        let stage = running_stage(lab, flavour)?;
-        let mut open = open_connections(&stage)?;
-        let new = stage.node.pod("new-endpoint").create()?;
-        let _server = new.serve(8080, Serve::Identity)?;
-        stage.agent.publish(&[echo().endpoint(&new)])?;
-        await_ok(LONG, "the new endpoint answers", || {
-            let answer = stage.client.ask("10.96.10.1:80", "?")?;
-            ensure!(answer.server == "new-endpoint", "{} does", answer.server);
-            Ok(())
-        })?;
-        check_all_go_on(&mut open, "their endpoint was taken off the list")
-    })
+    test_each_flavour(|lab, flavour| left_to_end(lab, flavour, "user"))
+}
+
+#[test]
+fn so_are_those_that_the_kernel_took() -> Result<()> {
+    test_each_flavour(|lab, flavour| left_to_end(lab, flavour, "hybrid"))
+}
+
+fn left_to_end(lab: &Lab, flavour: Flavour, datapath: &str) -> Result<()> {
+    let stage = running_stage(lab, flavour, datapath)?;
+    let mut open = open_connections(&stage)?;
+    let new = stage.node.pod("new-endpoint").create()?;
+    let _server = new.serve(8080, Serve::Identity)?;
+    stage.agent.publish(&[echo().endpoint(&new)])?;
+    await_ok(LONG, "the new endpoint answers", || {
+        let answer = stage.client.ask("10.96.10.1:80", "?")?;
+        ensure!(answer.server == "new-endpoint", "{} does", answer.server);
+        Ok(())
+    })?;
+    check_all_go_on(&mut open, "their endpoint was taken off the list")
 }
 
 #[test]
 fn a_second_signal_ends_the_wait_for_open_connections() -> Result<()> {
     test_each_flavour(|lab, flavour| {
-        let mut stage = running_stage(lab, flavour)?;
+        let mut stage = running_stage(lab, flavour, "user")?;
         let mut open = open_connections(&stage)?;
         let process = stage.agent.process().context("the agent does not run")?;
         process.signal(Signal::SIGTERM)?;
