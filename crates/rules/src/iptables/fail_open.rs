@@ -228,7 +228,7 @@ impl FailOpen {
                      when the agent dies without notice (it takes the kernel modules ip_set, \
                      ip_set_hash_net and ip_set_hash_ipport; modprobe them on the node, and look \
                      with `ipset list` for sets of the names EDGEMESH-*): until the agent is \
-                     started again they will be refused"
+                     started again they will be refused; and no portal is served in the kernel"
                 );
                 Sets::Impossible
             }

@@ -19,21 +19,16 @@ pub(crate) struct Trial {
 impl Trial {
     /// Tries what `wanted` takes and was not tried yet.
     pub(crate) async fn begin(&mut self, backend: &mut IptablesBackend, wanted: &Ruleset) {
-        if !wanted.extensions().kernel_path || self.kernel_path.is_some() {
+        if !wanted.extensions().kernel_path {
             return;
         }
-        let random_fully = backend.has_random_fully();
-        self.kernel_path = outcome(
-            backend
-                .takes(&Extensions::trial_of_kernel_path(random_fully))
-                .await,
-            Lacking::KernelPath,
-        );
-        if self.kernel_path == Some(true) {
-            self.recent = outcome(
-                backend.takes(&Extensions::trial_of_recent()).await,
-                Lacking::Recent,
-            );
+        if self.kernel_path.is_none() {
+            let rules = Extensions::trial_of_kernel_path(backend.has_random_fully());
+            self.kernel_path = outcome(backend.takes(&rules).await, Lacking::KernelPath);
+        }
+        if self.kernel_path == Some(true) && self.recent.is_none() {
+            let rules = Extensions::trial_of_recent();
+            self.recent = outcome(backend.takes(&rules).await, Lacking::Recent);
         }
     }
 
