@@ -11,9 +11,12 @@ use crate::load::{BULK, DATAGRAMS, LoadServer, ONCE, REQUESTS};
 pub const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 1);
 
 /// What every namespace on a path is told, where the kernel lets it: that enough ports are to
-/// be had for a few seconds of connections, and that connections that have ended are
-/// forgotten before there are too many.
-const PARAMETERS: [(&str, &str); 3] = [
+/// be had for a few seconds of connections, that connections that have ended are forgotten
+/// before there are too many, and that rules see what one bridge holds together. kubeadm asks
+/// for the latter on every node, and the agent sets it when it serves such pods: all are to
+/// pay for it.
+const PARAMETERS: [(&str, &str); 4] = [
+    ("net.bridge.bridge-nf-call-iptables", "1"),
     ("net.ipv4.ip_local_port_range", "10000 65535"),
     ("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "2"),
     ("net.netfilter.nf_conntrack_udp_timeout", "10"),
