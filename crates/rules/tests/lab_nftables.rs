@@ -184,10 +184,6 @@ fn what_is_told_of_a_table_is_what_stands_in_the_kernel() -> Result<()> {
                 };
                 assert_eq!((found.family, found.name), (family, "edgemesh"));
                 assert!(found.open_for.is_some());
-                assert_eq!(
-                    found.map(),
-                    format!("{} edgemesh portals", family.nft_name())
-                );
                 let [container, host] = OwnChain::BOTH.map(|chain| &found.chains[&chain]);
                 assert_eq!(
                     (container.name.as_str(), container.place),
@@ -196,6 +192,11 @@ fn what_is_told_of_a_table_is_what_stands_in_the_kernel() -> Result<()> {
                 assert_eq!((host.name.as_str(), host.place), ("portals-host", 7));
                 assert_eq!((container.priority, host.priority), (-110, -110));
                 for (frontend, element) in &found.portals {
+                    assert_eq!(
+                        found.map_of(element),
+                        format!("{} edgemesh portals", family.nft_name())
+                    );
+                    assert!(element.to_agent && element.has_agents_part());
                     let rule = &rules.portals()[frontend];
                     assert_eq!(element.to, rules.destination(rule));
                     assert_eq!(

@@ -80,12 +80,16 @@ fn what_is_told_of_a_portal_is_what_stands_in_the_kernel() -> Result<()> {
                 .map(|endpoints| endpoints.iter().map(|e| e.address).collect::<Vec<_>>());
                 assert_eq!((element(1)?.to, &element(1)?.shared), (agent, &None));
                 assert_eq!((element(2)?.to, &element(2)?.shared), (two[0], &None));
+                assert!(element(1)?.has_agents_part() && !element(2)?.has_agents_part());
+                assert!(element(1)?.kernel_endpoints().is_empty());
+                assert_eq!(element(2)?.kernel_endpoints(), &two[..1]);
                 for (number, among, endpoints) in [
                     (3, Some(2), &two),
                     (4, Some(3), &three),
                     (5, Some(3), &two),
                     (6, None, &two),
                 ] {
+                    assert_eq!(element(number)?.has_agents_part(), number == 5);
                     let element = element(number)?;
                     let shared = element.shared.as_ref().context("not shared")?;
                     assert_eq!((element.to, element.refused), (agent, false));

@@ -1,11 +1,13 @@
 //! What the agent's own nf_tables tables do with a new connection. Pure.
 
+use std::net::SocketAddr;
+
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{ElementFound, Family, OwnChain, TableFound};
 
 use super::datapath::TakenBy;
 use super::kernel::{KUBE_PROXY_TABLE, Kernel, NAT_PRIORITY};
-use super::verdict::{Agent, Handler, RuleShown, Verdict, by, outcome};
+use super::verdict::{Agent, Handler, RuleShown, Sends, Verdict, by, outcome};
 
 /// The agent's own table stands before all of iptables, and before kube-proxy's, by its
 /// priority. It takes a connection if it has an element for it and its gate is open.
@@ -18,23 +20,22 @@ pub(super) fn by_own_table(
     let (table, element, standing) = holding(frontend, kernel)
         .filter(|(table, _)| table.open_for.is_some())
         .find_map(|(table, element)| Some((table, element, table.chains.get(&chain)?)))?;
+    let shared = element.shared.as_ref();
+    let map = table.map_of(element);
     let rule = RuleShown {
         chain: standing.name.clone(),
-        place: standing.place,
-        map: Some(table.map()),
+        place: shared.and(standing.shared_place).unwrap_or(standing.place),
         command: format!(
-            "nft get element {} '{{ {} . {} . {} }}'",
-            table.map(),
-            frontend.ip,
-            frontend.protocol,
-            frontend.port
+            "nft get element {map} '{{ {} . {} . {} }}'",
+            frontend.ip, frontend.protocol, frontend.port
         ),
-        text: element.text.clone(),
-        packets: element.packets,
+        map: Some(map),
+        text: shared.map_or(&element.text, |shared| &shared.text).clone(),
+        packets: shared.map_or(element.packets, |shared| shared.packets),
     };
-    Some(by(
+    let mut verdict = by(
         Handler::Edgemesh,
-        outcome(agent, element.refused, TakenBy::Agent),
+        outcome(agent, element.refused, taken_by(element)),
         format!(
             "nft table {} {}, chain {}: hook {} at priority {}, {}",
             table.family.nft_name(),
@@ -45,7 +46,41 @@ pub(super) fn by_own_table(
             behind(chain, table.family, kernel)
         ),
         Some(rule),
-    ))
+    );
+    verdict.sends = sends(element);
+    Some(verdict)
+}
+
+fn taken_by(element: &ElementFound) -> TakenBy {
+    match (
+        element.kernel_endpoints().is_empty(),
+        element.has_agents_part(),
+    ) {
+        (true, _) => TakenBy::Agent,
+        (false, true) => TakenBy::KernelAndAgent,
+        (false, false) => TakenBy::Kernel,
+    }
+}
+
+/// To whom the kernel sends connections, where there are several; it counts the agent's.
+fn sends(element: &ElementFound) -> Vec<Sends> {
+    let Some(shared) = &element.shared else {
+        return Vec::new();
+    };
+    let to_endpoint = |endpoint: &SocketAddr| Sends {
+        to: endpoint.to_string(),
+        is_agent: false,
+        connections: None,
+    };
+    let mut sends: Vec<_> = shared.endpoints.iter().map(to_endpoint).collect();
+    if element.has_agents_part() {
+        sends.push(Sends {
+            to: element.to.to_string(),
+            is_agent: true,
+            connections: Some(element.packets),
+        });
+    }
+    sends
 }
 
 /// What nobody takes is refused, where there is no kube-proxy: by a table that outlives the

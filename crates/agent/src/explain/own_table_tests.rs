@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use edgemesh_catalog::Protocol;
-use edgemesh_rules::{BaseChain, ChainFound, Flavour, Inspected, NatView};
+use edgemesh_rules::{BaseChain, ChainFound, Flavour, Inspected, NatView, SharedFound};
 
 use super::*;
 use crate::explain::answer::Decision;
@@ -27,9 +27,11 @@ fn table() -> TableFound {
         name: name.to_owned(),
         priority: -110,
         place,
+        shared_place: Some(place - 1),
     };
     let element = ElementFound {
         to: "169.254.96.16:20007".parse().unwrap(),
+        to_agent: true,
         refused: false,
         comment: "default/web:http".to_owned(),
         text: "10.96.0.1 . tcp . 80 comment \"default/web:http\" : 169.254.96.16 . 20007"
@@ -128,6 +130,47 @@ fn kube_proxys_own_table_is_named_as_what_stands_behind() {
         place.ends_with("before table kube-proxy chain nat-prerouting at -100"),
         "{place}"
     );
+}
+
+#[test]
+fn what_the_kernel_sends_to_endpoints_is_told_with_the_agents_part() {
+    let endpoints = ["10.244.1.2:8080", "10.244.1.3:8080"].map(|to| to.parse().unwrap());
+    let mut sharing = table();
+    let shared = |among| SharedFound {
+        chain: "among-3".to_owned(),
+        among: Some(among),
+        endpoints: endpoints.to_vec(),
+        text: "10.96.0.1 . tcp . 80 comment \"default/web:http\" : jump among-3".to_owned(),
+        packets: 9,
+    };
+    let told = |table: &TableFound| from_pods(&before_iptables(std::slice::from_ref(table)), RUNS);
+    for (among, outcome, sends) in [
+        (
+            3,
+            "sent to an endpoint by the kernel, or forwarded to one by the agent",
+            &[None, None, Some(4)][..],
+        ),
+        (2, "sent to an endpoint by the kernel", &[None, None]),
+    ] {
+        for element in sharing.portals.values_mut() {
+            element.shared = Some(shared(among));
+        }
+        let verdict = told(&sharing);
+        assert_eq!(verdict.outcome, outcome);
+        let counted: Vec<_> = verdict.sends.iter().map(|to| to.connections).collect();
+        assert_eq!(counted, sends);
+        let rule = verdict.rule.unwrap();
+        assert_eq!((rule.place, rule.packets), (4, 9));
+        assert_eq!(rule.map.as_deref(), Some("ip edgemesh shared"));
+    }
+    let mut single = table();
+    for element in single.portals.values_mut() {
+        element.to = endpoints[0];
+        element.to_agent = false;
+    }
+    let verdict = told(&single);
+    assert_eq!(verdict.outcome, "sent to an endpoint by the kernel");
+    assert_eq!(verdict.sends, []);
 }
 
 #[test]

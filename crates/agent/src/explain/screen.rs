@@ -197,7 +197,10 @@ fn part(sends: &Sends) -> String {
     } else {
         sends.to.as_str()
     };
-    format!("{} to {to}", grouped(sends.connections))
+    match sends.connections {
+        Some(connections) => format!("{} to {to}", grouped(connections)),
+        None => format!("to {to}"),
+    }
 }
 
 /// What is to be known of an endpoint; which way it is reached only where that is ours to

@@ -51,8 +51,9 @@ pub(crate) struct Sends {
     pub(crate) to: String,
     /// Whether it is the agent.
     pub(crate) is_agent: bool,
-    /// Connections so far, of pods and of the host together.
-    pub(crate) connections: u64,
+    /// Connections so far, of pods and of the host together; none where the kernel does not
+    /// count them for each.
+    pub(crate) connections: Option<u64>,
 }
 
 /// A rule as it is shown.
@@ -186,7 +187,7 @@ fn sends(sent: &SentTo) -> Sends {
     Sends {
         to: sent.address.to_string(),
         is_agent: sent.is_agent,
-        connections: sent.connections,
+        connections: Some(sent.connections),
     }
 }
 

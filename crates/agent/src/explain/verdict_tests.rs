@@ -242,8 +242,8 @@ fn what_the_kernel_sends_to_whom_is_told_with_its_counts() {
     assert_eq!(
         sends,
         [
-            ("10.244.1.2:8080", false, 2),
-            ("169.254.96.16:20007", true, 1)
+            ("10.244.1.2:8080", false, Some(2)),
+            ("169.254.96.16:20007", true, Some(1))
         ]
     );
     let of_gone = from_pods(&shared, Agent::Silent).outcome;

@@ -269,9 +269,9 @@ pub(super) fn registers(from: Register, to: Register) -> Attributes {
     Attributes::default().number(1, from.0).number(2, to.0)
 }
 
-/// The port that a rule of [`Expressions::send_to`] sends connections to, read back from
-/// the rule's list of expressions.
-pub(super) fn constant_port(expressions: &[u8]) -> Option<u16> {
+/// Where a rule of [`Expressions::send_to`] sends connections to, read back from the rule's
+/// list of expressions.
+pub(super) fn constant_destination(family: Family, expressions: &[u8]) -> Option<SocketAddr> {
     const NAME: u16 = 1;
     const DETAILS: u16 = 2;
     const DATA: u16 = 2;
@@ -281,12 +281,19 @@ pub(super) fn constant_port(expressions: &[u8]) -> Option<u16> {
             .find(|(found, _)| *found == kind)
             .map(|(_, value)| value)
     };
-    nested(expressions)
-        .filter(|(_, expression)| inner(expression, NAME) == Some(b"immediate\0"))
-        .filter_map(|(_, expression)| inner(inner(inner(expression, DETAILS)?, DATA)?, VALUE))
-        // The other constant is the address.
-        .find_map(|value| value.try_into().ok())
-        .map(u16::from_be_bytes)
+    let (mut ip, mut port) = (None, None);
+    for (_, expression) in nested(expressions) {
+        let details =
+            inner(expression, DETAILS).filter(|_| inner(expression, NAME) == Some(b"immediate\0"));
+        let value = details.and_then(|details| inner(inner(details, DATA)?, VALUE));
+        match (value, family) {
+            (Some(&[high, low]), _) => port = Some(u16::from_be_bytes([high, low])),
+            (Some(value), Family::V4) => ip = <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+            (Some(value), Family::V6) => ip = <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+            (None, _) => {}
+        }
+    }
+    Some(SocketAddr::new(ip?, port?))
 }
 
 pub(super) fn octets(address: IpAddr) -> Vec<u8> {
@@ -310,25 +317,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_port_that_a_rule_sends_to_is_read_as_it_was_written() {
+    fn where_a_rule_sends_to_is_read_as_it_was_written() {
         for to in ["169.254.96.16:20009", "[fd00:ed6e::1]:9"] {
             let to: SocketAddr = to.parse().unwrap();
             let rule = Expressions::default()
                 .for_address(to.ip())
                 .of_protocol(Protocol::Udp)
                 .send_to(to);
-            let message = rule.attributes().message(Family::V4);
-            assert_eq!(constant_port(&message[4..]), Some(to.port()));
+            let family = Family::of(to.ip());
+            let message = rule.attributes().message(family);
+            assert_eq!(constant_destination(family, &message[4..]), Some(to));
         }
         let gate = Expressions::default().verdict(Verdict::Return);
         let message = gate.attributes().message(Family::V4);
-        assert_eq!(constant_port(&message[4..]), None);
+        assert_eq!(constant_destination(Family::V4, &message[4..]), None);
     }
 
     proptest::proptest! {
         #[test]
         fn whatever_is_read_as_expressions_is_survived(bytes: Vec<u8>) {
-            constant_port(&bytes);
+            constant_destination(Family::V4, &bytes);
+            constant_destination(Family::V6, &bytes);
         }
     }
 }

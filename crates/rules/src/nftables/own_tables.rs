@@ -12,7 +12,8 @@ use edgemesh_plan::Frontend;
 use nix::sys::socket::SockProtocol;
 
 use super::element::{Element, Key, Leads, packets};
-use super::expression::constant_port;
+use super::expression::constant_destination;
+use super::kernel_rules::SEVERAL_DESTINATIONS;
 use super::rule::{NOT_THROUGH_PORTAL, THROUGH_PORTAL};
 use super::serving::slots_of;
 use super::sticky_chains::endpoint_of;
@@ -52,13 +53,18 @@ pub struct ChainFound {
     pub priority: i32,
     /// The place of the rule that asks the map, counted from 1.
     pub place: usize,
+    /// That of the rule before it, which asks the map of portals with several destinations;
+    /// none where the kernel can't choose among them.
+    pub shared_place: Option<usize>,
 }
 
 /// An element of the map of such a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ElementFound {
-    /// Where it leads.
+    /// Where it leads: to the agent, or to an endpoint if that is the only destination.
     pub to: SocketAddr,
+    /// Whether that is the agent.
+    pub to_agent: bool,
     /// Whether the kernel refuses what is sent there.
     pub refused: bool,
     /// The service port that it names.
@@ -91,10 +97,38 @@ pub struct SharedFound {
 }
 
 impl TableFound {
-    /// The map of the portals, as nft's commands name it: `ip edgemesh portals`.
+    /// The map that decides about the portal of an element, as nft's commands name it:
+    /// `ip edgemesh portals`, or `ip edgemesh shared` where there are several destinations.
     #[must_use]
-    pub fn map(&self) -> String {
-        format!("{} {} {PORTALS}", self.family.nft_name(), self.name)
+    pub fn map_of(&self, element: &ElementFound) -> String {
+        let map = match element.shared {
+            Some(_) => SHARED,
+            None => PORTALS,
+        };
+        format!("{} {} {map}", self.family.nft_name(), self.name)
+    }
+}
+
+impl ElementFound {
+    /// The endpoints that the kernel sends connections to, sorted.
+    #[must_use]
+    pub fn kernel_endpoints(&self) -> &[SocketAddr] {
+        match &self.shared {
+            Some(shared) => &shared.endpoints,
+            None if self.to_agent => &[],
+            None => std::slice::from_ref(&self.to),
+        }
+    }
+
+    /// Whether the agent has a part in the portal's connections.
+    #[must_use]
+    pub fn has_agents_part(&self) -> bool {
+        match &self.shared {
+            Some(shared) => shared.among.is_some_and(|slots| {
+                usize::try_from(slots).is_ok_and(|slots| slots > shared.endpoints.len())
+            }),
+            None => self.to_agent,
+        }
     }
 }
 
@@ -132,12 +166,15 @@ fn read(socket: &mut NetlinkSocket, table: TableName) -> io::Result<TableFound> 
             (base.table.as_str(), base.name.as_str(), base.hook)
                 == (table.name, name, hook_name(chain))
         };
-        let mut asks_at = None;
+        let (mut asks_at, mut shared_place) = (None, None);
         look::rules(socket, table, name, |place, comment, expressions| {
             if comment == THROUGH_PORTAL {
                 asks_at = Some(place);
+            } else if comment == SEVERAL_DESTINATIONS {
+                shared_place = Some(place);
             } else if comment == NOT_THROUGH_PORTAL {
-                refused_at = constant_port(expressions).or(refused_at);
+                let to = constant_destination(table.family, expressions);
+                refused_at = to.or(refused_at);
             }
         })?;
         if let (Some(base), Some(place)) = (bases.iter().find(is_it), asks_at) {
@@ -148,6 +185,7 @@ fn read(socket: &mut NetlinkSocket, table: TableName) -> io::Result<TableFound> 
                     name,
                     priority,
                     place,
+                    shared_place,
                 },
             );
         }
@@ -164,7 +202,7 @@ fn read(socket: &mut NetlinkSocket, table: TableName) -> io::Result<TableFound> 
 fn read_portals(
     socket: &mut NetlinkSocket,
     table: TableName,
-    refused_at: Option<u16>,
+    refused_at: Option<SocketAddr>,
 ) -> io::Result<BTreeMap<Frontend, ElementFound>> {
     let mut found = Elements::default();
     for _ in 0..ATTEMPTS {
@@ -196,14 +234,21 @@ struct Elements {
 
 impl Elements {
     /// To be told of the portals first, then of those that are shared, then of endpoints.
-    fn take_in(&mut self, family: Family, element: Element, packets: u64, refused_at: Option<u16>) {
+    fn take_in(
+        &mut self,
+        family: Family,
+        element: Element,
+        packets: u64,
+        refused_at: Option<SocketAddr>,
+    ) {
         let text = element.text();
         match (element.key, element.leads) {
             (Key::Portal(frontend), Leads::To(to)) => {
                 let comment = element.comment.as_ref().map(RuleComment::as_str);
                 let found = ElementFound {
                     to,
-                    refused: Some(to.port()) == refused_at,
+                    to_agent: refused_at.is_none_or(|agent| agent.ip() == to.ip()),
+                    refused: Some(to) == refused_at,
                     text,
                     comment: comment.unwrap_or_default().to_owned(),
                     packets,
