@@ -88,7 +88,9 @@ impl WayReason {
 }
 
 impl Override {
-    fn fits(&self, node: &NodeName, ip: IpAddr) -> bool {
+    /// Whether it is about an endpoint with the address `ip` on `node`.
+    #[must_use]
+    pub fn fits(&self, node: &NodeName, ip: IpAddr) -> bool {
         match &self.scope {
             OverrideScope::Nodes(nodes) => nodes.contains(node),
             OverrideScope::Networks(networks) => holds(networks, ip),

@@ -251,7 +251,6 @@ proptest! {
 /// With `--release --ignored --nocapture` it prints what each side spends on a probe.
 #[test]
 #[ignore = "a measurement, to be made with --release"]
-#[expect(clippy::print_stdout, reason = "figures for whoever asks for them")]
 fn what_a_probe_costs() {
     const PROBES: u32 = 2000;
     let mut stage = Stage::new();

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use edgemesh_catalog::{Catalog, MeshNode, NodeName, ProbePlaces, PublicKey};
+use edgemesh_plan::Override;
 use edgemesh_tunnel::{Peer, Peers};
 use ipnet::IpNet;
 
@@ -37,10 +38,12 @@ pub(crate) struct Own {
 /// addresses of its own that tell something of those endpoints.
 ///
 /// What could be this very host is left out: its own addresses, and networks that reach into
-/// its own, where whatever answers is in the wrong place.
+/// its own, where whatever answers is in the wrong place. Endpoints of which the operator says
+/// how they are reached are no reason to probe: it may be for networks that forbid it.
 pub(crate) fn places(
     catalog: &Catalog,
     peers: &Peers,
+    overrides: &[Override],
     own_node: &NodeName,
     own: &Own,
 ) -> BTreeMap<NodeName, PeerPlaces> {
@@ -59,6 +62,7 @@ pub(crate) fn places(
     for endpoint in catalog.slices().flat_map(|slice| &slice.endpoints) {
         if let Some(node) = &endpoint.node
             && let Some((_, candidates)) = candidates.get_mut(node)
+            && !overrides.iter().any(|of| of.fits(node, endpoint.address))
         {
             candidates.want(endpoint.address);
         }

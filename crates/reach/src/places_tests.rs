@@ -1,6 +1,7 @@
 use edgemesh_catalog::{
     Change, Endpoint, EndpointPort, EndpointSlice, EndpointState, Fold, Node, ObjectName, Protocol,
 };
+use edgemesh_plan::{OverrideScope, Way};
 use edgemesh_tunnel::{NodeKey, PeerBook};
 
 use super::*;
@@ -10,6 +11,7 @@ struct Cluster {
     fold: Fold,
     own: Own,
     endpoints: Vec<Endpoint>,
+    overrides: Vec<Override>,
 }
 
 impl Cluster {
@@ -21,6 +23,7 @@ impl Cluster {
                 never: vec!["169.254.96.16".parse().unwrap()],
             },
             endpoints: Vec::new(),
+            overrides: Vec::new(),
         };
         cluster.node("own", &["10.244.0.0/24"], &["192.168.0.10"]);
         cluster
@@ -86,7 +89,7 @@ impl Cluster {
     fn probed(&self) -> Vec<(String, String, Vec<String>)> {
         let own = NodeName::new("own");
         let peers = PeerBook::default().follow(&self.catalog(), &own, &[]);
-        places(&self.catalog(), &peers, &own, &self.own)
+        places(&self.catalog(), &peers, &self.overrides, &own, &self.own)
             .into_iter()
             .flat_map(|(node, of)| {
                 of.places.into_iter().map(move |(ip, networks)| {
@@ -133,6 +136,33 @@ fn peers_are_probed_in_the_networks_that_their_endpoints_are_in() {
             probe("cloud", "fd00:1::1", "fd00:1::/64"),
         ]
     );
+}
+
+#[test]
+fn where_the_operator_has_spoken_nobody_is_probed() {
+    let mut cluster = Cluster::new();
+    cluster.peer(
+        "cloud",
+        &["10.244.1.0/24"],
+        &["203.0.113.5"],
+        &["10.244.1.1"],
+    );
+    cluster.endpoint(Some("cloud"), "10.244.1.7");
+    cluster.endpoint(Some("cloud"), "203.0.113.5");
+    let of_pods = OverrideScope::Networks(vec!["10.244.0.0/16".parse().unwrap()]);
+    cluster.overrides = vec![Override {
+        scope: of_pods,
+        way: Way::Native,
+    }];
+    assert_eq!(
+        cluster.probed(),
+        [probe("cloud", "203.0.113.5", "203.0.113.5/32")]
+    );
+    cluster.overrides.push(Override {
+        scope: OverrideScope::Nodes([NodeName::new("cloud")].into()),
+        way: Way::Tunnel,
+    });
+    assert_eq!(cluster.probed(), []);
 }
 
 #[test]

@@ -293,7 +293,6 @@ fn thousands_of_peers_are_probed_by_no_more_than_so_many_a_second() {
 /// With `--release --ignored --nocapture` it prints what the bookkeeping of one probe costs.
 #[test]
 #[ignore = "a measurement, to be made with --release"]
-#[expect(clippy::print_stdout, reason = "figures for whoever asks for them")]
 fn what_bookkeeping_costs() {
     let mut network = thousands();
     network.until_direct(2000);

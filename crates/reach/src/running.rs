@@ -1,105 +1,34 @@
 //! The task that probes, and what others see of it.
 
-use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use edgemesh_catalog::{NodeName, ProbePlaces};
-use edgemesh_plan::{Exits, Reachability};
-use edgemesh_tunnel::{NodeKey, Peers};
-use tokio::sync::{mpsc, watch};
+use edgemesh_plan::Reachability;
+use tokio::sync::watch;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use crate::answerer::Answerer;
-use crate::answering::Answering;
-use crate::asking::{Asking, Came, is_proof};
+use crate::asking::{Came, is_proof};
 use crate::counters::Counters;
-use crate::interfaces;
+use crate::equipment::Equipment;
 use crate::overrides::{OverrideRule, resolve};
-use crate::places::{Own, listening_places, own_places, places};
+use crate::places::{own_places, places};
 use crate::prober::{NetworkChange, Prober, Verified};
 use crate::report::{PeerReach, report};
+use crate::settings::{Inputs, News, Settings};
 use crate::timing::Timing;
 
 /// What became direct is told together at such distances; what is so no more, at once.
 const TOLD_TOGETHER: Duration = Duration::from_millis(100);
-/// Changes of this host's network are looked after at such distances.
-const CHANGES_APART: Duration = Duration::from_millis(100);
-/// And if they concern all peers, at such ones.
-const SWEEPS_APART: Duration = Duration::from_secs(1);
-/// More changes than this at once concern everybody.
-const MOST_CHANGES: usize = 256;
-/// How often is looked at the interfaces, whatever the kernel tells.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// How often is tried to open a port that another agent has.
-const TRY_EVERY: Duration = Duration::from_millis(500);
 /// Of the time, at most one in so many parts is spent on finding out who is to be probed.
 const FOLLOWING_SHARE: u32 = 50;
 /// Datagrams that are read before time passes for those that are awaited.
 const MOST_AT_ONCE: usize = 1024;
 /// As many peers are named in one line of the log.
 const MOST_NAMED: usize = 5;
-
-/// What does not change while the agent runs.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// This node.
-    pub node: NodeName,
-    /// How peers are probed, and probes of theirs answered; none: not at all.
-    pub probing: Option<Probing>,
-    /// What the operator says, whatever probes tell; the first that fits counts.
-    pub overrides: Vec<OverrideRule>,
-}
-
-/// How peers are probed, and probes of theirs answered.
-#[derive(Clone, Debug)]
-pub struct Probing {
-    /// This node's key.
-    pub key: NodeKey,
-    /// UDP port at which probes are answered.
-    pub port: u16,
-    /// Firewall mark (`SO_MARK`) of all sockets.
-    pub mark: Option<u32>,
-    /// Addresses of this host that never mean it to others.
-    pub never: Vec<IpAddr>,
-    /// When is probed.
-    pub timing: Timing,
-    /// Spreads the probes of all nodes in time.
-    pub seed: u64,
-}
-
-/// What it follows.
-#[derive(Debug)]
-pub struct Inputs {
-    /// The catalog.
-    pub exits: watch::Receiver<Arc<Exits>>,
-    /// Who is believed.
-    pub peers: watch::Receiver<Arc<Peers>>,
-    /// What the tunnel tells of who is reached through it.
-    pub tunnel: watch::Receiver<Reachability>,
-    /// What happens meanwhile.
-    pub news: mpsc::Receiver<News>,
-}
-
-/// Something that may change how peers are reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    /// This host's network changed.
-    Network(NetworkChange),
-    /// An address of this host may have come or gone.
-    Addresses,
-    /// A connection to an endpoint that is reached natively failed in the network.
-    DialFailed {
-        /// The endpoint's node.
-        node: NodeName,
-        /// The endpoint's address.
-        endpoint: IpAddr,
-    },
-}
 
 /// What others see of it. Copies see the same.
 #[derive(Clone, Debug)]
@@ -120,31 +49,11 @@ pub struct Running {
     overrides: Vec<OverrideRule>,
     inputs: Inputs,
     shared: Arc<Shared>,
-    probing: Option<Probe>,
+    probing: Option<Equipment>,
     /// What was told last, and its version.
     told: Verified,
     told_version: u64,
     told_at: Instant,
-}
-
-/// The parts that only who probes has.
-#[derive(Debug)]
-struct Probe {
-    asking: Asking,
-    answering: Answering,
-    answerer: Arc<Mutex<Answerer>>,
-    port: u16,
-    own: Own,
-    /// Whether the catalog or the peers changed since they were looked at, and when they may
-    /// be again.
-    stale: bool,
-    follow_at: Instant,
-    /// When the interfaces are looked at again.
-    look_at: Instant,
-    /// What changed and was not looked after yet.
-    changes: BTreeSet<NetworkChange>,
-    changes_at: Instant,
-    sweep_at: Instant,
 }
 
 impl Reach {
@@ -163,7 +72,7 @@ impl Reach {
             .map_or((Timing::default(), 0), |of| (of.timing, of.seed));
         let probing = settings
             .probing
-            .map(|of| Probe::open(of, &counters, now))
+            .map(|of| Equipment::open(of, &counters, now))
             .transpose()?;
         let shared = Arc::new(Shared {
             reachability: watch::Sender::new(inputs.tunnel.borrow().clone()),
@@ -237,7 +146,7 @@ impl Running {
                 },
                 () = at(due) => self.send_due().await,
                 () = at(tell_at) => {}
-                () = at(self.probing.as_ref().map(Probe::wakes_at)) => self.look_around(),
+                () = at(self.probing.as_ref().map(Equipment::wakes_at)) => self.look_around(),
                 // Last: whoever floods this socket keeps nothing else from being done.
                 came = came(self.probing.as_ref()) => self.came(came.as_ref()),
             }
@@ -350,7 +259,8 @@ impl Running {
         };
         let began = Instant::now();
         let catalog = exits.catalog();
-        let wanted = places(catalog, &peers, &self.node, &probing.own);
+        let overrides = resolve(&self.overrides, catalog);
+        let wanted = places(catalog, &peers, &overrides, &self.node, &probing.own);
         self.shared.prober().follow(wanted, began);
         let own = own_places(catalog, &self.node, &probing.own, probing.port);
         self.shared.places.send_if_modified(|known| {
@@ -406,106 +316,7 @@ impl Running {
     }
 }
 
-impl Probe {
-    fn open(settings: Probing, counters: &Arc<Counters>, now: Instant) -> io::Result<Self> {
-        let answerer = Answerer::new(settings.key.clone(), now);
-        let answerer = Arc::new(Mutex::new(answerer));
-        Ok(Self {
-            asking: Asking::open(settings.key, settings.mark)?,
-            answering: Answering::new(
-                Arc::clone(&answerer),
-                Arc::clone(counters),
-                settings.port,
-                settings.mark,
-            ),
-            answerer,
-            port: settings.port,
-            own: Own {
-                interfaces: BTreeSet::new(),
-                never: settings.never,
-            },
-            stale: true,
-            follow_at: now,
-            look_at: now,
-            changes: BTreeSet::new(),
-            changes_at: now,
-            sweep_at: now,
-        })
-    }
-
-    fn changed(&mut self, change: NetworkChange) {
-        self.changes.insert(change);
-        if self.changes.len() > MOST_CHANGES {
-            self.changes = [NetworkChange::Anything].into();
-        }
-    }
-
-    /// When there is something else to do than probing.
-    fn wakes_at(&self) -> Instant {
-        let follow = self.stale.then_some(self.follow_at);
-        let sweeps = self.changes.contains(&NetworkChange::Anything);
-        let others = self.changes.len() > usize::from(sweeps);
-        let changes = others.then_some(self.changes_at);
-        let sweep = sweeps.then_some(self.sweep_at.max(self.changes_at));
-        [Some(self.look_at), follow, changes, sweep]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(self.look_at)
-    }
-
-    /// The changes that are to be looked after now.
-    fn take_changes(&mut self, now: Instant) -> BTreeSet<NetworkChange> {
-        if self.changes.is_empty() || now < self.changes_at {
-            return BTreeSet::new();
-        }
-        let mut due = std::mem::take(&mut self.changes);
-        if due.contains(&NetworkChange::Anything) {
-            if now < self.sweep_at {
-                due.remove(&NetworkChange::Anything);
-                self.changes.insert(NetworkChange::Anything);
-            } else {
-                // It is about everything else, too.
-                due = [NetworkChange::Anything].into();
-                self.sweep_at = now + SWEEPS_APART;
-            }
-        }
-        self.changes_at = now + CHANGES_APART;
-        due
-    }
-
-    fn look_at_interfaces(&mut self, now: Instant) {
-        match interfaces::addresses() {
-            Ok(addresses) if addresses != self.own.interfaces => {
-                self.own.interfaces = addresses;
-                self.changed(NetworkChange::Anything);
-            }
-            Ok(_) => {}
-            Err(error) => warn!(%error, "the addresses of this host are not to be had"),
-        }
-        self.look_at = now + LOOK_EVERY;
-        self.changes_at = self.changes_at.max(now + CHANGES_APART);
-        // Sockets that were in the way, or have ended.
-        self.stale = true;
-    }
-
-    /// Answers as the node that the cluster knows now.
-    fn answer_as(&mut self, exits: &Exits, peers: Arc<Peers>, node: &NodeName) {
-        let catalog = exits.catalog();
-        let known_by = catalog.node(node).map(|node| node.addresses.clone());
-        {
-            let mut answerer = self.answerer.lock().unwrap_or_else(PoisonError::into_inner);
-            answerer.believe(peers);
-            answerer.known_by(known_by.unwrap_or_default());
-        }
-        let listening = listening_places(catalog, node, &self.own);
-        if !self.answering.listen_at(&listening) {
-            self.look_at = self.look_at.min(Instant::now() + TRY_EVERY);
-        }
-    }
-}
-
-async fn came(probing: Option<&Probe>) -> Option<Came> {
+async fn came(probing: Option<&Equipment>) -> Option<Came> {
     match probing {
         Some(probing) => probing.asking.next().await,
         None => std::future::pending().await,

@@ -145,7 +145,7 @@ static EDGE_PROXY: &[Key] = &[
          of its Node. Who is no peer gets no answer. Nodes may use different ones."),
     honoured!(Own Restart "modules.edgeProxy.reachability.overrides",
         edge_proxy.reachability.overrides = Overrides,
-        "How endpoints on peers are reached, whatever probes tell, for networks that let no probes \
+        "How endpoints on peers are reached, without any probe, for networks that let none \
          pass; the first item that fits an endpoint counts. `nodeSelector` is about the nodes with all \
          the labels, `cidrs` about addresses of endpoints. `direct` trusts that nobody else has the \
          same address. Endpoints on this node, on nodes without a tunnel and on no node of the \
