@@ -287,6 +287,7 @@ fn forwarder_settings(start: &Start, beside: Beside, intercepts: &[IpAddr]) -> S
         mark: Some(config.socket_mark),
         strategy: config.strategy,
         max_connections: config.max_connections.unwrap_or(limits.max_connections),
+        max_pipes: limits.max_pipes,
         max_udp_flows: config.max_udp_flows.unwrap_or(limits.max_udp_flows),
         udp_idle_timeout: config.udp_idle_timeout,
         dial_timeout: config.dial_timeout,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_plan::PortalEndpoint;
-use edgemesh_sockets::{PipePool, ResetOnDrop, broken};
+use edgemesh_sockets::{PipePool, ResetOnDrop, broken, has_data};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
@@ -205,7 +205,10 @@ impl Connections {
             counters: &self.counters,
             reports: &self.reports,
         };
-        let connect = |endpoint: &PortalEndpoint| self.ways.connect_tcp(&portal.name, endpoint);
+        let connect = |endpoint: &PortalEndpoint| {
+            let ways = &self.ways;
+            ways.connect_tcp(&portal.name, endpoint, has_data(client))
+        };
         tokio::select! {
             biased;
             _ = broken(client) => None,

@@ -195,9 +195,7 @@ impl UdpPortal {
                 }
             }
         }
-        self.shared
-            .counters
-            .drop_datagrams(Dropped::NoEndpoint, 1);
+        self.shared.counters.drop_datagrams(Dropped::NoEndpoint, 1);
     }
 
     fn open(&self, client: ClientAddr, attempt: Attempt) -> Option<(Arc<Flow>, Attempt)> {

@@ -45,11 +45,13 @@ impl Ways {
         self.tunnel.is_some() && portal.has_endpoint_by(Way::Tunnel)
     }
 
-    /// Connects with an endpoint of the service port `name`.
+    /// Connects with an endpoint of the service port `name`; the client `has_data` for it, or may
+    /// be waiting for the endpoint to begin.
     pub(crate) fn connect_tcp(
         &self,
         name: &ServicePortName,
         endpoint: &PortalEndpoint,
+        has_data: bool,
     ) -> impl Future<Output = Result<TcpUpstream, DialFault>> + Send + use<> {
         let sockets = self.sockets;
         let address = EndpointAddr(endpoint.address);
@@ -60,7 +62,11 @@ impl Ways {
         async move {
             match through {
                 None => {
-                    let connected = sockets.connect_tcp(address).await;
+                    let connected = if has_data {
+                        sockets.connect_tcp_to_send(address).await
+                    } else {
+                        sockets.connect_tcp(address).await
+                    };
                     connected
                         .map(TcpUpstream::Native)
                         .map_err(|error| fault_of(&error))

@@ -16,6 +16,6 @@ pub use buffers::{STREAM_BUFFER, StreamBuffer, with_datagram_buffer};
 pub use datagram_batch::{DatagramBatch, join_datagrams};
 pub use datagram_run::{DatagramRun, SegmentLimit};
 pub use datagrams::{await_datagram, receive_now, send_now, send_to_now};
-pub use outward::{EndpointAddr, OutwardSockets, open, tune};
+pub use outward::{EndpointAddr, OutwardSockets, has_data, open, tune};
 pub use pipes::{LentPipe, PipePool};
 pub use reset_on_drop::{ResetOnDrop, broken, end_stream};
