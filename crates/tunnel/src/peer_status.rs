@@ -22,6 +22,8 @@ pub struct PeerStatus {
     pub link: LinkStatus,
     /// Streams that go on with it, opened by either side.
     pub streams: usize,
+    /// How many of these go by TCP connections of their own now.
+    pub by_tcp: usize,
 }
 
 /// Whether there is a way to a peer.
@@ -69,6 +71,7 @@ impl PeerStatus {
             node: mesh_node.name.clone(),
             key: mesh_node.public_key,
             streams: state.session().map_or(0, |session| session.streams()),
+            by_tcp: state.session().map_or(0, |session| session.lanes.going()),
             link: match &state {
                 State::Idle => LinkStatus::Idle,
                 State::Connecting => LinkStatus::Connecting,

@@ -154,9 +154,6 @@ impl Tunnel {
                 key: carrier_key,
                 sockets,
                 peers: peers.subscribe(),
-                exits: exits.clone(),
-                book: presence.book.clone(),
-                listening: endpoint.bound_sockets(),
                 counters: Arc::clone(&counters),
             })
         });

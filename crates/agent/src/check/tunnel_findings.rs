@@ -221,6 +221,7 @@ mod tests {
                     by: None,
                     round_trip_microseconds: None,
                     streams: 0,
+                    by_tcp: 0,
                 }],
                 ..TunnelReport::default()
             });

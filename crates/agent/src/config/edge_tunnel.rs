@@ -21,6 +21,8 @@ pub(crate) struct EdgeTunnelConfig {
     pub(crate) address_discovery_port: u16,
     /// Whether connections with peers stay open when unused.
     pub(crate) keep_alive: bool,
+    /// Whether connections that move much may go by TCP connections between the nodes.
+    pub(crate) tcp_carrier: bool,
     /// How much the tunnel takes on.
     pub(crate) limits: TunnelLimits,
 }
@@ -69,6 +71,7 @@ impl Default for EdgeTunnelConfig {
             relay_listen_port: None,
             address_discovery_port: 20009,
             keep_alive: false,
+            tcp_carrier: false,
             limits: TunnelLimits::default(),
         }
     }

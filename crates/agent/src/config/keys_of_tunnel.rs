@@ -22,8 +22,8 @@ pub(super) static EDGE_TUNNEL: &[Key] = &[
         "Whether endpoints on nodes whose agents have a tunnel too are reached through it, and this \
          node's through this one. If not, every endpoint is dialled by this node itself."),
     honoured!(EdgeMesh Restart "modules.edgeTunnel.listenPort", edge_tunnel.listen_port = PORT,
-        "UDP port of the tunnel, on all addresses. Who cannot prove the key of a known node is \
-         told nothing."),
+        "UDP port of the tunnel, and TCP port of `tcpCarrier`, on all addresses. Who cannot prove the \
+         key of a known node is told nothing."),
     honoured!(Own Restart "modules.edgeTunnel.advertiseAddress",
         edge_tunnel.advertise = List(OwnAddress),
         "Addresses at which other nodes reach this one, beside those of its interfaces and what \
@@ -44,6 +44,12 @@ pub(super) static EDGE_TUNNEL: &[Key] = &[
     honoured!(Own Restart "modules.edgeTunnel.keepAlive", edge_tunnel.keep_alive = Bool,
         "Whether a connection with a peer, once made, stays open when nothing uses it. The next \
          one to use it then starts at once, for a packet in every 1.5 s."),
+    honoured!(Own Restart "modules.edgeTunnel.tcpCarrier",
+        edge_tunnel.tcp_carrier = OneOf(&[("auto", true), ("off", false)]),
+        "Whether a connection that moves much may go by a TCP connection with TLS 1.3 of its own \
+         between the two nodes, where one can dial the other (`listenPort`, TCP): twice as fast, \
+         for less than half the work. It begins and ends by QUIC, and goes on by QUIC without \
+         losing a byte when the TCP connection is lost. With off that port is not listened at."),
     honoured!(EdgeMesh Restart "modules.edgeTunnel.tunnelLimitConfig.enable",
         edge_tunnel.limits.enable = Bool,
         "Whether the four limits below apply. If not, only the limit on open files does."),

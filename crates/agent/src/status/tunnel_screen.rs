@@ -80,7 +80,10 @@ fn summary(tunnel: &TunnelReport) -> String {
 }
 
 fn in_words(peer: &PeerReport) -> String {
-    let streams = count(peer.streams as u64, "stream", "streams");
+    let mut streams = count(peer.streams as u64, "stream", "streams");
+    if peer.by_tcp > 0 {
+        streams.push_str(&format!(", {} of them by tcp", peer.by_tcp));
+    }
     let by = peer.by.as_deref().unwrap_or("an unknown way");
     let way = match peer.way.as_str() {
         "direct" => format!("direct to {by}"),
@@ -127,6 +130,7 @@ mod tests {
             by: by.map(str::to_owned),
             round_trip_microseconds: by.map(|_| 31_250),
             streams,
+            by_tcp: 0,
         }
     }
 
@@ -189,6 +193,18 @@ tunnel        1,234 peers: 1 direct, 1 down, 1 relayed; 1 stream served for
         has("  direct      1 of 2 peers with endpoints reached without the tunnel\n");
         has("cloud2: direct at 10.244.1.1 for 1 min 30 s, 0.4 ms: it proves its\n");
         has("edge1: tunnel at 10.244.1.1 for 1 min 30 s: no answer");
+    }
+
+    #[test]
+    fn streams_that_go_by_tcp_are_told() {
+        let mut busy = peer("cloud1", "direct", Some("203.0.113.5:20006"), 12);
+        busy.by_tcp = 2;
+        let tunnel = TunnelReport {
+            peers: vec![busy],
+            ..TunnelReport::default()
+        };
+        let text = written(&tunnel);
+        assert!(text.contains("12 streams, 2 of them by\n"), "{text}");
     }
 
     #[test]

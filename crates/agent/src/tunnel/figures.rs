@@ -22,6 +22,7 @@ impl Figures for Tunnel {
         let mut all = peers(self);
         all.extend(streams(self));
         all.extend(traffic(self));
+        all.extend(tcp_carrier(self));
         all.extend(trouble(self));
         all.extend(relay(self));
         all
@@ -144,6 +145,42 @@ fn traffic(tunnel: &Tunnel) -> Vec<Sample> {
         )
     }));
     all
+}
+
+fn tcp_carrier(tunnel: &Tunnel) -> Vec<Sample> {
+    let counters = tunnel.counters();
+    vec![
+        gauge(
+            "edgemesh_tunnel_tcp_connections",
+            "TCP connections with peers by which the bytes of a connection go that moves much",
+            vec![],
+            counters.lanes(),
+        ),
+        counter(
+            "edgemesh_tunnel_tcp_connections_made",
+            "TCP connections with peers made for connections that moved much",
+            vec![],
+            counters.lanes_made(),
+        ),
+        counter(
+            "edgemesh_tunnel_tcp_connections_lost",
+            "TCP connections with peers that broke; what went by them went on by QUIC",
+            vec![],
+            counters.lanes_lost(),
+        ),
+        counter(
+            "edgemesh_tunnel_tcp_connections_failed",
+            "Attempts to make a TCP connection with a peer that failed, by either side",
+            vec![],
+            counters.lanes_failed(),
+        ),
+        counter(
+            "edgemesh_tunnel_tcp_bytes",
+            "Bytes that went or came by TCP connections with peers",
+            vec![],
+            counters.lane_bytes(),
+        ),
+    ]
 }
 
 fn trouble(tunnel: &Tunnel) -> Vec<Sample> {

@@ -76,6 +76,9 @@ pub(crate) struct PeerReport {
     pub(crate) round_trip_microseconds: Option<u64>,
     /// Connections and flows that go on with it, opened by either side.
     pub(crate) streams: usize,
+    /// How many of these go by TCP connections of their own.
+    #[serde(default)]
+    pub(crate) by_tcp: usize,
 }
 
 /// What was found out at one address of a peer.
@@ -165,6 +168,7 @@ fn peer(status: &PeerStatus) -> PeerReport {
         round_trip_microseconds: round_trip
             .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
         streams: status.streams,
+        by_tcp: status.by_tcp,
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) fn settings(config: &Config, node: &NodeName) -> Settings {
         never: vec![config.common.intercept_v4.into(), proxy.intercept_v6.into()],
         version: env!("CARGO_PKG_VERSION").into(),
         keep_alive: tunnel.keep_alive,
+        tcp_carrier: tunnel.tcp_carrier,
         mark: Some(proxy.socket_mark),
         limits: limits(&tunnel.limits),
         timing: Timing {
@@ -80,12 +81,13 @@ mod tests {
         let mut config = Config::without_file();
         config.edge_tunnel.listen_port = 30_006;
         config.edge_tunnel.keep_alive = true;
+        config.edge_tunnel.tcp_carrier = true;
         config.edge_tunnel.limits.streams_in_per_peer = 7;
         config.edge_proxy.dial_timeout = Duration::from_secs(9);
         let settings = settings(&config, &NodeName::new("edge-1"));
         assert_eq!(settings.node, NodeName::new("edge-1"));
         assert_eq!(settings.listen_port, 30_006);
-        assert!(settings.keep_alive);
+        assert!(settings.keep_alive && settings.tcp_carrier);
         assert_eq!(settings.limits.streams_in_per_peer, 7);
         assert_eq!(settings.limits.streams_out, 10_240);
         assert_eq!(settings.timing.dial, Duration::from_secs(9));

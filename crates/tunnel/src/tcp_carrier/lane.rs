@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::budget::LanePlace;
 use super::handshake::Secured;
+use super::lane_table::LaneTable;
 use super::record::{Opener, Sealer};
 use crate::counters::Counters;
 use crate::peer_stream::PeerStream;
@@ -27,6 +28,8 @@ pub(crate) struct Lane {
     pub(super) words: PeerStream,
     pub(super) secured: Secured,
     pub(super) place: LanePlace,
+    /// Those of the same connection between the nodes.
+    pub(super) beside: Arc<LaneTable>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -120,7 +123,7 @@ impl Lane {
         let (say, said) = mpsc::channel(WORDS_WAITING);
         let (told, told_here) = watch::channel(Told::default());
         let (heard, heard_here) = watch::channel(Heard::default());
-        let _going = self.counters.lane();
+        let _going = (self.counters.lane(), self.beside.count());
         let wire = Arc::new(Wire {
             tcp: self.secured.tcp,
             lost: CancellationToken::new(),

@@ -1,15 +1,24 @@
-//! The streams of a connection that may be given a lane, by their numbers.
+//! The streams of a connection that may be given a lane, by their numbers, and how many have one.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
 use super::lane::Lane;
 
-/// By the number of the stream.
+/// The lanes of one connection with a peer.
 #[derive(Debug, Default)]
-pub(crate) struct LaneTable(Mutex<BTreeMap<u64, mpsc::Sender<Lane>>>);
+pub(crate) struct LaneTable {
+    /// Where streams that the peer has opened take lanes, by their numbers.
+    streams: Mutex<BTreeMap<u64, mpsc::Sender<Lane>>>,
+    going: AtomicUsize,
+}
+
+/// A lane that goes on, counted as long as the value lives.
+#[derive(Debug)]
+pub(super) struct LaneGoing(Arc<LaneTable>);
 
 /// Lanes that the other end offers for one stream.
 #[derive(Debug)]
@@ -36,8 +45,18 @@ impl LaneTable {
         self.streams().get(&stream).cloned()
     }
 
+    /// Lanes that go on, of streams that either side has opened.
+    pub(crate) fn going(&self) -> usize {
+        self.going.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count(self: &Arc<Self>) -> LaneGoing {
+        self.going.fetch_add(1, Ordering::Relaxed);
+        LaneGoing(Arc::clone(self))
+    }
+
     fn streams(&self) -> MutexGuard<'_, BTreeMap<u64, mpsc::Sender<Lane>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -48,6 +67,12 @@ impl Offers {
             // The table keeps the other end of the channel as long as this lives.
             None => std::future::pending().await,
         }
+    }
+}
+
+impl Drop for LaneGoing {
+    fn drop(&mut self) {
+        self.0.going.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

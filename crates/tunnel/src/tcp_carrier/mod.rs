@@ -53,7 +53,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edgemesh_catalog::PublicKey;
-use edgemesh_plan::Exits;
 use edgemesh_sockets::{EndpointAddr, OutwardSockets};
 use edgemesh_wire::{Answer, Dialler, LaneToken, Move};
 use iroh::TransportAddr;
@@ -76,9 +75,7 @@ use crate::identity::NodeKey;
 use crate::peer_address::public_key;
 use crate::peer_book::Peers;
 use crate::peer_stream::PeerStream;
-use crate::relay_book::RelayBook;
 use crate::session::Session;
-use crate::ways_to_dial::{is_own, ways_to_dial};
 
 pub(crate) use self::guide::{Guided, Lanes, Progress};
 pub(crate) use self::lane::{LaneIn, LaneOut};
@@ -104,12 +101,6 @@ pub(crate) struct CarrierOptions {
     pub(crate) sockets: OutwardSockets,
     /// Who is believed.
     pub(crate) peers: watch::Receiver<Arc<Peers>>,
-    /// What the cluster knows, of this node, too.
-    pub(crate) exits: watch::Receiver<Arc<Exits>>,
-    /// By what peers are reached.
-    pub(crate) book: RelayBook,
-    /// Where this node's QUIC sockets are.
-    pub(crate) listening: Vec<SocketAddr>,
     /// Where it counts.
     pub(crate) counters: Arc<Counters>,
 }
@@ -155,6 +146,7 @@ impl Carrier {
             words,
             secured,
             place,
+            beside: Arc::clone(&session.lanes),
             counters: Arc::clone(&self.counters),
         };
         // The stream may have ended; then the lane ends, too.
@@ -223,17 +215,10 @@ impl Carrier {
         let Some(peer) = peers.with_key(&public_key(&connection.remote_id())) else {
             return Vec::new();
         };
-        let exits = Arc::clone(&self.options.exits.borrow());
-        let own = exits.catalog().mesh_node(&exits.policy().node);
-        let own = own.map_or(&[][..], |own| &own.addresses);
-        let is_own = |ip| is_own(ip, &self.options.listening);
-        let all = self.options.book.get().address_of(&peer.mesh_node);
-        let certain = all.map(|all| ways_to_dial(all, own, is_own).addrs);
-        let certain = certain.into_iter().flatten().filter_map(|way| ip_of(&way));
         let paths = connection.paths();
         let selected = paths.iter().find(iroh::endpoint::Path::is_selected);
         let connected_at = selected.and_then(|path| ip_of(path.remote_addr()));
-        addresses::addresses(connected_at, &peer.mesh_node.addresses, certain)
+        addresses::addresses(connected_at, &peer.mesh_node.addresses)
     }
 
     /// What is known of the ways to the peer with `key`.

@@ -102,6 +102,7 @@ impl Mover {
             words,
             secured,
             place,
+            beside: Arc::clone(&self.session.lanes),
             counters: Arc::clone(&self.carrier.counters),
         }
     }

@@ -70,6 +70,7 @@ mod tests {
             by: Some(by.to_owned()),
             round_trip_microseconds: None,
             streams: 0,
+            by_tcp: 0,
         };
         let ends = Ends {
             from_behind_nat,
