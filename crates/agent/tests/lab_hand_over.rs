@@ -29,6 +29,9 @@ const SILENCE: Duration = Duration::from_secs(3);
 const HAND_OVERS: usize = 6;
 
 /// An agent is not started yet, and there is no kube-proxy: nobody else covers a gap.
+/// For what is about connections that an agent carries.
+const USER_MODE: &str = "modules: {edgeProxy: {enable: true, datapath: user}}\n";
+
 fn stage(lab: &Lab, flavour: Flavour, backend: &str) -> Result<SideBySide> {
     let mut stage = SideBySide::on(lab, lab.node("edge-1").create()?, flavour, AGENT)?;
     leave_kubelets_signs(&stage.node, flavour)?;
@@ -272,6 +275,7 @@ fn a_long_connection_is_carried_to_its_end_by_the_agent_that_it_began_with() -> 
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour, "iptables")?;
         stage.start_kube_proxy()?;
+        stage.agent.configure(USER_MODE)?;
         let mut first = start_first(lab, &stage)?;
         let mut open = [stage.client.connect(ECHO)?, stage.node.connect(ECHO)?];
         for stream in &mut open {
@@ -307,6 +311,7 @@ fn an_agent_that_drains_lets_the_next_one_in_without_waiting_for_its_connections
     test_each_flavour(|lab, flavour| {
         let mut stage = stage(lab, flavour, "auto")?;
         stage.start_kube_proxy()?;
+        stage.agent.configure(USER_MODE)?;
         let mut first = start_first(lab, &stage)?;
         let mut open = stage.client.connect(ECHO)?;
         exchange(&mut open, 1)?;
