@@ -88,7 +88,7 @@ impl Stage {
             let status = self.status()?;
             let services = &status["services"];
             let reasons = services["user_mode"].as_object().context("no reasons")?;
-            let user_mode: u64 = reasons.values().filter_map(|n| n.as_u64()).sum();
+            let user_mode: u64 = reasons.values().filter_map(serde_json::Value::as_u64).sum();
             let found = (services["by_kernel"].as_u64(), user_mode);
             ensure!(found == (Some(by_kernel), in_user_mode), "{services}");
             Ok(())
