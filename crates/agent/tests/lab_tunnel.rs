@@ -151,13 +151,13 @@ fn a_stolen_key_is_told_with_what_to_do() -> Result<()> {
                 .map(|peer| (peer["node"].clone(), peer["reason"].clone()))
                 .collect();
             ensure!(
-                reasons.contains(&("cloud2".into(), "DuplicateKey".into())),
+                reasons.contains(&("cloud2".into(), "NotSigned".into())),
                 "{told}"
             );
             Ok(())
         })?;
         let log = stage.edge.log()?;
-        assert!(log.contains("DuplicateKey"), "{log}");
+        assert!(log.contains("NotSigned"), "{log}");
         // Who is believed already stays so.
         stage.await_across()
     })

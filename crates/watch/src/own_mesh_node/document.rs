@@ -148,7 +148,9 @@ pub(crate) fn timestamp(at: SystemTime) -> String {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use edgemesh_catalog::{KeySignature, NodeName, PreviousKey, ProbePlaces, PublicKey, RelayServer};
+    use edgemesh_catalog::{
+        KeySignature, NodeName, PreviousKey, ProbePlaces, PublicKey, RelayServer,
+    };
     use edgemesh_yaml::documents;
 
     use super::*;
