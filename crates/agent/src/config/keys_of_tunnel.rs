@@ -47,9 +47,9 @@ pub(super) static EDGE_TUNNEL: &[Key] = &[
     honoured!(Own Restart "modules.edgeTunnel.tcpCarrier",
         edge_tunnel.tcp_carrier = OneOf(&[("auto", true), ("off", false)]),
         "Whether a connection that moves much may go by a TCP connection with TLS 1.3 of its own \
-         between the two nodes, where one can dial the other (`listenPort`, TCP): twice as fast, \
-         for less than half the work. It begins and ends by QUIC, and goes on by QUIC without \
-         losing a byte when the TCP connection is lost. With off that port is not listened at."),
+         between the two nodes, where one can dial the other (`listenPort`, TCP). It begins and \
+         ends by QUIC, and goes on by QUIC without losing a byte when the TCP connection is \
+         lost. With off that port is not listened at."),
     honoured!(EdgeMesh Restart "modules.edgeTunnel.tunnelLimitConfig.enable",
         edge_tunnel.limits.enable = Bool,
         "Whether the four limits below apply. If not, only the limit on open files does."),

@@ -205,7 +205,10 @@ tunnel        1,234 peers: 1 direct, 1 down, 1 relayed; 1 stream served for
         };
         let text = written(&tunnel);
         let in_one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(in_one_line.contains("12 streams, 2 of them by tcp"), "{text}");
+        assert!(
+            in_one_line.contains("12 streams, 2 of them by tcp"),
+            "{text}"
+        );
     }
 
     #[test]
