@@ -48,6 +48,7 @@
 //!   wait for conditions.
 
 mod agent;
+mod answering_socket;
 mod await_until;
 mod client;
 mod enter;

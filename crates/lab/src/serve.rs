@@ -1,7 +1,7 @@
 //! Servers in this process whose sockets live in a pod.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use socket2::SockRef;
 
+use crate::answering_socket::AnsweringSocket;
 use crate::namespace::Namespace;
 use crate::traffic::serve_pattern;
 
@@ -103,10 +104,7 @@ impl Server {
         let shared = Arc::clone(&self.shared);
         let work: Box<dyn FnOnce() + Send> = match shared.kind {
             Serve::UdpEcho | Serve::UdpIdentity => {
-                let socket = namespace.run(|| UdpSocket::bind(address))??;
-                socket.set_read_timeout(Some(UDP_LOOK))?;
-                // As much as one gets: bursts shall not be lost here.
-                SockRef::from(&socket).set_recv_buffer_size(4 << 20)?;
+                let socket = namespace.run(|| AnsweringSocket::bind(address, UDP_LOOK))??;
                 Box::new(move || shared.answer_datagrams(&socket))
             }
             Serve::Echo
@@ -197,11 +195,11 @@ impl Shared {
         }
     }
 
-    fn answer_datagrams(&self, socket: &UdpSocket) {
+    fn answer_datagrams(&self, socket: &AnsweringSocket) {
         let mut buffer = vec![0; 65536];
         while !self.over.load(Ordering::Relaxed) {
             // Time-outs are the looks at `over`; other errors belong to datagrams long sent.
-            let Ok((length, client)) = socket.recv_from(&mut buffer) else {
+            let Ok((length, client, asked_at)) = socket.receive(&mut buffer) else {
                 continue;
             };
             self.requests.fetch_add(1, Ordering::Relaxed);
@@ -216,7 +214,7 @@ impl Shared {
                 | Serve::Pattern => Vec::new(),
             };
             answer.extend_from_slice(&buffer[..length]);
-            let _ = socket.send_to(&answer, client);
+            let _ = socket.answer(&answer, client, asked_at);
         }
     }
 
