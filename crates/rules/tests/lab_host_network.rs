@@ -249,13 +249,13 @@ fn cleanup_finds_both_families_and_flavours_whatever_the_settings_were() -> Resu
             }
             assert_eq!(
                 cleanup(&[]).await.to_string(),
-                "removed 14 rules and 2 jumps (iptables, nft)\n\
-                 removed 14 rules and 2 jumps (iptables, legacy)\n\
+                "removed 16 rules and 2 jumps (iptables, nft)\n\
+                 removed 16 rules and 2 jumps (iptables, legacy)\n\
                  removed the IP sets EDGEMESH-* (IPv4)\n\
                  removed the intercept address, the rule of priority 32800, 3 routes of table \
                  9616 (IPv4)\n\
-                 removed 14 rules and 2 jumps (ip6tables, nft)\n\
-                 removed 14 rules and 2 jumps (ip6tables, legacy)\n\
+                 removed 16 rules and 2 jumps (ip6tables, nft)\n\
+                 removed 16 rules and 2 jumps (ip6tables, legacy)\n\
                  removed the IP sets EDGEMESH-* (IPv6)\n\
                  removed the intercept address, the rule of priority 32800, 3 routes of table \
                  9616 (IPv6)\n"
