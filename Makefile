@@ -26,7 +26,7 @@ test: ## all tests that need no cluster, kernel labs included
 e2e: ## against a real etcd, kube-apiserver and kube-proxy (K8S_BIN=DIR ETCD=FILE: your own)
 	@e2e/run
 
-fuzz: ## random bytes for every decoder, 20 s each (fuzz/run TARGET SECONDS: longer)
+fuzz: ## random bytes for every decoder, 10 s each (fuzz/run TARGET SECONDS: longer)
 	@fuzz/run
 
 bench: ## beside kube-proxy's rules, HAProxy, nginx, wireguard-go: 15 minutes (ONLY=PART ROUNDS=1: less)
