@@ -4,6 +4,7 @@ use crate::error::RulesError;
 use crate::iptables::difference::removal;
 use crate::iptables::installed::Tools;
 use crate::iptables::parse::Table;
+use crate::iptables::transaction::RULES_PER_STEP;
 
 /// What was taken out of one family's nat table in one flavour.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,7 +44,15 @@ pub(crate) async fn remove_all(tools: &Tools) -> Result<Removed, RulesError> {
         if removal.transaction.is_empty() {
             return Ok(removed);
         }
-        match tools.restore(&removal.transaction.text()).await {
+        let whole = match tools.restore(&removal.transaction.text()).await {
+            // One message that is too long is refused whole: nothing has changed yet.
+            Err(error) if error.is_too_long() => {
+                let (steps, _) = removal.transaction.sections(RULES_PER_STEP);
+                tools.restore(&steps).await
+            }
+            outcome => outcome,
+        };
+        match whole {
             Ok(()) => {
                 removed.rules += table.own_rules();
                 removed.jumps += table.own_jumps();

@@ -14,18 +14,13 @@ use crate::iptables::installed::Tools;
 use crate::iptables::last_read::{LastRead, difference_to};
 use crate::iptables::parse::Table;
 use crate::iptables::probe::{has_kube_proxy_in_nf_tables, probe, probe_again};
-use crate::iptables::transaction::Transaction;
+use crate::iptables::transaction::{RULES_PER_STEP, Transaction};
 use crate::removal::{Removed, remove_all};
 use crate::unchanged::{Glance, Look, Watch};
 use crate::{
     Family, Flavour, FlavourChoice, FlavourSetting, KUBE_SERVICES, NoFlavour, Repair, Ruleset,
     ToolError,
 };
-
-/// Rules per step, once the kernel refused a message for its length. In a user namespace
-/// iptables-nft can't enlarge its socket's buffer, and some 270 rules fit into the
-/// default one (`net.core.wmem_default`, 208 KiB).
-const RULES_PER_STEP: usize = 200;
 
 /// How often the jumps are looked at while the rules are read.
 const GLANCE_EVERY: Duration = Duration::from_millis(10);

@@ -10,6 +10,11 @@ use crate::chain_names::{JUMP_COMMENT, MASQUERADE, MASQUERADE_COMMENT, OwnChain,
 use crate::iptables::masquerade::masquerade_rules;
 use crate::iptables::own_rule::{OwnRule, fixed_rules, portal_rules, write_line};
 
+/// Rules per step, once the kernel refused a message for its length. In a user namespace
+/// iptables-nft can't enlarge its socket's buffer, and some 270 rules fit into the
+/// default one (`net.core.wmem_default`, 208 KiB).
+pub(crate) const RULES_PER_STEP: usize = 200;
+
 /// Changes of the nat table, taken over by the kernel all or none.
 ///
 /// It is one atomic step unless it is [split](Self::sections), and even then a chain is
