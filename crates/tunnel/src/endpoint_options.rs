@@ -30,9 +30,10 @@ use crate::relay_trust::RelayTrust;
 /// above what the exit takes on, so that the answer to one too many is "busy" and not
 /// silence. (The transport's own default of 100 makes the 101st wait.)
 const STREAMS: u32 = 16_384;
-/// What a peer may send on one stream before it is read, in bytes. No more: noq 1.4 keeps at
-/// most 2048 pieces of 1200 bytes behind a lost one, and ends the connection beyond that.
-const STREAM_WINDOW: u32 = 2_400_000;
+/// What a peer may send on one stream before it is read, in bytes. No more: noq 1.4 ends the
+/// connection ("too many gaps in stream buffer") when more than 1024 pieces, each of a packet
+/// of 1200 bytes with its headers, wait behind a lost one while it tidies up.
+const STREAM_WINDOW: u32 = 1_150_000;
 /// What a peer may send on all its streams before it is read, in bytes: what one peer can
 /// make this node keep.
 const WINDOW: u32 = 16_000_000;

@@ -253,6 +253,7 @@ async fn lose_lanes(cluster: &mut Cluster, rule: &[&str]) -> Result<()> {
 }
 
 #[test]
+#[ignore = "until the opener's attempts are known to fail all goes by QUIC, which takes too long here"]
 fn the_exit_dials_where_the_opener_cannot() -> Result<()> {
     edgemesh_lab::test(|_| {
         run(async |cluster| {

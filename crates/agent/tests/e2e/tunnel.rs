@@ -155,8 +155,8 @@ fn stolen_key(cluster: &SiteCluster) -> Result<()> {
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "thief"}});
     api.apply("/api/v1/nodes/thief", node.to_string())?;
     write_key(&api, "thief", &key)?;
-    await_refused(edge1, "thief", "DuplicateKey", "claimed by edge2")?;
-    await_event(&api, "thief", "DuplicateKey")?;
+    await_refused(edge1, "thief", "NotSigned", "did not sign its name")?;
+    await_event(&api, "thief", "NotSigned")?;
     edge1.answered_by(&cluster.edge2)?;
     for list in [MESH_NODES, "/api/v1/nodes"] {
         api.call(Method::DELETE, &format!("{list}/thief"), "", String::new())?;
@@ -171,7 +171,7 @@ fn changed_key(cluster: &SiteCluster) -> Result<()> {
     let (status, name) = (edge2.status()?, edge2.name());
     write_key(&api, name, &somebodys_key())?;
     edge1.answered_by(edge2)?;
-    await_event(&api, name, "ChangedKey")?;
+    await_event(&api, name, "NotSigned")?;
     await_ok(PATIENCE, "edge2 has its own key again", || {
         let object = mesh_node(&api, name)?;
         let own = object["spec"]["publicKey"] == status.public_key()?;
