@@ -13,8 +13,8 @@ use serde_json::Value;
 use crate::load::{ONCE, connections};
 use crate::part::Effort;
 
-/// The key that lets an agent carry streams by TCP, too. The agents of the first edge node and
-/// of the second cloud node have it; between these two it is used.
+/// The key that says whether an agent carries streams by TCP, too: those of the first edge node
+/// and of the second cloud node do; between these two it is used.
 pub(super) const CARRIER: &str = "modules.edgeTunnel.tcpCarrier";
 /// How long agents may take until they reach each other as they are to.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,21 +49,27 @@ impl Agents {
         let prepare = |node: &Node| -> Result<Agent> {
             leave_kubelets_signs(node, Flavour::Nft)?;
             let agent = Agent::prepare_sharing(lab, node, &effort.agent, &shared)?;
-            agent.configure(&configuration(relay, false))?;
             Ok(agent)
         };
         let (mut cloud1, mut edge2) = (prepare(&sites.cloud1)?, prepare(&sites.edge2)?);
         let (mut cloud2, mut edge1) = (prepare(&sites.cloud2)?, prepare(&sites.edge1)?);
-        cloud1.start_without_waiting()?;
-        edge2.start_without_waiting()?;
         let have_carrier = start_with_carrier(&mut edge1, relay)?;
-        if have_carrier {
-            start_with_carrier(&mut cloud2, relay)?;
+        let [with, without] = if have_carrier {
+            [Carrier::Auto, Carrier::Off]
         } else {
-            cloud2.start()?;
+            [Carrier::Unknown; 2]
+        };
+        for (agent, carrier) in [
+            (&mut cloud1, without),
+            (&mut cloud2, with),
+            (&mut edge2, without),
+        ] {
+            agent.configure(&configuration(relay, carrier))?;
+            agent.start_without_waiting()?;
         }
-        cloud1.await_ready()?;
-        edge2.await_ready()?;
+        for agent in [&mut cloud1, &mut cloud2, &mut edge2] {
+            agent.await_ready()?;
+        }
         let pid = |agent: &mut Agent| -> Result<u32> {
             let process = agent.process().context("an agent has ended")?;
             Ok(process.pid())
@@ -83,13 +89,22 @@ impl Agents {
     }
 }
 
+/// What an agent is told of the second carrier.
+#[derive(Clone, Copy)]
+enum Carrier {
+    Auto,
+    Off,
+    /// Nothing: it is of a version that does not know of it.
+    Unknown,
+}
+
 /// Whether the agent knows of a second carrier; it is started in either case.
 fn start_with_carrier(agent: &mut Agent, relay: IpAddr) -> Result<bool> {
-    agent.configure(&configuration(relay, true))?;
+    agent.configure(&configuration(relay, Carrier::Auto))?;
     match agent.start() {
         Ok(()) => Ok(true),
-        Err(error) if format!("{error:#}").contains(CARRIER) => {
-            agent.configure(&configuration(relay, false))?;
+        Err(error) if is_unknown_key(&format!("{error:#}")) => {
+            agent.configure(&configuration(relay, Carrier::Unknown))?;
             agent.start()?;
             Ok(false)
         }
@@ -97,12 +112,18 @@ fn start_with_carrier(agent: &mut Agent, relay: IpAddr) -> Result<bool> {
     }
 }
 
-fn configuration(relay: IpAddr, carrier: bool) -> String {
+/// Whether an agent says that it knows no [`CARRIER`]; that its value is wrong is another thing.
+fn is_unknown_key(error: &str) -> bool {
+    let mut lines = error.lines();
+    lines.any(|line| line.contains(CARRIER) && line.contains("unknown key"))
+}
+
+fn configuration(relay: IpAddr, carrier: Carrier) -> String {
     let key = CARRIER.rsplit('.').next().unwrap_or_default();
-    let carrier = if carrier {
-        format!("    {key}: true\n")
-    } else {
-        String::new()
+    let carrier = match carrier {
+        Carrier::Auto => format!("    {key}: auto\n"),
+        Carrier::Off => format!("    {key}: \"off\"\n"),
+        Carrier::Unknown => String::new(),
     };
     format!(
         "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\nkind: EdgeMeshAgent\n\
@@ -151,8 +172,10 @@ mod tests {
     #[test]
     fn the_carrier_is_a_key_beside_those_of_the_tunnel() {
         let relay = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        assert!(configuration(relay, true).ends_with("[127.0.0.1]\n    tcpCarrier: true\n"));
-        assert!(!configuration(relay, false).contains("tcpCarrier"));
+        let told = |carrier| configuration(relay, carrier);
+        assert!(told(Carrier::Auto).ends_with("[127.0.0.1]\n    tcpCarrier: auto\n"));
+        assert!(told(Carrier::Off).ends_with("[127.0.0.1]\n    tcpCarrier: \"off\"\n"));
+        assert!(!told(Carrier::Unknown).contains("tcpCarrier"));
     }
 
     #[test]
