@@ -23,6 +23,7 @@ mod exit;
 mod exit_flow;
 mod fault;
 mod flow_table;
+mod home_wanted;
 mod identity;
 mod jobs;
 mod key_text;

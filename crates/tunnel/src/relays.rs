@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::home_wanted::HomeWanted;
 use crate::peer_book::Peers;
 use crate::relay_address::RelayAddress;
 use crate::relay_book::{RelayBook, RelayNode, Relays};
@@ -56,6 +57,7 @@ struct State {
     wanted: BTreeMap<RelayUrl, RelayConfig>,
     told: BTreeMap<RelayUrl, RelayConfig>,
     home: Home,
+    home_wanted: HomeWanted,
 }
 
 /// The relay that this node is to be found at, and those that it has left.
@@ -86,7 +88,11 @@ impl RelayKeeper {
             let relays = Relays::new(&following, &self.named, &self.own, local);
             self.follow(relays, &mut state).await;
             loop {
-                let due: OptionFuture<_> = state.home.due().map(sleep_until).into();
+                state
+                    .home_wanted
+                    .note(self.misses_home(&state), Instant::now());
+                let due = state.home.due().into_iter().chain(state.home_wanted.due());
+                let due: OptionFuture<_> = due.min().map(sleep_until).into();
                 tokio::select! {
                     () = stop.cancelled() => return,
                     changed = peers.changed() => match changed {
@@ -107,7 +113,24 @@ impl RelayKeeper {
                 if state.home.leave(&state.wanted, Instant::now()) {
                     self.tell(&mut state).await;
                 }
+                if state.home_wanted.ask(Instant::now()) {
+                    self.ask_for_home(&state).await;
+                }
             }
+        }
+    }
+
+    fn misses_home(&self, state: &State) -> bool {
+        let status = self.endpoint.home_relay_status().get();
+        !state.told.is_empty() && home_of(&status).is_none()
+    }
+
+    /// Makes the transport measure all relays anew, by telling it one of them again.
+    async fn ask_for_home(&self, state: &State) {
+        if let Some((url, config)) = state.told.first_key_value() {
+            debug!("the transport has chosen no relay: asked to choose again");
+            let config = Arc::new(config.clone());
+            self.endpoint.insert_relay(url.clone(), config).await;
         }
     }
 
