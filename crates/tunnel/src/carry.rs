@@ -14,13 +14,13 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use edgemesh_sockets::{ResetOnDrop, StreamBuffer, broken, end_stream};
 use iroh::endpoint::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::coop::consume_budget;
 
+use crate::chunk_run::pass_on;
 use crate::peer_stream::PeerStream;
 use crate::tcp_carrier::{
     Guided, LaneIn, LaneOut, Lanes, Progress, Sent, receive_by_lane, send_by_lane, switch,
@@ -215,8 +215,8 @@ async fn pump_out(
             }
             break;
         };
-        let length = chunk.len();
-        write_out(tcp, recv, chunk).await?;
+        // Where the stream is to be left nothing is read beyond.
+        let length = pass_on(tcp, recv, chunk, switch_at.is_some()).await?;
         moved(length);
         at += length as u64;
         progress.count(length);
@@ -229,29 +229,6 @@ async fn switch_of(lane: &mut Option<LaneIn>) -> Result<u64, Broken> {
     match lane {
         Some(lane) => switch(lane).await,
         None => std::future::pending().await,
-    }
-}
-
-async fn write_out(tcp: &TcpStream, recv: &mut RecvStream, chunk: Bytes) -> Result<(), Broken> {
-    let mut rest = &*chunk;
-    loop {
-        match tcp.try_write(rest) {
-            Ok(n) if n == rest.len() => return Ok(()),
-            Ok(n) => rest = &rest[n..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokio::select! {
-                    biased;
-                    // The stream's reset must not wait for a reader that does not read.
-                    reset = recv.received_reset() => match reset {
-                        Ok(Some(code)) => return Err(read_error(ReadError::Reset(code))),
-                        Ok(None) => tcp.writable().await.map_err(Broken::Socket)?,
-                        Err(error) => return Err(read_error(error.into())),
-                    },
-                    ready = tcp.writable() => ready.map_err(Broken::Socket)?,
-                }
-            }
-            Err(error) => return Err(Broken::Socket(error)),
-        }
     }
 }
 

@@ -15,6 +15,7 @@ mod acceptor;
 mod address_discovery;
 mod address_places;
 mod carry;
+mod chunk_run;
 mod codes;
 mod congestion;
 mod counters;

@@ -1,0 +1,190 @@
+//! What has come on a stream, on its way to a socket: many packets' bytes by one call.
+//!
+//! The transport hands out what came in one packet as one chunk. Written each by itself, a
+//! chunk would go on as a packet of its own, and every packet costs its way through the
+//! kernel: bridges, netfilter, the acknowledgement. Written together, up to 64 KiB pass as one.
+
+use std::future::poll_fn;
+use std::io::{self, ErrorKind, IoSlice};
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use iroh::endpoint::{ReadError, RecvStream};
+use tokio::net::TcpStream;
+
+use crate::carry::{Broken, read_error};
+
+/// Chunks of a run at most: as many full packets as the kernel passes on as one (64 KiB).
+const MOST: usize = 48;
+
+/// Writes `first`, and unless `is_last` all that has come behind it, to the socket. Returns
+/// how many bytes of the stream that was, once the socket has them.
+///
+/// # Errors
+///
+/// When the socket or the stream is broken. The stream's reset does not wait for a socket that
+/// takes nothing.
+pub(crate) async fn pass_on(
+    tcp: &TcpStream,
+    recv: &mut RecvStream,
+    first: Bytes,
+    is_last: bool,
+) -> Result<usize, Broken> {
+    // Both at once, so that while it waits a connection holds no more than what is left.
+    let Begun { length, rest } = poll_fn(|cx| {
+        let more = (!is_last).then_some(&mut *recv);
+        Poll::Ready(begin(cx, tcp, more, &first))
+    })
+    .await?;
+    drop(first);
+    if !rest.is_empty() {
+        finish(tcp, recv, rest).await?;
+    }
+    Ok(length)
+}
+
+/// A run that the socket was offered.
+struct Begun {
+    /// Bytes of all of it.
+    length: usize,
+    /// What the socket had no room for.
+    rest: Vec<Bytes>,
+}
+
+fn begin(
+    cx: &mut Context<'_>,
+    tcp: &TcpStream,
+    more: Option<&mut RecvStream>,
+    first: &Bytes,
+) -> Result<Begun, Broken> {
+    let mut run = [const { Bytes::new() }; MOST];
+    run[0] = first.clone();
+    let mut count = 1;
+    if let Some(recv) = more
+        && let Poll::Ready(read) = pin!(recv.read_many_chunks(&mut run[1..])).poll(cx)
+    {
+        // The end of the stream is told by the next read once more.
+        count += read.map_err(read_error)?.unwrap_or(0);
+    }
+    let run = &mut run[..count];
+    let length = run.iter().map(Bytes::len).sum();
+    let written = write_now(tcp, run).map_err(Broken::Socket)?;
+    let rest = if written == length {
+        Vec::new()
+    } else {
+        let mut rest: Vec<Bytes> = run.iter_mut().map(std::mem::take).collect();
+        drop_front(&mut rest, written);
+        rest
+    };
+    Ok(Begun { length, rest })
+}
+
+async fn finish(
+    tcp: &TcpStream,
+    recv: &mut RecvStream,
+    mut rest: Vec<Bytes>,
+) -> Result<(), Broken> {
+    let mut may_be_reset = true;
+    while !rest.is_empty() {
+        tokio::select! {
+            biased;
+            // The stream's reset must not wait for a reader that does not read.
+            reset = recv.received_reset(), if may_be_reset => {
+                match reset {
+                    Ok(Some(code)) => return Err(read_error(ReadError::Reset(code))),
+                    // It has come to its end.
+                    Ok(None) => may_be_reset = false,
+                    Err(error) => return Err(read_error(error.into())),
+                }
+                continue;
+            }
+            ready = tcp.writable() => ready.map_err(Broken::Socket)?,
+        }
+        let written = write_now(tcp, &rest).map_err(Broken::Socket)?;
+        drop_front(&mut rest, written);
+    }
+    Ok(())
+}
+
+/// Writes what the socket takes now, of [`MOST`] chunks; tells how many bytes it took.
+fn write_now(tcp: &TcpStream, chunks: &[Bytes]) -> io::Result<usize> {
+    let mut slices = [IoSlice::new(&[]); MOST];
+    for (slice, chunk) in slices.iter_mut().zip(chunks) {
+        *slice = IoSlice::new(chunk);
+    }
+    match tcp.try_write_vectored(&slices[..chunks.len().min(MOST)]) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        result => result,
+    }
+}
+
+/// Drops the first `count` bytes.
+fn drop_front(chunks: &mut Vec<Bytes>, mut count: usize) {
+    let mut whole = 0;
+    for chunk in &mut *chunks {
+        if chunk.len() > count {
+            chunk.advance(count);
+            break;
+        }
+        count -= chunk.len();
+        whole += 1;
+    }
+    chunks.drain(..whole);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn chunks(lengths: &[usize]) -> Vec<Bytes> {
+        let mut next = 0_u8;
+        let mut chunk = |length: &usize| {
+            let bytes: Vec<u8> = (0..*length)
+                .map(|_| {
+                    next = next.wrapping_add(1);
+                    next
+                })
+                .collect();
+            Bytes::from(bytes)
+        };
+        lengths.iter().map(&mut chunk).collect()
+    }
+
+    #[test]
+    fn what_was_written_is_dropped_across_chunks_and_within_one() {
+        let all = chunks(&[3, 1, 5]).concat();
+        for count in 0..=all.len() {
+            let mut rest = chunks(&[3, 1, 5]);
+            drop_front(&mut rest, count);
+            assert_eq!(rest.concat(), all[count..], "{count}");
+            assert!(rest.iter().all(|chunk| !chunk.is_empty()), "{count}");
+        }
+    }
+
+    #[tokio::test]
+    async fn more_chunks_than_one_call_takes_arrive_whole_and_in_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let writer = TcpStream::connect(address).await.unwrap();
+        let (mut reader, _) = listener.accept().await.unwrap();
+        // More than the socket has room for, in more chunks than one call takes.
+        let mut rest = chunks(&[20_011; 10 * MOST]);
+        let all = rest.concat();
+        let write = async {
+            while !rest.is_empty() {
+                writer.writable().await.unwrap();
+                let written = write_now(&writer, &rest).unwrap();
+                drop_front(&mut rest, written);
+            }
+            drop(writer);
+        };
+        let mut read = Vec::new();
+        let ((), count) = tokio::join!(write, reader.read_to_end(&mut read));
+        count.unwrap();
+        assert!(read == all);
+    }
+}
