@@ -7,39 +7,27 @@ use edgemesh_catalog::PublicKey;
 use edgemesh_wire::LANE_ALPN;
 use iroh_relay::tls::default_provider;
 use tokio::sync::watch;
-use tokio_rustls::rustls::client::danger::{
-    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-};
 use tokio_rustls::rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
-use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
-use tokio_rustls::rustls::pki_types::{
-    CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-};
-use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use tokio_rustls::rustls::crypto::CryptoProvider;
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
 use tokio_rustls::rustls::version::TLS13;
-use tokio_rustls::rustls::{
-    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, DistinguishedName, Error,
-    PeerIncompatible, ServerConfig, SignatureScheme,
-};
+use tokio_rustls::rustls::{CipherSuite, ClientConfig, Error, ServerConfig};
 
 use crate::identity::NodeKey;
 use crate::peer_book::Peers;
+use crate::raw_key_verifier::{Believes, RawKeyVerifier, subject_public_key};
 use crate::relay_certificate::certified;
-use crate::relay_trust::subject_public_key;
 
 /// TLS towards a listener that has to prove `expected`.
 pub(super) fn dialler_tls(key: &NodeKey, expected: PublicKey) -> Result<ClientConfig, Error> {
     let provider = provider();
-    let verifier = Arc::new(Verifier {
-        whom: Whom::This(expected),
-        provider: Arc::clone(&provider),
-    });
+    let verifier = RawKeyVerifier::new(Whom::This(expected), Arc::clone(&provider));
     let resolver = Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified(key)));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(resolver);
     config.alpn_protocols = vec![LANE_ALPN.to_vec()];
     config.enable_sni = false;
@@ -54,14 +42,11 @@ pub(super) fn listener_tls(
     peers: watch::Receiver<Arc<Peers>>,
 ) -> Result<ServerConfig, Error> {
     let provider = provider();
-    let verifier = Arc::new(Verifier {
-        whom: Whom::AnyPeer(peers),
-        provider: Arc::clone(&provider),
-    });
+    let verifier = RawKeyVerifier::new(Whom::AnyPeer(peers), Arc::clone(&provider));
     let resolver = Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(key)));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![LANE_ALPN.to_vec()];
     // Tickets would come between the records of the lane, and a lane is never resumed.
@@ -116,115 +101,11 @@ enum Whom {
     AnyPeer(watch::Receiver<Arc<Peers>>),
 }
 
-#[derive(Debug)]
-struct Verifier {
-    whom: Whom,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Verifier {
-    fn believe(&self, shown: &[u8]) -> Result<(), Error> {
-        let believed = shown_key(shown).is_some_and(|key| match &self.whom {
-            Whom::This(expected) => key == *expected,
-            Whom::AnyPeer(peers) => peers.borrow().with_key(&key).is_some(),
-        });
-        if believed {
-            return Ok(());
-        }
-        let unknown = CertificateError::ApplicationVerificationFailure;
-        Err(Error::InvalidCertificate(unknown))
-    }
-
-    fn verify(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let key = SubjectPublicKeyInfoDer::from(shown.as_ref());
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature_with_raw_key(message, &key, signed, algorithms)
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        shown: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.believe(shown)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(PeerIncompatible::Tls12NotOffered.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verify(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
-}
-
-impl ClientCertVerifier for Verifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        shown: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.believe(shown)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(PeerIncompatible::Tls12NotOffered.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verify(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
+impl Believes for Whom {
+    fn believes(&self, _name: Option<&ServerName<'_>>, shown: &[u8]) -> bool {
+        shown_key(shown).is_some_and(|key| match self {
+            Self::This(expected) => key == *expected,
+            Self::AnyPeer(peers) => peers.borrow().with_key(&key).is_some(),
+        })
     }
 }

@@ -151,3 +151,7 @@ async fn arrive(carrier: &Carrier, stream: TcpStream) -> Result<(), HandshakeFau
     waiting.give(secured);
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "listener_tests.rs"]
+mod tests;

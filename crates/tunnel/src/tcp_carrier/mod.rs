@@ -162,11 +162,11 @@ impl Carrier {
     ) -> Result<Option<ForStream>, Answer> {
         let offers = session.lanes.of(asked.stream);
         let offers = offers.ok_or(Answer::NotAnEndpoint)?;
-        let place = self.budget.take().ok_or(Answer::Busy)?;
         let connection = &session.connection;
+        let key = public_key(&connection.remote_id());
+        let place = self.budget.take(key).ok_or(Answer::Busy)?;
         let secured = match asked.dialler {
             Dialler::Opener => {
-                let key = public_key(&connection.remote_id());
                 let mut expected = self.lobby.expect(asked.token, key);
                 say_yes(words).await;
                 timeout(ARRIVAL, expected.arrived()).await.ok().flatten()

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edgemesh_catalog::PublicKey;
 use edgemesh_wire::{Answer, Dialler, LaneToken, Move};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::{Instant, timeout};
@@ -13,6 +14,7 @@ use super::Carrier;
 use super::budget::LanePlace;
 use super::handshake::Secured;
 use super::lane::Lane;
+use super::trials::Trials;
 use crate::peer_address::public_key;
 use crate::peer_stream::PeerStream;
 use crate::session::Session;
@@ -26,6 +28,15 @@ pub(crate) struct Mover {
     carrier: Arc<Carrier>,
     session: Arc<Session>,
     stream: u64,
+}
+
+/// An attempt to dial, of which is noted how it ended, also when it is dropped before.
+struct Attempt<'m> {
+    carrier: &'m Carrier,
+    key: PublicKey,
+    dialler: Dialler,
+    began: Instant,
+    is_over: bool,
 }
 
 /// Why there is no lane.
@@ -65,27 +76,24 @@ impl Mover {
     /// A lane; none when there is none to be had now.
     pub(super) async fn lane(&self) -> Option<Lane> {
         let key = public_key(&self.session.connection.remote_id());
-        let place = self.carrier.budget.take()?;
+        let place = self.carrier.budget.take(key)?;
         loop {
             let dialler = self.carrier.trials(&key, |t| t.next(Instant::now()))?;
-            let attempt = timeout(ATTEMPT, self.attempt(dialler)).await;
-            let worked = attempt.unwrap_or(Err(NoLane::TooLong));
-            let note = |worked| {
-                let now = Instant::now();
-                self.carrier.trials(&key, |t| t.note(dialler, worked, now));
-            };
-            match worked {
+            let attempt = Attempt::begin(&self.carrier, key, dialler);
+            let ended = timeout(ATTEMPT, self.attempt(dialler)).await;
+            match ended.unwrap_or(Err(NoLane::TooLong)) {
                 Ok((words, secured)) => {
-                    note(true);
+                    attempt.over(Some(true));
                     return Some(self.made(words, secured, place));
                 }
                 Err(error) => {
                     debug!(%error, ?dialler, "no lane for a stream; it goes on without");
                     self.carrier.counters.lane_failed();
                     if !error.is_about_dialling() {
+                        attempt.over(None);
                         return None;
                     }
-                    note(false);
+                    attempt.over(Some(false));
                 }
             }
         }
@@ -131,6 +139,38 @@ impl Mover {
             Some(expected) => expected.arrived().await,
         };
         Ok((words, secured.ok_or(NoLane::NotMade)?))
+    }
+}
+
+impl<'m> Attempt<'m> {
+    fn begin(carrier: &'m Carrier, key: PublicKey, dialler: Dialler) -> Self {
+        Self {
+            carrier,
+            key,
+            dialler,
+            began: Instant::now(),
+            is_over: false,
+        }
+    }
+
+    /// It came to its end, and tells of the way whether it works, or nothing.
+    fn over(mut self, works: Option<bool>) {
+        self.is_over = true;
+        if let Some(works) = works {
+            let now = Instant::now();
+            let note = |trials: &mut Trials| trials.note(self.dialler, works, now);
+            self.carrier.trials(&self.key, note);
+        }
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let (taken, now) = (self.began.elapsed(), Instant::now());
+            let note = |trials: &mut Trials| trials.note_unfinished(self.dialler, taken, now);
+            self.carrier.trials(&self.key, note);
+        }
     }
 }
 

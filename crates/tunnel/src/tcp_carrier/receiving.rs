@@ -22,7 +22,7 @@ const TAKEN_AFTER: Duration = Duration::from_millis(50);
 /// How long nothing of what has left the sender may arrive.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
 /// Bytes read at once; a record fits into it many times.
-const BUFFER: usize = 128 * 1024;
+const BUFFER: usize = 256 * 1024;
 /// Records written to the socket at once.
 const AT_ONCE: usize = BUFFER / LONGEST + 1;
 

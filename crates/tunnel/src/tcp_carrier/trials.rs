@@ -8,6 +8,10 @@ const AGAIN_AFTER: Duration = Duration::from_secs(120);
 /// The same for what worked and then broke, as when a node gets another address.
 const AFTER_LOSS: Duration = Duration::from_secs(20);
 
+/// How long attempts that were not brought to an end may take, all together, before they count
+/// as one that did not work: as long as one that tries all addresses in vain.
+const IN_VAIN: Duration = Duration::from_secs(6);
+
 /// What is known of the ways between this node and one peer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Trials {
@@ -15,8 +19,16 @@ pub(super) struct Trials {
     exit: Trial,
 }
 
+/// What is known of one way.
 #[derive(Clone, Copy, Debug, Default)]
-enum Trial {
+struct Trial {
+    found: Found,
+    /// How long attempts have gone on that were not brought to an end.
+    in_vain: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Found {
     #[default]
     Unknown,
     Worked,
@@ -24,45 +36,65 @@ enum Trial {
 }
 
 impl Trial {
+    fn has_worked(self) -> bool {
+        matches!(self.found, Found::Worked)
+    }
+
     fn may_be_tried(self, now: Instant) -> bool {
-        match self {
-            Self::Unknown | Self::Worked => true,
-            Self::NotBefore(moment) => now >= moment,
+        match self.found {
+            Found::Unknown | Found::Worked => true,
+            Found::NotBefore(moment) => now >= moment,
         }
+    }
+
+    /// From now on this is known.
+    fn found(&mut self, found: Found) {
+        let in_vain = Duration::ZERO;
+        *self = Self { found, in_vain };
     }
 }
 
 impl Trials {
     /// Who should dial; none while it is known that neither can.
     pub(super) fn next(&self, now: Instant) -> Option<Dialler> {
-        match (self.opener, self.exit) {
-            (Trial::Worked, _) => Some(Dialler::Opener),
-            (_, Trial::Worked) => Some(Dialler::Exit),
-            (opener, _) if opener.may_be_tried(now) => Some(Dialler::Opener),
-            (_, exit) if exit.may_be_tried(now) => Some(Dialler::Exit),
-            _ => None,
-        }
+        let ways = [(Dialler::Opener, self.opener), (Dialler::Exit, self.exit)];
+        let worked = ways.iter().find(|(_, trial)| trial.has_worked());
+        let next = worked.or_else(|| ways.iter().find(|(_, trial)| trial.may_be_tried(now)));
+        next.map(|(dialler, _)| *dialler)
     }
 
     /// It worked, or it did not.
     pub(super) fn note(&mut self, dialler: Dialler, worked: bool, now: Instant) {
-        let trial = match dialler {
-            Dialler::Opener => &mut self.opener,
-            Dialler::Exit => &mut self.exit,
-        };
-        *trial = if worked {
-            Trial::Worked
+        self.of(dialler).found(if worked {
+            Found::Worked
         } else {
-            Trial::NotBefore(now + AGAIN_AFTER)
-        };
+            Found::NotBefore(now + AGAIN_AFTER)
+        });
+    }
+
+    /// The stream that it was tried for ended before it was known, after it had `taken` so
+    /// long. One that never works would be tried for ever by streams that are shorter.
+    pub(super) fn note_unfinished(&mut self, dialler: Dialler, taken: Duration, now: Instant) {
+        let trial = self.of(dialler);
+        trial.in_vain += taken;
+        if trial.in_vain >= IN_VAIN {
+            trial.found(Found::NotBefore(now + AGAIN_AFTER));
+        }
     }
 
     /// A lane was lost that had worked. What broke it breaks others as well.
     pub(super) fn note_lost(&mut self, now: Instant) {
         for trial in [&mut self.opener, &mut self.exit] {
-            if matches!(trial, Trial::Worked) {
-                *trial = Trial::NotBefore(now + AFTER_LOSS);
+            if trial.has_worked() {
+                trial.found(Found::NotBefore(now + AFTER_LOSS));
             }
+        }
+    }
+
+    fn of(&mut self, dialler: Dialler) -> &mut Trial {
+        match dialler {
+            Dialler::Opener => &mut self.opener,
+            Dialler::Exit => &mut self.exit,
         }
     }
 }
@@ -89,5 +121,25 @@ mod tests {
         trials.note(Dialler::Opener, false, later);
         assert_eq!(trials.next(later), None);
         assert_eq!(trials.next(later + AFTER_LOSS), Some(Dialler::Exit));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_that_end_before_an_attempt_does_find_out_together_that_it_is_in_vain() {
+        let now = Instant::now();
+        let mut trials = Trials::default();
+        for _ in 0..5 {
+            trials.note_unfinished(Dialler::Opener, IN_VAIN / 6, now);
+            assert_eq!(trials.next(now), Some(Dialler::Opener));
+        }
+        trials.note_unfinished(Dialler::Opener, IN_VAIN / 6 + IN_VAIN / 100, now);
+        assert_eq!(trials.next(now), Some(Dialler::Exit));
+        trials.note(Dialler::Exit, true, now);
+        trials.note_unfinished(Dialler::Exit, IN_VAIN / 2, now);
+        assert_eq!(trials.next(now), Some(Dialler::Exit));
+        trials.note(Dialler::Exit, true, now);
+        trials.note_unfinished(Dialler::Exit, IN_VAIN / 2, now);
+        assert_eq!(trials.next(now), Some(Dialler::Exit));
+        trials.note_unfinished(Dialler::Exit, IN_VAIN / 2, now);
+        assert_eq!(trials.next(now), None);
     }
 }
