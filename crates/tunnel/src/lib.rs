@@ -38,6 +38,7 @@ mod peer_book;
 mod peer_status;
 mod peer_stream;
 mod presence;
+mod raw_key_verifier;
 mod relay_access;
 mod relay_address;
 mod relay_book;

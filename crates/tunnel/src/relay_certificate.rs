@@ -15,7 +15,7 @@ use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{Error, ServerConfig, SignatureAlgorithm, SignatureScheme};
 
 use crate::identity::NodeKey;
-use crate::relay_trust::subject_public_key;
+use crate::raw_key_verifier::subject_public_key;
 
 /// TLS for address discovery: version 1.3, and the key of this node.
 pub(crate) fn server_tls(key: &NodeKey) -> Result<ServerConfig, Error> {

@@ -10,17 +10,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use edgemesh_catalog::PublicKey;
 use iroh_relay::tls::CaTlsConfig;
-use tokio_rustls::rustls::client::danger::{
-    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-};
-use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
-use tokio_rustls::rustls::pki_types::{
-    CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime, alg_id,
-};
-use tokio_rustls::rustls::sign::public_key_to_spki;
-use tokio_rustls::rustls::{
-    CertificateError, DigitallySignedStruct, Error, PeerIncompatible, SignatureScheme,
-};
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use crate::raw_key_verifier::{Believes, RawKeyVerifier, subject_public_key};
 
 /// The keys that a relay at an address may show. Several relays may share an address, behind
 /// a NAT that tells them apart by their ports.
@@ -43,16 +35,15 @@ impl RelayTrust {
     pub(crate) fn tls(&self) -> CaTlsConfig {
         let trust = self.clone();
         CaTlsConfig::custom_server_cert_verifier(Arc::new(move |provider| {
-            Ok(Arc::new(Verifier {
-                trust: trust.clone(),
-                provider,
-            }))
+            Ok(Arc::new(RawKeyVerifier::new(trust.clone(), provider)))
         }))
     }
+}
 
-    fn believes(&self, name: &ServerName<'_>, shown: &[u8]) -> bool {
+impl Believes for RelayTrust {
+    fn believes(&self, name: Option<&ServerName<'_>>, shown: &[u8]) -> bool {
         let address: IpAddr = match name {
-            ServerName::IpAddress(address) => (*address).into(),
+            Some(ServerName::IpAddress(address)) => (*address).into(),
             // Relays are known by address: a name would have to be asked for.
             _ => return false,
         };
@@ -61,63 +52,6 @@ impl RelayTrust {
             keys.iter()
                 .any(|key| subject_public_key(key).as_ref() == shown)
         })
-    }
-}
-
-/// A key in the form in which TLS shows it.
-pub(crate) fn subject_public_key(key: &PublicKey) -> SubjectPublicKeyInfoDer<'static> {
-    public_key_to_spki(&alg_id::ED25519, key.as_bytes())
-}
-
-#[derive(Debug)]
-struct Verifier {
-    trust: RelayTrust,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        if self.trust.believes(server_name, end_entity) {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            let unknown = CertificateError::ApplicationVerificationFailure;
-            Err(Error::InvalidCertificate(unknown))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(PeerIncompatible::Tls12NotOffered.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let key = SubjectPublicKeyInfoDer::from(cert.as_ref());
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature_with_raw_key(message, &key, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
     }
 }
 
@@ -134,7 +68,7 @@ mod tests {
         let [ours, other] = [[1; 32], [2; 32]].map(PublicKey::from_bytes);
         let trust = RelayTrust::default();
         let believes =
-            |at: &str, key: &PublicKey| trust.believes(&name(at), &subject_public_key(key));
+            |at: &str, key: &PublicKey| trust.believes(Some(&name(at)), &subject_public_key(key));
         assert!(!believes("192.0.2.1", &ours));
 
         let at = "192.0.2.1".parse().unwrap();
