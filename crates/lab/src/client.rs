@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -17,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LINK_PATIENCE: Duration = Duration::from_secs(30);
 /// How long for the answer to a datagram.
 const UDP_PATIENCE: Duration = Duration::from_secs(2);
+/// Where UDP sockets get their ports: below those that the kernel hands out (32768 and up), and
+/// below those at which something of the lab listens.
+const OWN_PORTS: Range<u16> = 9_000..20_000;
 
 /// Somewhere in the lab programs run and requests come from: a node, a pod.
 pub trait Place {
@@ -69,20 +74,22 @@ pub trait Place {
         Ok(answer)
     }
 
-    /// A UDP socket here, connected to `to`, with 2 s for each answer.
+    /// A UDP socket here, connected to `to`, with 2 s for each answer. Its port is one that no
+    /// other socket of this process had lately: the kernel, which draws lots, would now and then
+    /// give the same one twice, and what looks like a new flow would be one that is known.
     ///
     /// # Errors
     ///
     /// The kernel's, as it is.
     fn udp_socket(&self, to: impl ToSocket) -> io::Result<UdpSocket> {
         let to = to.to_socket()?;
-        let any: SocketAddr = if to.is_ipv4() {
-            (Ipv4Addr::UNSPECIFIED, 0).into()
+        let any: IpAddr = if to.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
         } else {
-            (Ipv6Addr::UNSPECIFIED, 0).into()
+            Ipv6Addr::UNSPECIFIED.into()
         };
         let make = || {
-            let socket = UdpSocket::bind(any)?;
+            let socket = udp_socket_with_fresh_port(any)?;
             socket.connect(to)?;
             socket.set_read_timeout(Some(UDP_PATIENCE))?;
             Ok(socket)
@@ -106,6 +113,19 @@ pub trait Place {
             .ok_or_else(|| anyhow!("{to} is no identity server: it answered {answer:?}"))?;
         Answer::parse(greeting, echo)
     }
+}
+
+fn udp_socket_with_fresh_port(any: IpAddr) -> io::Result<UdpSocket> {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let mut last = io::ErrorKind::AddrInUse.into();
+    for _ in OWN_PORTS {
+        let turn = TAKEN.fetch_add(1, Ordering::Relaxed) % OWN_PORTS.len() as u16;
+        match UdpSocket::bind((any, OWN_PORTS.start + turn)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
+            bound => return bound,
+        }
+    }
+    Err(last)
 }
 
 /// Anything that names an address and port: a [`SocketAddr`], or text such as
