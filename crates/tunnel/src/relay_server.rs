@@ -41,6 +41,12 @@ const CUT_AGAIN: Duration = Duration::from_millis(100);
 /// Connections that the kernel keeps until they are taken.
 const BACKLOG: i32 = 1024;
 
+/// What a client may send unless told otherwise, in bytes per second. Who has a gigabit link is
+/// not slowed down, and who has a faster one leaves others room. A lower limit would cost more
+/// than throughput: from whoever reaches it the relay reads nothing for up to 100 ms
+/// (iroh-relay's `Bucket` is filled that often), and requests wait behind bulk data.
+const CLIENT_BYTES_PER_SECOND: NonZeroU32 = NonZeroU32::new(128 << 20).unwrap();
+
 /// How this node is a relay.
 #[derive(Clone, Debug)]
 pub struct RelaySettings {
@@ -48,7 +54,8 @@ pub struct RelaySettings {
     pub listen: SocketAddr,
     /// UDP address of address discovery. Default `[::]:20009`, which is for IPv4, too.
     pub discovery: SocketAddr,
-    /// What one client may send, in bytes per second; more waits. Default 32 MiB/s.
+    /// What one client may send, in bytes per second; more waits. Default 128 MiB/s, a
+    /// little more than a gigabit link carries.
     pub client_bytes_per_second: NonZeroU32,
 }
 
@@ -57,7 +64,7 @@ impl Default for RelaySettings {
         Self {
             listen: (Ipv6Addr::UNSPECIFIED, RELAY_PORT).into(),
             discovery: (Ipv6Addr::UNSPECIFIED, DISCOVERY_PORT).into(),
-            client_bytes_per_second: const { NonZeroU32::new(32 << 20).unwrap() },
+            client_bytes_per_second: CLIENT_BYTES_PER_SECOND,
         }
     }
 }
