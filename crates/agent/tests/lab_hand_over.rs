@@ -300,7 +300,7 @@ fn a_long_connection_is_carried_to_its_end_by_the_agent_that_it_began_with() -> 
         // It has left everything to the one that holds the node now.
         stage.check_handled_by(Handler::Agent, WEB[0])?;
         stage.check_precedence(&["default/all:http"])?;
-        let routes = stage.ip("route show table 9616")?;
+        let routes = stage.ip("route show table default")?;
         ensure!(routes.contains("10.96.10.1"), "{routes}");
         Ok(())
     })

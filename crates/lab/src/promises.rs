@@ -15,8 +15,10 @@ const JUMPS: [(&str, &str); 2] = [
 ];
 /// The addresses it keeps on `lo` by default.
 const ADDRESSES: [&str; 2] = ["169.254.96.16", "fd00:ed6e:6d65:7368::1"];
-/// The routing table of its last-resort routes.
+/// The routing table of its last-resort routes in IPv6, where a rule leads there.
 const ROUTING_TABLE: &str = "9616";
+/// The protocol number of all its routes.
+const PROTOCOL: &str = "proto 237";
 
 /// Checks what the agent promises of its rules: in each family, one jump to each of its
 /// chains, before any of kube-proxy's, and in each chain one rule per portal of
@@ -106,9 +108,8 @@ pub fn check_nothing_left(node: &Node) -> Result<()> {
             "left of ip {family} rule:\n{rules}"
         );
         let routes = ip(&format!("{family} route show table all"))?;
-        let table = format!("table {ROUTING_TABLE}");
         ensure!(
-            !routes.contains(&table),
+            !routes.contains(PROTOCOL),
             "left of ip {family} route:\n{routes}"
         );
     }

@@ -44,7 +44,7 @@ pub use gate::{Gate, Pulse};
 pub use host_forwarding::HostForwarding;
 pub use host_network::{
     HostNetwork, HostNetworkChanges, HostNetworkError, LAST_RESORT_PRIORITY, LAST_RESORT_TABLE,
-    OWN_PROTOCOL,
+    LAST_RESORT_TABLE_V4, OWN_PROTOCOL,
 };
 pub use host_support::{HostSupport, host_supports};
 pub use inspect::{

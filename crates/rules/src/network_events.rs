@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use nix::sys::socket::SockProtocol;
 use tokio::io::unix::AsyncFd;
 
-use crate::host_network::LAST_RESORT_TABLE;
+use crate::host_network::OWN_PROTOCOL;
 use crate::netlink::{Message, NetlinkSocket, nested};
 
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR` and
@@ -36,7 +36,6 @@ const LINK_OTHER_NAMESPACE: u16 = 37;
 /// `struct rtmsg`, and what is in it.
 const ROUTE_FIXED_PART: usize = 12;
 const ROUTE_DESTINATION: u16 = 1;
-const ROUTE_TABLE: u16 = 15;
 const FAMILY_4: u8 = 2;
 const FAMILY_6: u8 = 10;
 /// Types of routes by which packets leave this host, or are refused.
@@ -126,19 +125,13 @@ fn read(message: &Message<'_>, down: &mut BTreeSet<u32>) -> Option<NetworkEvent>
 
 /// Where a route leads that was changed, if packets to others take it.
 fn route(message: &Message<'_>) -> Option<IpNet> {
-    let [family, length, _, _, table, _, _, kind] = *message.payload.first_chunk()?;
+    let [family, length, _, _, _, protocol, _, kind] = *message.payload.first_chunk()?;
     let flags = u32::from_ne_bytes(*message.payload.get(8..)?.first_chunk()?);
-    let mut table = u32::from(table);
-    let mut destination = None;
-    for (attribute, value) in message.attributes(ROUTE_FIXED_PART) {
-        match attribute {
-            ROUTE_TABLE => table = u32::from_ne_bytes(value.try_into().ok()?),
-            ROUTE_DESTINATION => destination = Some(value),
-            _ => {}
-        }
-    }
+    let destination = message
+        .attributes(ROUTE_FIXED_PART)
+        .find_map(|(attribute, value)| (attribute == ROUTE_DESTINATION).then_some(value));
     let is_meant = LEADS_ELSEWHERE.contains(&kind) && flags & CLONED == 0;
-    if !is_meant || table == LAST_RESORT_TABLE {
+    if !is_meant || protocol == OWN_PROTOCOL {
         return None;
     }
     let ip = match (family, destination) {
@@ -200,7 +193,7 @@ mod tests {
 
     const UNICAST: u8 = 1;
     const LOCAL: u8 = 2;
-    const MAIN: u8 = 254;
+    const STATIC: u8 = 4;
 
     fn told(kind: u16, payload: &[u8], down: &mut BTreeSet<u32>) -> Vec<NetworkEvent> {
         let mut bytes = Vec::new();
@@ -214,12 +207,15 @@ mod tests {
             .collect()
     }
 
-    fn route_to(to: Option<([u8; 4], u8)>, table: u32, kind: u8, flags: u32) -> Vec<NetworkEvent> {
+    fn route_to(
+        to: Option<([u8; 4], u8)>,
+        protocol: u8,
+        kind: u8,
+        flags: u32,
+    ) -> Vec<NetworkEvent> {
         let length = to.map_or(0, |(_, length)| length);
-        let small = u8::try_from(table).unwrap_or(0);
-        let mut payload = vec![FAMILY_4, length, 0, 0, small, 0, 0, kind];
+        let mut payload = vec![FAMILY_4, length, 0, 0, 0, protocol, 0, kind];
         payload.extend(flags.to_ne_bytes());
-        push_attribute(&mut payload, ROUTE_TABLE, &table.to_ne_bytes());
         if let Some((address, _)) = to {
             push_attribute(&mut payload, ROUTE_DESTINATION, &address);
         }
@@ -244,22 +240,20 @@ mod tests {
     fn routes_to_others_are_told_with_where_they_lead() {
         let to = |text: &str| vec![NetworkEvent::Route(text.parse().unwrap())];
         let pods = Some(([10, 244, 2, 0], 24));
-        let main = u32::from(MAIN);
-        assert_eq!(route_to(pods, main, UNICAST, 0), to("10.244.2.0/24"));
-        assert_eq!(route_to(None, main, UNICAST, 0), to("0.0.0.0/0"));
-        // A blackhole, and a table of somebody else's.
-        assert_eq!(route_to(pods, main, 6, 0), to("10.244.2.0/24"));
-        assert_eq!(route_to(pods, 1000, UNICAST, 0), to("10.244.2.0/24"));
+        assert_eq!(route_to(pods, STATIC, UNICAST, 0), to("10.244.2.0/24"));
+        assert_eq!(route_to(None, STATIC, UNICAST, 0), to("0.0.0.0/0"));
+        // A blackhole, and a route of somebody else's daemon.
+        assert_eq!(route_to(pods, STATIC, 6, 0), to("10.244.2.0/24"));
+        assert_eq!(route_to(pods, 186, UNICAST, 0), to("10.244.2.0/24"));
     }
 
     #[test]
     fn our_own_routes_and_those_that_lead_nowhere_else_are_not_told() {
         let service = Some(([10, 96, 0, 1], 32));
-        let main = u32::from(MAIN);
-        assert_eq!(route_to(service, LAST_RESORT_TABLE, UNICAST, 0), []);
-        assert_eq!(route_to(service, main, LOCAL, 0), []);
-        assert_eq!(route_to(service, main, UNICAST, CLONED), []);
-        assert_eq!(route_to(Some(([224, 0, 0, 0], 4)), main, UNICAST, 0), []);
+        assert_eq!(route_to(service, OWN_PROTOCOL, UNICAST, 0), []);
+        assert_eq!(route_to(service, STATIC, LOCAL, 0), []);
+        assert_eq!(route_to(service, STATIC, UNICAST, CLONED), []);
+        assert_eq!(route_to(Some(([224, 0, 0, 0], 4)), STATIC, UNICAST, 0), []);
     }
 
     #[test]

@@ -1,9 +1,17 @@
 //! Routes for ClusterIPs that no other route covers.
 //!
-//! They are in a table of their own, which a rule behind all others leads to, and there
-//! for connections of the host itself alone (`iif lo`): pods' traffic meets our nat rules
-//! before it is routed. They are of the type local, because many kernels take any other
-//! IPv6 route over lo for one that rejects (`fib6_is_reject`, kernel `net/ipv6/route.c`).
+//! IPv4 looks into the table `default` after `main` by itself, so there they are. They
+//! must not cost packets anything that they don't concern: a routing rule, any at all,
+//! makes every lookup of every packet walk the list of rules from then on
+//! (`fib_has_custom_rules`, kernel `net/ipv4/fib_rules.c`), and so does a route of the type
+//! local, less (`fib_has_custom_local_routes`, `net/ipv4/fib_frontend.c`); both last until
+//! the network namespace ends.
+//!
+//! IPv6 has no such table. There they are in a table of our own, which a rule behind all
+//! others leads to, for connections of the host itself alone (`iif lo`): pods' traffic
+//! meets our nat rules before it is routed. They are of the type local, because many kernels
+//! take any other IPv6 route over lo for one that rejects (`fib6_is_reject`,
+//! `net/ipv6/route.c`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,11 +28,16 @@ use rtnetlink::{Handle, IpVersion};
 use super::{HostNetworkError, LOOPBACK, OWN_PROTOCOL};
 use crate::Family;
 
-/// The routing table of the last-resort routes, of our own.
+/// The routing table of IPv6's last-resort routes, of our own.
 pub const LAST_RESORT_TABLE: u32 = 9616;
 
-/// The priority of the rule that leads to it: behind the tables main (32766) and default
-/// (32767), so that any other route wins.
+/// The routing table of IPv4's last-resort routes: `default` (`RT_TABLE_DEFAULT`, kernel
+/// `include/uapi/linux/rtnetlink.h`), which is empty unless somebody uses it, and is asked
+/// when `main` has no route.
+pub const LAST_RESORT_TABLE_V4: u32 = 253;
+
+/// The priority of the rule that leads to the table of our own: behind main (32766), so that
+/// any other route wins.
 pub const LAST_RESORT_PRIORITY: u32 = 32800;
 
 /// Requests that are on their way to the kernel at the same time.
@@ -50,7 +63,7 @@ impl Found {
 pub(super) async fn read(handle: &Handle, intercept: IpAddr) -> Result<Found, HostNetworkError> {
     let mut found = Found::default();
     let family = Family::of(intercept);
-    for_each_own_route(handle, family, |message| {
+    for_each_own_route(handle, family, table_of(family), |message| {
         if let Some(destination) = destination(&message) {
             let wrong = (!is_right(&message, intercept)).then(|| Box::new(message));
             found.routes.insert(destination, wrong);
@@ -89,8 +102,47 @@ pub(super) async fn change(
 
 /// Removes all our routes, wherever they lead; how many there were.
 pub(super) async fn remove_all(handle: &Handle, family: Family) -> Result<usize, HostNetworkError> {
+    let mut count = remove_from(handle, family, table_of(family)).await?;
+    if !takes_rule(family) {
+        count += remove_from(handle, family, LAST_RESORT_TABLE).await?;
+    }
+    Ok(count)
+}
+
+/// Removes the rule that earlier versions needed for IPv4 as well, and the routes behind it.
+pub(super) async fn remove_needless_rule(
+    handle: &Handle,
+    family: Family,
+) -> Result<(), HostNetworkError> {
+    if !takes_rule(family) && remove_rule(handle, family).await? {
+        remove_from(handle, family, LAST_RESORT_TABLE).await?;
+    }
+    Ok(())
+}
+
+/// The table that the family's routes are in.
+pub(super) fn table_of(family: Family) -> u32 {
+    match family {
+        Family::V4 => LAST_RESORT_TABLE_V4,
+        Family::V6 => LAST_RESORT_TABLE,
+    }
+}
+
+/// Whether the kernel looks into that table only because of a rule.
+fn takes_rule(family: Family) -> bool {
+    match family {
+        Family::V4 => false,
+        Family::V6 => true,
+    }
+}
+
+async fn remove_from(
+    handle: &Handle,
+    family: Family,
+    table: u32,
+) -> Result<usize, HostNetworkError> {
     let mut there = Vec::new();
-    for_each_own_route(handle, family, |message| there.push(message)).await?;
+    for_each_own_route(handle, family, table, |message| there.push(message)).await?;
     let count = there.len();
     delete(handle, there).await?;
     Ok(count)
@@ -133,9 +185,10 @@ async fn delete(handle: &Handle, routes: Vec<RouteMessage>) -> Result<(), HostNe
 /// A route to one address. Without a source it stands for whatever route of ours leads
 /// there, which is what a deletion names.
 fn route(destination: IpAddr, source: Option<IpAddr>) -> RouteMessage {
-    let mut message = own_table(Family::of(destination));
-    message.header.destination_prefix_length = Family::of(destination).host_prefix();
-    message.header.kind = RouteType::Local;
+    let family = Family::of(destination);
+    let mut message = in_table(family, table_of(family));
+    message.header.destination_prefix_length = family.host_prefix();
+    message.header.kind = kind_of(family);
     message.header.scope = RouteScope::Host;
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Destination(route_address(destination)));
@@ -146,26 +199,33 @@ fn route(destination: IpAddr, source: Option<IpAddr>) -> RouteMessage {
     message
 }
 
-/// What all our routes have in common.
-fn own_table(family: Family) -> RouteMessage {
+/// The type of the family's routes.
+fn kind_of(family: Family) -> RouteType {
+    match family {
+        Family::V4 => RouteType::Unicast,
+        Family::V6 => RouteType::Local,
+    }
+}
+
+/// What all our routes of a table have in common.
+fn in_table(family: Family, table: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(family);
     message.header.protocol = RouteProtocol::Other(OWN_PROTOCOL);
-    message
-        .attributes
-        .push(RouteAttribute::Table(LAST_RESORT_TABLE));
+    message.attributes.push(RouteAttribute::Table(table));
     message
 }
 
 async fn for_each_own_route(
     handle: &Handle,
     family: Family,
+    table: u32,
     mut each: impl FnMut(RouteMessage),
 ) -> Result<(), HostNetworkError> {
-    let mut routes = std::pin::pin!(handle.route().get(own_table(family)).execute());
+    let mut routes = std::pin::pin!(handle.route().get(in_table(family, table)).execute());
     loop {
         match routes.try_next().await {
-            Ok(Some(message)) if is_ours(&message) => each(message),
+            Ok(Some(message)) if is_ours(&message, table) => each(message),
             Ok(Some(_)) => {}
             Ok(None) => return Ok(()),
             // The table comes into being with its first route.
@@ -179,16 +239,14 @@ async fn for_each_own_route(
     }
 }
 
-fn is_ours(message: &RouteMessage) -> bool {
+fn is_ours(message: &RouteMessage, table: u32) -> bool {
     message.header.protocol == RouteProtocol::Other(OWN_PROTOCOL)
-        && message
-            .attributes
-            .contains(&RouteAttribute::Table(LAST_RESORT_TABLE))
+        && message.attributes.contains(&RouteAttribute::Table(table))
 }
 
 fn is_right(message: &RouteMessage, intercept: IpAddr) -> bool {
     let source = RouteAttribute::PrefSource(route_address(intercept));
-    message.header.kind == RouteType::Local
+    message.header.kind == kind_of(Family::of(intercept))
         && message.attributes.contains(&source)
         && message.attributes.contains(&RouteAttribute::Oif(LOOPBACK))
 }
@@ -218,9 +276,9 @@ fn address_family(family: Family) -> AddressFamily {
     }
 }
 
-/// Adds the rule if it is missing; whether it was.
+/// Adds the rule if it is needed and missing; whether it was.
 pub(super) async fn ensure_rule(handle: &Handle, family: Family) -> Result<bool, HostNetworkError> {
-    if !own_rules(handle, family).await?.is_empty() {
+    if !takes_rule(family) || !own_rules(handle, family).await?.is_empty() {
         return Ok(false);
     }
     let mut request = handle.rule().add();

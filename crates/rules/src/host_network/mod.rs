@@ -3,10 +3,10 @@
 //! * The **intercept address**, on the loopback device: portals lead to it, and the
 //!   agent's listeners are bound to it. (Redirecting to an address of the incoming
 //!   interface would fail where that has none, as with Calico's pods.)
-//! * The **last-resort routes**, in a routing table of our own: where no route covers a
-//!   ClusterIP, the kernel refuses a connection of the host itself before any rule is
-//!   asked. The table is looked up after all others, so that it does nothing as long as
-//!   there is any route.
+//! * The **last-resort routes**: where no route covers a ClusterIP, the kernel refuses a
+//!   connection of the host itself before any rule is asked. They are in a routing table
+//!   that is looked up after all others, so that they do nothing as long as there is any
+//!   route.
 //!
 //! All of it carries a tag, by which it is told from what others put there.
 
@@ -21,7 +21,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 pub(crate) use intercept_address::LOOPBACK;
-pub use last_resort_route::{LAST_RESORT_PRIORITY, LAST_RESORT_TABLE};
+pub use last_resort_route::{LAST_RESORT_PRIORITY, LAST_RESORT_TABLE, LAST_RESORT_TABLE_V4};
 
 use crate::Family;
 use route_socket::{RouteChanges, RouteSocket};
@@ -56,7 +56,7 @@ pub struct HostNetworkError {
 pub struct HostNetworkChanges {
     /// The intercept address was added (or removed).
     pub address: bool,
-    /// The rule that leads to our routing table was added (or removed).
+    /// The rule that leads to our routing table was added (or removed); IPv6 alone has one.
     pub rule: bool,
     /// Routes that were added.
     pub routes_added: usize,
@@ -162,6 +162,7 @@ impl HostNetwork {
         self.known = None;
         let family = self.family();
         let handle = self.socket.handle()?;
+        last_resort_route::remove_needless_rule(&handle, family).await?;
         // The routes name the address as their source, so it comes first.
         let address = intercept_address::ensure(&handle, self.intercept).await?;
         let there = last_resort_route::read(&handle, self.intercept).await?;
@@ -257,7 +258,7 @@ impl fmt::Display for HostNetworkChanges {
         }
         let routes = self.routes_added + self.routes_removed;
         if routes > 0 {
-            parts.push(format!("{routes} routes of table {LAST_RESORT_TABLE}"));
+            parts.push(format!("{routes} last-resort routes"));
         }
         if parts.is_empty() {
             parts.push("nothing".to_owned());

@@ -7,7 +7,8 @@ use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, new_connection, new_connection_with_strict_check};
 use tokio::task::JoinSet;
 
-use super::{HostNetworkError, LAST_RESORT_TABLE, LOOPBACK};
+use super::last_resort_route::table_of;
+use super::{HostNetworkError, LOOPBACK};
 use crate::Family;
 use crate::netlink::{Message, NetlinkSocket};
 
@@ -67,6 +68,7 @@ const ROUTE_TABLE: u16 = 15;
 #[derive(Debug)]
 pub(super) struct RouteChanges {
     socket: NetlinkSocket,
+    family: Family,
     own_port: u32,
 }
 
@@ -74,16 +76,17 @@ impl RouteChanges {
     pub(super) fn listen(family: Family, own_port: u32) -> io::Result<Self> {
         Ok(Self {
             socket: NetlinkSocket::open(SockProtocol::NetlinkRoute, groups(family))?,
+            family,
             own_port,
         })
     }
 
     /// Whether there was any since the last call.
     pub(super) fn any(&mut self) -> bool {
-        let own_port = self.own_port;
+        let (own_port, table) = (self.own_port, table_of(self.family));
         let mut any = false;
         let drained = self.socket.drain(|message| {
-            any |= message.port != own_port && concerns_us(message);
+            any |= message.port != own_port && concerns_us(message, table);
         });
         // More than could be kept may have been anything.
         any || drained.is_err()
@@ -100,14 +103,14 @@ fn groups(family: Family) -> u32 {
     }
 }
 
-fn concerns_us(message: Message<'_>) -> bool {
+fn concerns_us(message: Message<'_>, table: u32) -> bool {
     match message.kind {
         DELETED_RULE => true,
         // In both, the device's number is the second word of the fixed part.
         DELETED_ADDRESS | NEW_LINK => word(message.payload, 4) == Some(LOOPBACK),
         DELETED_ROUTE => message
             .attributes(ROUTE_FIXED_PART)
-            .any(|(kind, value)| kind == ROUTE_TABLE && word(value, 0) == Some(LAST_RESORT_TABLE)),
+            .any(|(kind, value)| kind == ROUTE_TABLE && word(value, 0) == Some(table)),
         _ => false,
     }
 }
