@@ -135,6 +135,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// The same with the usual relays, and `more` below `modules.edgeTunnel`.
+    pub(crate) fn configure_also(&self, more: &str) -> Result<()> {
+        for member in &self.members {
+            let text = self.configuration(&RELAYS) + more;
+            member.agent.configure(&text)?;
+        }
+        Ok(())
+    }
+
     /// Without probes: it is the tunnel that is looked at here, between the cloud's nodes and
     /// to the cloud's own addresses, too, which need none.
     fn configuration(&self, relays: &[On]) -> String {

@@ -15,6 +15,7 @@ mod places;
 mod scenario;
 
 mod dead_endpoints;
+mod lanes;
 mod links_with_loss;
 mod outages;
 mod pairs;
