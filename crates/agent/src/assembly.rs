@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use edgemesh_forward::{DialReports, Forwarder, Limits, Settings};
+use edgemesh_forward::{DialReports, Forwarder, Limits, Settings, Wanted};
 use edgemesh_plan::Policy;
 use edgemesh_rules::{
     Backend, BackendSetting, Family, FlavourSetting, HostNetwork, HostSupport, Mark, Pulse,
@@ -280,15 +280,20 @@ fn policy(config: &Config, start: &Start, intercepts: &[IpAddr]) -> Policy {
 
 fn forwarder_settings(start: &Start, beside: Beside, intercepts: &[IpAddr]) -> Settings {
     let config = &start.config.edge_proxy;
-    let limits = Limits::within(start.open_files);
+    let wanted = Wanted {
+        connections: config.max_connections,
+        udp_flows: config.max_udp_flows,
+    };
+    let limits = Limits::within(start.open_files, wanted);
     let mut settings = Settings {
         listen_port: config.listen_port,
         listen_port_expected_taken: beside == Beside::Predecessor,
         mark: Some(config.socket_mark),
         strategy: config.strategy,
-        max_connections: config.max_connections.unwrap_or(limits.max_connections),
+        max_connections: limits.max_connections,
         max_pipes: limits.max_pipes,
-        max_udp_flows: config.max_udp_flows.unwrap_or(limits.max_udp_flows),
+        max_udp_flows: limits.max_udp_flows,
+        udp_flows_apart: limits.udp_flows_apart,
         udp_idle_timeout: config.udp_idle_timeout,
         dial_timeout: config.dial_timeout,
         dial_deadline: config.dial_deadline,

@@ -14,6 +14,7 @@ use tracing::{Span, debug, debug_span, field, info, warn};
 use crate::addrs::{ClientAddr, ListenAddr};
 use crate::chance::Chance;
 use crate::crew::{Arrival, Crew};
+use crate::descriptors::Descriptors;
 use crate::dial::{DialFailure, DialLimits, Dialled, Dialler, Stragglers};
 use crate::dial_reports::DialReports;
 use crate::log_limit::LogLimit;
@@ -31,8 +32,8 @@ pub(crate) struct Connections {
     pub(crate) original_dst: ResolveOriginalDst,
     pub(crate) ways: Ways,
     pub(crate) limits: DialLimits,
-    /// Places for connections being served.
-    pub(crate) places: Arc<Semaphore>,
+    /// Two are the place of a connection that is served.
+    pub(crate) descriptors: Descriptors,
     /// How long a connection waits for a place.
     pub(crate) admission_wait: Duration,
     /// Bounds the attempts that nobody waits for any more.
@@ -179,16 +180,13 @@ impl Connections {
     }
 
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        let places = || Arc::clone(&self.places);
-        if let Ok(place) = places().try_acquire_owned() {
+        if let Some(place) = self.descriptors.place() {
             return Some(place);
         }
         let _waiting = self.counters.connection_waiting();
-        // The semaphore is never closed: an error is as good as no place.
-        timeout(self.admission_wait, places().acquire_owned())
-            .await
-            .ok()?
-            .ok()
+        // Boxed, for its state would otherwise stay with the connection all its life.
+        let place = Box::pin(self.descriptors.place_in_turn());
+        timeout(self.admission_wait, place).await.ok()?
     }
 
     /// None when the client went away meanwhile. A client that ended its stream may be
@@ -202,6 +200,7 @@ impl Connections {
         let dialler = Dialler {
             limits: self.limits,
             chance: &self.chance,
+            descriptors: &self.descriptors,
             counters: &self.counters,
             reports: &self.reports,
         };
@@ -324,7 +323,7 @@ mod tests {
                 attempt: Duration::from_secs(2),
                 deadline: Duration::from_secs(5),
             },
-            places: Arc::new(Semaphore::new(1)),
+            descriptors: Descriptors::for_connections(1),
             admission_wait: Duration::from_secs(5),
             stragglers: Arc::new(Semaphore::new(1)),
             pipes: PipePool::new(1),

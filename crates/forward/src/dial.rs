@@ -12,11 +12,13 @@ use std::time::Duration;
 use edgemesh_plan::{PortalEndpoint, Way};
 use edgemesh_sockets::EndpointAddr;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::addrs::ClientAddr;
 use crate::chance::Chance;
+use crate::descriptors::Descriptors;
 use crate::dial_reports::DialReports;
 use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};
@@ -98,6 +100,7 @@ struct Outcome<S> {
 pub(crate) struct Dialler<'a> {
     pub(crate) limits: DialLimits,
     pub(crate) chance: &'a Chance,
+    pub(crate) descriptors: &'a Descriptors,
     pub(crate) counters: &'a Arc<Counters>,
     pub(crate) reports: &'a DialReports,
 }
@@ -121,13 +124,19 @@ impl Dialler<'_> {
         loop {
             let now = Instant::now();
             if now >= start_next_at && race.has_room() {
-                match portal.attempt(client, &race.started, now.into_std(), self.chance.draw()) {
-                    Some(attempt) => {
-                        start_next_at = now + self.head_start(&attempt);
-                        race.start(self.run(attempt, &connect));
-                        race.news = soon(pin!(race.running.next())).await.flatten();
+                match race.descriptor(self.descriptors) {
+                    Some(own) => {
+                        let random = self.chance.draw();
+                        match portal.attempt(client, &race.started, now.into_std(), random) {
+                            Some(attempt) => {
+                                start_next_at = now + self.head_start(&attempt);
+                                race.start(self.run(attempt, own, &connect)).await;
+                            }
+                            None => race.exhausted = true,
+                        }
                     }
-                    None => race.exhausted = true,
+                    // Others have them all: perhaps later.
+                    None => start_next_at = now + HEAD_START,
                 }
             }
             let Some(outcome) = race.outcome(start_next_at, deadline).await? else {
@@ -164,6 +173,7 @@ impl Dialler<'_> {
     fn run<S, F>(
         &self,
         attempt: Attempt,
+        own: Option<OwnedSemaphorePermit>,
         connect: impl Fn(&PortalEndpoint) -> F,
     ) -> (SocketAddr, Running<S>)
     where
@@ -179,6 +189,7 @@ impl Dialler<'_> {
         let reports = self.reports.clone();
         let address = attempt.endpoint().address;
         let running = Box::pin(async move {
+            let _own = own;
             let endpoint = attempt.endpoint().clone();
             let mut connecting = pin!(connecting);
             let result = match soon(connecting.as_mut()).await {
@@ -225,9 +236,21 @@ impl<S> Race<S> {
         !self.exhausted && self.running.len() < MOST_AT_ONCE
     }
 
-    fn start(&mut self, (address, running): (SocketAddr, Running<S>)) {
+    /// What an attempt needs of a descriptor: the first one has its connection's, any beside
+    /// it needs one of its own. None when there is none.
+    fn descriptor(&self, descriptors: &Descriptors) -> Option<Option<OwnedSemaphorePermit>> {
+        if self.running.is_empty() {
+            return Some(None);
+        }
+        descriptors.for_attempt().map(Some)
+    }
+
+    async fn start(&mut self, (address, mut running): (SocketAddr, Running<S>)) {
         self.started.push(address);
-        self.running.push(running);
+        match soon(running.as_mut()).await {
+            Some(outcome) => self.news = Some(outcome),
+            None => self.running.push(running),
+        }
     }
 
     /// The next outcome; none when the next attempt is due first.
@@ -279,7 +302,7 @@ impl<S> Race<S> {
 /// What comes of `future` at once, or as soon as the runtime has seen the events that are there
 /// by now; none when it takes longer. A connection within the node is made by then, and
 /// is spared its timers: each may cost the runtime a wake-up, being earlier than all others.
-async fn soon<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+async fn soon<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Option<F::Output> {
     let first = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
     if let Poll::Ready(done) = first {
         return Some(done);

@@ -89,6 +89,7 @@ impl Lab {
         let dialler = Dialler {
             limits: LIMITS,
             chance: &self.chance,
+            descriptors: &Descriptors::for_connections(8),
             counters: &self.counters,
             reports: &DialReports::default(),
         };

@@ -3,12 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::descriptors::Descriptors;
 use crate::udp_flow::Flow;
 
 /// All flows of all portals.
 #[derive(Debug)]
 pub(crate) struct FlowCap {
     most: usize,
+    /// As many have descriptors of their own.
+    apart: usize,
+    /// Where further ones have theirs from.
+    descriptors: Descriptors,
     flows: Mutex<Flows>,
 }
 
@@ -18,6 +25,8 @@ struct Flows {
     /// keeping it exact would cost every datagram a global lock.
     by_use: BTreeMap<Place, Arc<Flow>>,
     serial: u64,
+    /// One for each flow that has none of its own.
+    borrowed: Vec<OwnedSemaphorePermit>,
 }
 
 /// Where a flow stands: its last use, and a number that makes it unique.
@@ -28,18 +37,20 @@ impl FlowCap {
     /// idle one must not take forever.
     const MOST_SPARED: u32 = 64;
 
-    pub(crate) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize, apart: usize, descriptors: Descriptors) -> Self {
         Self {
             most: most.max(1),
+            apart: apart.max(1),
+            descriptors,
             flows: Mutex::default(),
         }
     }
 
-    /// Takes `flow` in; puts others out as long as there are too many.
+    /// Takes `flow` in; puts others out as long as there are too many, or no descriptor.
     pub(crate) fn admit(&self, flow: &Arc<Flow>) {
         let mut flows = self.flows();
         let mut spared = 0;
-        while flows.by_use.len() >= self.most {
+        while !self.has_room(&mut flows) {
             let Some(((known_use, serial), oldest)) = flows.by_use.pop_first() else {
                 break;
             };
@@ -64,6 +75,19 @@ impl FlowCap {
         // Its place only changes under this lock.
         let mut flows = self.flows();
         flows.by_use.remove(&flow.place());
+        let still_needed = flows.by_use.len().saturating_sub(self.apart);
+        flows.borrowed.truncate(still_needed);
+    }
+
+    fn has_room(&self, flows: &mut Flows) -> bool {
+        let count = flows.by_use.len();
+        if count >= self.most {
+            return false;
+        }
+        if count >= self.apart + flows.borrowed.len() {
+            flows.borrowed.extend(self.descriptors.for_datagrams());
+        }
+        count < self.apart + flows.borrowed.len()
     }
 
     fn flows(&self) -> MutexGuard<'_, Flows> {

@@ -18,6 +18,7 @@ use crate::addrs::ListenAddr;
 use crate::chance::Chance;
 use crate::connection::Connections;
 use crate::crew::Crew;
+use crate::descriptors::Descriptors;
 use crate::dial::DialLimits;
 use crate::endpoint_health::EndpointHealth;
 use crate::error::BindError;
@@ -142,11 +143,16 @@ impl Forwarder {
         let table = watch::Sender::new(Arc::default());
         let places = settings
             .max_connections
-            .clamp(1, Semaphore::MAX_PERMITS / 2);
+            .clamp(1, Semaphore::MAX_PERMITS / 4);
+        let descriptors = Descriptors::for_connections(places);
         let flows = Flows {
             ways: ways.clone(),
             idle: settings.udp_idle_timeout,
-            cap: Arc::new(FlowCap::new(settings.max_udp_flows)),
+            cap: Arc::new(FlowCap::new(
+                settings.max_udp_flows,
+                settings.udp_flows_apart,
+                descriptors.clone(),
+            )),
             clock: Clock::start(),
             chance: Chance::new(chance.draw()),
             counters: Arc::clone(&counters),
@@ -159,7 +165,7 @@ impl Forwarder {
                 attempt: settings.dial_timeout,
                 deadline: settings.dial_deadline,
             },
-            places: Arc::new(Semaphore::new(places)),
+            descriptors: descriptors.clone(),
             admission_wait: settings.admission_wait,
             stragglers: Arc::new(Semaphore::new(MOST_STRAGGLERS)),
             pipes: PipePool::new(settings.max_pipes),
@@ -177,7 +183,7 @@ impl Forwarder {
             connections: Arc::new(connections),
             workers,
             room: Arc::new(Semaphore::new(places + waiting_room(places) + workers)),
-            udp: UdpPortals::new(Arc::new(flows)),
+            udp: UdpPortals::new(Arc::new(flows), descriptors),
             counters,
             stop_accepting: CancellationToken::new(),
             tasks: Tasks::default(),
@@ -406,5 +412,5 @@ fn bind_family(
 /// Connections beyond the limit that may wait for a place; further ones stay in the
 /// kernel's backlog.
 fn waiting_room(places: usize) -> usize {
-    (places / 16).clamp(16, 1024)
+    (places / 16).clamp(16, 32)
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use edgemesh_sockets::{PipePool, ResetOnDrop, broken, end_stream};
 
 use crate::metrics::{Counters, Way};
-use crate::pump::{End, pump};
+use crate::pump::{End, Pump};
 
 /// Which side of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +79,20 @@ pub(crate) async fn relay(
         counters.tcp_bytes(way, bytes);
     };
     {
-        let up = pin!(pump(ends[0], ends[1], pipes, |n| count(Way::Up, n)));
-        let down = pin!(pump(ends[1], ends[0], pipes, |n| count(Way::Down, n)));
-        both(up, down, ends).await?;
+        let [client, endpoint] = ends;
+        let up = Pump {
+            from: client,
+            to: endpoint,
+            pipes,
+            moved: |n| count(Way::Up, n),
+        };
+        let down = Pump {
+            from: endpoint,
+            to: client,
+            pipes,
+            moved: |n| count(Way::Down, n),
+        };
+        both(pin!(up.run()), pin!(down.run()), ends).await?;
     }
     // The end of the direction that was open for longer passes by closing.
     client.close_in_order();

@@ -43,7 +43,8 @@ pub struct Settings {
     /// Threads that accept and serve TCP connections; 0 is one for each core that this process
     /// may use, at most 16. Default 0.
     pub workers: usize,
-    /// TCP connections served at a time; see [`Limits::within`]. Default 4096.
+    /// TCP connections served at a time, as far as UDP flows leave them the descriptors; see
+    /// [`Limits::within`]. Default 4096.
     pub max_connections: usize,
     /// How long a connection beyond [`Self::max_connections`] waits for a place before it is
     /// refused. Default 5 s.
@@ -54,6 +55,9 @@ pub struct Settings {
     /// UDP flows kept at a time, over all portals; one more puts the least recently used one
     /// out. See [`Limits::within`]. Default 4096.
     pub max_udp_flows: usize,
+    /// UDP flows that have descriptors of their own; two of the others take a connection's
+    /// place. Default 4096.
+    pub udp_flows_apart: usize,
     /// A UDP flow without a datagram in either direction for this long is forgotten.
     /// Default 60 s.
     pub udp_idle_timeout: Duration,
@@ -82,6 +86,7 @@ impl Default for Settings {
             admission_wait: Duration::from_secs(5),
             max_pipes: 32,
             max_udp_flows: 4096,
+            udp_flows_apart: 4096,
             udp_idle_timeout: Duration::from_secs(60),
             dial_timeout: Duration::from_secs(2),
             dial_deadline: Duration::from_secs(5),
@@ -110,36 +115,64 @@ pub struct Limits {
     pub max_connections: usize,
     /// For [`Settings::max_udp_flows`].
     pub max_udp_flows: usize,
+    /// For [`Settings::udp_flows_apart`].
+    pub udp_flows_apart: usize,
     /// For [`Settings::max_pipes`].
     pub max_pipes: usize,
 }
 
+/// What an administrator wants instead of what the descriptors would allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// TCP connections.
+    pub connections: Option<usize>,
+    /// UDP flows.
+    pub udp_flows: Option<usize>,
+}
+
 impl Limits {
-    /// Descriptors left to the rest of the agent: API connections, logs, UDP portals.
-    const RESERVED: u64 = 512;
+    /// Descriptors left to the rest of the agent: API connections, the tunnel, logs; those of
+    /// clients that wait for a place; a few attempts beside others.
+    const RESERVED: u64 = 448;
     const MOST_CONNECTIONS: u64 = 262_144;
     const MOST_FLOWS: u64 = 65_536;
+    /// UDP is served though connections have everything.
+    const LEAST_FLOWS_APART: u64 = 64;
     /// At the usual size of 1 MiB this is half of what an unprivileged user may have in all
     /// (`fs.pipe-user-pages-soft`), which other processes of the same user share.
     const MOST_PIPES: u64 = 32;
 
     /// Shares out `descriptors` (the soft `RLIMIT_NOFILE`).
     ///
-    /// A connection takes two, and up to four more for the moments while several endpoints
-    /// are tried at once: half of what is not reserved goes to connections at two each, a
-    /// quarter to flows at one each, and a quarter stays for such moments, for those who wait
-    /// at the limit, and for pipes.
+    /// A connection takes two, a flow one, a pipe two. Connections and flows come out of one
+    /// stock: while there are few of the one there may be more of the other.
     #[must_use]
-    pub fn within(descriptors: u64) -> Self {
+    pub fn within(descriptors: u64, wanted: Wanted) -> Self {
         // A tiny limit must not be reserved away altogether.
         let shared = descriptors - Self::RESERVED.min(descriptors / 2);
-        let count = |n: u64| usize::try_from(n.max(1)).unwrap_or(usize::MAX);
+        let pipes = (shared / 64).clamp(1, Self::MOST_PIPES);
+        let stock = shared.saturating_sub(2 * pipes);
+        let least_apart = (shared / 8).clamp(1, Self::LEAST_FLOWS_APART);
+        let connections = match wanted.connections {
+            Some(connections) => connections,
+            None => count((stock.saturating_sub(least_apart) / 2).min(Self::MOST_CONNECTIONS)),
+        };
+        let max_udp_flows = match wanted.udp_flows {
+            Some(flows) => flows,
+            None => count((shared / 4).min(Self::MOST_FLOWS)),
+        };
+        let apart = count(stock).saturating_sub(connections.saturating_mul(2));
         Self {
-            max_connections: count((shared / 4).min(Self::MOST_CONNECTIONS)),
-            max_udp_flows: count((shared / 4).min(Self::MOST_FLOWS)),
-            max_pipes: count((shared / 64).min(Self::MOST_PIPES)),
+            max_connections: connections,
+            max_udp_flows,
+            udp_flows_apart: apart.max(count(least_apart)).min(max_udp_flows),
+            max_pipes: count(pipes),
         }
     }
+}
+
+fn count(n: u64) -> usize {
+    usize::try_from(n.max(1)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -149,12 +182,11 @@ mod tests {
     #[test]
     fn limits_fit_into_the_descriptors_there_are() {
         for descriptors in [0, 1, 64, 1024, 20_000, 1_048_576, u64::MAX] {
-            let limits = Limits::within(descriptors);
-            assert!(limits.max_connections >= 1 && limits.max_udp_flows >= 1);
-            let pipes = 2 * limits.max_pipes as u64;
-            let needed = 2 * limits.max_connections as u64 + limits.max_udp_flows as u64;
+            let limits = Limits::within(descriptors, Wanted::default());
+            assert!(limits.max_connections >= 1 && limits.udp_flows_apart >= 1);
+            let taken = 2 * limits.max_connections + limits.udp_flows_apart + 2 * limits.max_pipes;
             assert!(
-                descriptors < 32 || needed + pipes <= descriptors / 5 * 4,
+                descriptors < 32 || taken as u64 <= descriptors - descriptors.min(896) / 2,
                 "{limits:?} of {descriptors}"
             );
         }
@@ -163,12 +195,35 @@ mod tests {
     #[test]
     fn a_usual_limit_leaves_room_for_the_rest_of_the_agent() {
         assert_eq!(
-            Limits::within(1024),
+            Limits::within(1024, Wanted::default()),
             Limits {
-                max_connections: 128,
-                max_udp_flows: 128,
-                max_pipes: 8,
+                max_connections: 247,
+                max_udp_flows: 144,
+                udp_flows_apart: 64,
+                max_pipes: 9,
             }
         );
+    }
+
+    #[test]
+    fn nearly_all_of_twenty_thousand_descriptors_are_for_connections() {
+        let limits = Limits::within(20_000, Wanted::default());
+        assert!(limits.max_connections >= 9_700, "{limits:?}");
+    }
+
+    #[test]
+    fn what_connections_are_not_to_have_flows_have_apart() {
+        let wanted = Wanted {
+            connections: Some(100),
+            udp_flows: Some(10_000),
+        };
+        let limits = Limits::within(20_000, wanted);
+        assert_eq!(limits.max_connections, 100);
+        assert_eq!(limits.udp_flows_apart, 10_000);
+        let wanted = Wanted {
+            connections: Some(1_000_000),
+            udp_flows: Some(10),
+        };
+        assert_eq!(Limits::within(20_000, wanted).udp_flows_apart, 10);
     }
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use edgemesh_plan::Frontend;
 use tokio::net::UdpSocket;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::addrs::ListenAddr;
+use crate::descriptors::Descriptors;
 use crate::portal::ActivePortal;
 use crate::portal_table::PortalTable;
 use crate::recent_ports::RecentPorts;
@@ -21,6 +23,7 @@ use crate::udp::{Flows, UdpPortal};
 /// The open portals.
 pub(crate) struct UdpPortals {
     shared: Arc<Flows>,
+    descriptors: Descriptors,
     open: BTreeMap<Frontend, Door>,
     /// Those whose address another Service has taken over, until no rule leads to them.
     replaced: Vec<Door>,
@@ -33,6 +36,8 @@ struct Door {
     port: u16,
     portal: Arc<ActivePortal>,
     stop: CancellationToken,
+    /// None where it had to do with one of those that are kept back.
+    _descriptor: Option<OwnedSemaphorePermit>,
 }
 
 impl Door {
@@ -42,9 +47,10 @@ impl Door {
 }
 
 impl UdpPortals {
-    pub(crate) fn new(shared: Arc<Flows>) -> Self {
+    pub(crate) fn new(shared: Arc<Flows>, descriptors: Descriptors) -> Self {
         Self {
             shared,
+            descriptors,
             open: BTreeMap::new(),
             replaced: Vec::new(),
             recent: RecentPorts::default(),
@@ -76,6 +82,7 @@ impl UdpPortals {
             port,
             portal: Arc::clone(portal),
             stop,
+            _descriptor: self.descriptors.for_datagrams(),
         };
         self.replaced
             .extend(self.open.insert(portal.frontend, door));

@@ -18,4 +18,4 @@ pub use datagram_run::{DatagramRun, SegmentLimit};
 pub use datagrams::{await_datagram, receive_now, send_now, send_to_now};
 pub use outward::{EndpointAddr, OutwardSockets, has_data, open, tune};
 pub use pipes::{LentPipe, PipePool};
-pub use reset_on_drop::{ResetOnDrop, broken, end_stream};
+pub use reset_on_drop::{ResetOnDrop, broken, end_stream, send_last};

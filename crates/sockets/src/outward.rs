@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
 
 /// What we connect to on behalf of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +27,8 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 /// What Linux says where a family is missing; std has no kind for it.
 const EAFNOSUPPORT: i32 = 97;
+/// What Linux says of a connection that it has begun to make.
+const EINPROGRESS: i32 = 115;
 
 /// What we do first on a new connection.
 #[derive(Clone, Copy, Debug)]
@@ -91,8 +93,20 @@ impl OutwardSockets {
             // own (`tcp_rcv_synsent_state_process` in Linux's `net/ipv4/tcp_input.c`).
             socket.set_tcp_quickack(false)?;
         }
-        let socket = TcpSocket::from_std_stream(socket.into());
-        socket.connect(endpoint.0).await
+        match socket.connect(&endpoint.0.into()) {
+            Err(error) if error.raw_os_error() != Some(EINPROGRESS) => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        // Within a node the handshake was over before connect returned, whatever that said.
+        let is_connected = socket.peer_addr().is_ok();
+        let stream = TcpStream::from_std(socket.into())?;
+        if !is_connected {
+            stream.writable().await?;
+            if let Some(error) = stream.take_error()? {
+                return Err(error);
+            }
+        }
+        Ok(stream)
     }
 
     /// A UDP socket that sends to `endpoint` and receives from nobody else.

@@ -9,6 +9,9 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+/// More follows at once (send(2)).
+const MSG_MORE: i32 = 0x8000;
+
 /// A stream that is reset when it is dropped, unless it was closed in order: whatever goes
 /// wrong, a truncated transfer never looks like a whole one.
 #[derive(Debug)]
@@ -73,6 +76,18 @@ fn reset_on_close(stream: &TcpStream) {
 /// When the connection is broken.
 pub fn end_stream(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).shutdown(Shutdown::Write)
+}
+
+/// Writes what is followed by [`end_stream`] at once, or by closing: the kernel keeps it back
+/// for the end to go in the same packet. Does not wait.
+///
+/// # Errors
+///
+/// `WouldBlock` when the stream takes nothing now; else its own.
+pub fn send_last(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    stream.try_io(Interest::WRITABLE, || {
+        SockRef::from(stream).send_with_flags(bytes, MSG_MORE)
+    })
 }
 
 /// Waits until the connection is broken (reset, timed out), whatever data may still be
