@@ -6,6 +6,7 @@ mod stage;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +17,7 @@ use edgemesh_tunnel::{Broken, Counters};
 use stage::tcp::{Carried, Echo, exchange, open, open_files, pattern, two_nodes};
 use stage::{Cluster, Member, PATIENCE, endpoint, eventually, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -211,8 +213,11 @@ fn a_lane_that_falls_silent_costs_no_byte_in_either_direction() -> Result<()> {
 
 /// Both directions are under way when TCP between the nodes meets `rule`.
 async fn lose_lanes(cluster: &mut Cluster, rule: &[&str]) -> Result<()> {
-    let counters = whole_through(cluster, 150 * MIB, async || block(rule)).await?;
-    ensure!(counters.lanes_lost() == 1, "{}", counters.lanes_lost());
+    whole_while(cluster, async |near| {
+        block(rule)?;
+        eventually("the lane is lost", || near.lanes_lost() == 1).await
+    })
+    .await?;
     unblock()
 }
 
@@ -220,13 +225,12 @@ async fn lose_lanes(cluster: &mut Cluster, rule: &[&str]) -> Result<()> {
 fn an_uplink_that_is_away_for_three_seconds_costs_no_byte_in_either_direction() -> Result<()> {
     edgemesh_lab::test(|_| {
         run(async |cluster| {
-            whole_through(cluster, 60 * MIB, async || {
+            whole_while(cluster, async |_| {
                 cut()?;
                 sleep(AWAY).await;
                 unblock()
             })
-            .await?;
-            Ok(())
+            .await
         })
     })
 }
@@ -235,17 +239,14 @@ fn an_uplink_that_is_away_for_three_seconds_costs_no_byte_in_either_direction() 
 fn an_uplink_that_comes_back_without_tcp_costs_no_byte_in_either_direction() -> Result<()> {
     edgemesh_lab::test(|_| {
         run(async |cluster| {
-            let counters = whole_through(cluster, 60 * MIB, async || {
+            whole_while(cluster, async |near| {
+                block(&["-j", "DROP"])?;
                 cut()?;
                 sleep(AWAY).await;
-                block(&["-j", "DROP"])?;
-                Program::new("iptables-nft")
-                    .args(["-D", "INPUT", "2"])
-                    .run()?;
-                Ok(())
+                restore()?;
+                eventually("the lane is lost", || near.lanes_lost() == 1).await
             })
             .await?;
-            ensure!(counters.lanes_lost() == 1, "{}", counters.lanes_lost());
             unblock()
         })
     })
@@ -253,6 +254,8 @@ fn an_uplink_that_comes_back_without_tcp_costs_no_byte_in_either_direction() -> 
 
 /// How long an uplink is away.
 const AWAY: Duration = Duration::from_secs(3);
+/// Bytes after which what is sent repeats itself; no multiple of what any buffer holds.
+const PERIOD: usize = 1_000_003;
 
 /// From now on nothing passes between the nodes.
 fn cut() -> Result<()> {
@@ -262,49 +265,79 @@ fn cut() -> Result<()> {
     Ok(())
 }
 
-/// Both directions, of `count` bytes each, are under way by a lane when something `happens`,
-/// and arrive whole. Returns what the node counts that has opened the stream.
-async fn whole_through(
+/// What [`cut`] did is over; other rules stay.
+fn restore() -> Result<()> {
+    Program::new("iptables-nft")
+        .args(["-D", "INPUT", "-s", "10.1.200.0/24", "-j", "DROP"])
+        .run()?;
+    Ok(())
+}
+
+/// As many bytes as go through are under way in both directions of a stream, by a lane at
+/// first, while something `happens`, and a little longer; all arrive. What happens is told what
+/// the node counts that has opened the stream.
+async fn whole_while(
     cluster: &mut Cluster,
-    count: usize,
-    happens: impl AsyncFnOnce() -> Result<()>,
-) -> Result<Arc<Counters>> {
+    happens: impl AsyncFnOnce(&Counters) -> Result<()>,
+) -> Result<()> {
     let (near, far) = two_nodes(cluster).await?;
     let (mut carried, mut server) = on_a_lane(&near, &far).await?;
-    let (up, down) = (pattern(count, 11), pattern(count, 12));
-    let (mut client_reader, mut client_writer) = carried.client.split();
-    let (mut server_reader, mut server_writer) = server.split();
-    let (mut received_up, mut received_down) = (Vec::new(), Vec::new());
     let counters = near.tunnel.counters();
-    let moved_by_then = counters.lane_bytes() + count as u64 / 4;
+    let moved_by_then = counters.lane_bytes() + 40 * MIB as u64;
+    let is_over = AtomicBool::new(false);
+    let (client_reader, client_writer) = carried.client.split();
+    let (server_reader, server_writer) = server.split();
     let happening = async {
         eventually("bytes go by the lane", || {
             counters.lane_bytes() > moved_by_then
         })
         .await?;
-        happens().await
+        happens(&counters).await?;
+        is_over.store(true, Ordering::Relaxed);
+        Ok(())
     };
-    let send_up = async {
-        client_writer.write_all(&up).await?;
-        client_writer.shutdown().await?;
-        anyhow::Ok(())
-    };
-    let send_down = async {
-        server_writer.write_all(&down).await?;
-        server_writer.shutdown().await?;
-        anyhow::Ok(())
-    };
-    let read_up = async { anyhow::Ok(server_reader.read_to_end(&mut received_up).await?) };
-    let read_down = async { anyhow::Ok(client_reader.read_to_end(&mut received_down).await?) };
-    tokio::try_join!(happening, send_up, send_down, read_up, read_down)?;
-    ensure!(received_up == up, "the way up lost or doubled something");
-    ensure!(
-        received_down == down,
-        "the way down lost or doubled something"
-    );
+    let ((), sent_up, sent_down, up, down) = tokio::try_join!(
+        happening,
+        send_until(&is_over, client_writer, 11),
+        send_until(&is_over, server_writer, 12),
+        check_all(server_reader, 11),
+        check_all(client_reader, 12),
+    )?;
+    ensure!(up == sent_up, "{up} of {sent_up} bytes came up");
+    ensure!(down == sent_down, "{down} of {sent_down} bytes came down");
     let ended = carried.ended().await?;
     ensure!(ended.is_ok(), "{ended:?}");
-    Ok(counters)
+    Ok(())
+}
+
+/// Sends until it is over, and ends the stream; tells how much that was.
+async fn send_until(is_over: &AtomicBool, mut to: WriteHalf<'_>, seed: u64) -> Result<usize> {
+    let period = pattern(PERIOD, seed);
+    let mut sent = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        to.write_all(&period).await?;
+        sent += period.len();
+    }
+    to.shutdown().await?;
+    Ok(sent)
+}
+
+/// Reads to the end, looks at each byte, and tells how many came.
+async fn check_all(mut from: ReadHalf<'_>, seed: u64) -> Result<usize> {
+    let period = pattern(PERIOD, seed);
+    let mut buffer = vec![0; MIB];
+    let mut received = 0;
+    loop {
+        let at = received % period.len();
+        let most = buffer.len().min(period.len() - at);
+        let count = from.read(&mut buffer[..most]).await?;
+        if count == 0 {
+            return Ok(received);
+        }
+        let right = buffer[..count] == period[at..at + count];
+        ensure!(right, "lost, doubled or changed after {received} bytes");
+        received += count;
+    }
 }
 
 #[test]
