@@ -17,6 +17,7 @@ use edgemesh_lab::{
 };
 
 pub use ready::Ready;
+pub(crate) use ready::sum_of_samples;
 
 /// How long a contender may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(60);

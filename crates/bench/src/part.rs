@@ -3,6 +3,7 @@
 mod instructions;
 mod memory;
 mod one_node;
+mod scale;
 mod services;
 mod tunnel;
 
@@ -24,6 +25,8 @@ pub enum Part {
     Memory,
     /// 100 to 10,000 Services.
     Services,
+    /// The largest number of Services while endpoints come and go.
+    Scale,
     /// From an edge node to the cloud, and to another edge by a relay.
     Tunnel,
     /// From an edge node to another through holes that were punched.
@@ -149,6 +152,7 @@ impl fmt::Display for Part {
             Self::OneNode => "one-node",
             Self::Memory => "memory",
             Self::Services => "services",
+            Self::Scale => "scale",
             Self::Tunnel => "tunnel",
             Self::TunnelPunched => "tunnel-punched",
             Self::TunnelFar => "tunnel-far",
@@ -159,10 +163,11 @@ impl fmt::Display for Part {
 
 impl Part {
     /// All, in the order of the report.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::OneNode,
         Self::Memory,
         Self::Services,
+        Self::Scale,
         Self::Tunnel,
         Self::TunnelPunched,
         Self::TunnelFar,
@@ -182,6 +187,7 @@ impl Part {
             Self::OneNode => "Between two pods of one node",
             Self::Memory => "Memory",
             Self::Services => "Many Services",
+            Self::Scale => "A large cluster in motion",
             Self::Tunnel => "Between sites",
             Self::TunnelPunched => "Between sites, by punched holes",
             Self::TunnelFar => "Between sites that are far from each other",
@@ -200,6 +206,7 @@ impl Part {
             Self::OneNode => one_node::measure(lab, effort, &mut found)?,
             Self::Memory => memory::measure(lab, effort, &mut found)?,
             Self::Services => services::measure(lab, effort, &mut found)?,
+            Self::Scale => scale::measure(lab, effort, &mut found)?,
             Self::Tunnel => tunnel::measure(lab, effort, &mut found)?,
             Self::TunnelPunched => tunnel::measure_punched(lab, effort, &mut found)?,
             Self::TunnelFar => tunnel::measure_far(lab, effort, &mut found)?,

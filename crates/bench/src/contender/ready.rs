@@ -8,7 +8,7 @@ use edgemesh_lab::{
     Agent, Background, ClusterService, Endpoint, KubeProxy, Lab, Namespace, Place, await_ok,
 };
 
-use super::{Contender, Datapath, PATIENCE, agent_start, haproxy, nginx, rules};
+use super::{Backend, Contender, Datapath, PATIENCE, agent_start, haproxy, nginx, rules};
 use crate::load::{Counted, ONCE, connections};
 use crate::processes::Processes;
 use crate::stage::{CLUSTER_IP, OneNode};
@@ -39,7 +39,11 @@ enum Running {
         pid: u32,
         _kube_proxy: KubeProxy,
     },
-    Program(Background),
+    /// Another proxy beside such rules.
+    Program {
+        program: Background,
+        _kube_proxy: KubeProxy,
+    },
 }
 
 impl Running {
@@ -61,8 +65,24 @@ impl Running {
                     _kube_proxy: kube_proxy,
                 }
             }
-            Contender::Haproxy { splice } => Self::Program(haproxy::start(lab, stage, splice)?),
-            Contender::Nginx => Self::Program(nginx::start(lab, stage)?),
+            Contender::Haproxy { splice } => {
+                Self::beside_kube_proxy(stage, || haproxy::start(lab, stage, splice))?
+            }
+            Contender::Nginx => Self::beside_kube_proxy(stage, || nginx::start(lab, stage))?,
+        })
+    }
+
+    /// No node of a cluster is without kube-proxy's rules, and what passes through such a node
+    /// pays for them, whoever serves it: connection tracking above all.
+    fn beside_kube_proxy(
+        stage: &OneNode,
+        start: impl FnOnce() -> Result<Background>,
+    ) -> Result<Self> {
+        let services = [leading_nowhere(stage.service())];
+        let kube_proxy = rules(&stage.node, Backend::Nftables, &services)?;
+        Ok(Self::Program {
+            program: start()?,
+            _kube_proxy: kube_proxy,
         })
     }
 }
@@ -80,7 +100,7 @@ impl Ready {
         let address = match &running {
             Running::Nothing => stage.server.ipv4(),
             Running::Rules(_) | Running::Agent { .. } => CLUSTER_IP,
-            Running::Program(_) => stage.node.ipv4(),
+            Running::Program { .. } => stage.node.ipv4(),
         };
         let ready = Self {
             contender,
@@ -128,7 +148,7 @@ impl Ready {
             Running::Agent { pid, .. } if self.contender.is_in_user_mode() => {
                 Processes::of(&[*pid])
             }
-            Running::Program(program) => Processes::of(&[program.pid()]),
+            Running::Program { program, .. } => Processes::of(&[program.pid()]),
             Running::Nothing | Running::Rules(_) | Running::Agent { .. } => Processes::default(),
         }
     }
@@ -151,7 +171,7 @@ impl Ready {
             return Ok(());
         };
         let metrics = agent.get("/metrics")?;
-        let accepted = sum(&metrics, "edgemesh_forward_connections_accepted");
+        let accepted = sum_of_samples(&metrics, "edgemesh_forward_connections_accepted");
         match datapath {
             Datapath::Hybrid => ensure!(
                 accepted == 0.0,
@@ -176,7 +196,7 @@ fn leading_nowhere(service: ClusterService) -> ClusterService {
 }
 
 /// The sum of all samples of a page for Prometheus whose names begin like this.
-fn sum(metrics: &str, name: &str) -> f64 {
+pub(crate) fn sum_of_samples(metrics: &str, name: &str) -> f64 {
     let samples = metrics.lines().filter(|line| line.starts_with(name));
     let values = samples.filter_map(|line| line.rsplit_once(' '));
     values
@@ -191,7 +211,7 @@ mod tests {
     #[test]
     fn samples_of_one_name_are_summed() {
         let page = "# TYPE a counter\na_total{b=\"c\"} 2\na_total 0.5\nb_total 7\n";
-        assert_eq!(sum(page, "a_total"), 2.5);
-        assert_eq!(sum(page, "c"), 0.0);
+        assert_eq!(sum_of_samples(page, "a_total"), 2.5);
+        assert_eq!(sum_of_samples(page, "c"), 0.0);
     }
 }

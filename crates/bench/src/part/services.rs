@@ -288,7 +288,7 @@ fn answering(name: &str, number: usize, stage: &OneNode) -> ClusterService {
     named(name, number).endpoint(&stage.server)
 }
 
-fn named(name: &str, number: usize) -> ClusterService {
+pub(super) fn named(name: &str, number: usize) -> ClusterService {
     ClusterService::new(name)
         .cluster_ip(&cluster_ip(number).ip().to_string())
         .tcp("http", PORT, ONCE)
