@@ -29,9 +29,8 @@ const CHANGES_PER_SECOND: u32 = 200;
 const AT_ONCE: u32 = 4;
 /// For how many windows it goes on: a minute by default.
 const WINDOWS: u32 = 60;
-/// For how many before anything is measured: what is only set up once is no growth.
-const WARM_UP: u32 = 10;
-/// How long nothing happens before, and after: the last change is to be in the kernel.
+/// How long nothing happens before, and after: the last change is to be in the kernel. (Longer
+/// after all have changed at once.)
 const CALM: Duration = Duration::from_secs(2);
 
 const MEASURES: [(&str, Better); 7] = [
@@ -85,8 +84,8 @@ fn in_motion(
     pause(CALM);
 
     let mut changes = Changes::new(&agent, &mut services);
-    changes.go_on_for(effort.window * WARM_UP)?;
-    pause(CALM);
+    changes.once_each()?;
+    pause(CALM * 5);
     let processes = Processes::of(&[agent.process().context("the agent has ended")?.pid()]);
     let before = State::of(&agent, &processes)?;
     let began = Instant::now();
@@ -138,6 +137,11 @@ struct Changes<'a> {
 impl<'a> Changes<'a> {
     fn new(agent: &'a Agent, services: &'a mut [ClusterService]) -> Self {
         Self { agent, services }
+    }
+
+    /// What happens to a Service's memory the first time only is no growth: that is over then.
+    fn once_each(&mut self) -> Result<()> {
+        (0..self.services.len()).try_for_each(|turn| self.replace(turn))
     }
 
     /// Returns how many there were.
