@@ -117,6 +117,12 @@ impl Counters {
         resumed <- stream_resumed;
     }
 
+    /// Bytes that streams keep now, to send them again after the peer was silent.
+    #[must_use]
+    pub fn bytes_kept(&self) -> u64 {
+        self.kept.count() as u64
+    }
+
     /// Streams not to be had so far, for `fault`.
     #[must_use]
     pub fn open_failed(&self, fault: OpenFault) -> u64 {

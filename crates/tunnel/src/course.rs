@@ -232,8 +232,13 @@ impl Drop for Outbound {
 }
 
 impl KeptBytes {
+    /// How many they are, with what keeping them costs.
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     fn are_many(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= IN_ALL
+        self.count() >= IN_ALL
     }
 }
 
