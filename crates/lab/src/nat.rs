@@ -39,7 +39,8 @@ impl Nat {
     ///
     /// Unasked packets from outside are dropped before they reach the router's own INPUT:
     /// the kernel would remember them as connections of its own, whose port could then not
-    /// be kept for a site's node that punches a hole from the same port.
+    /// be kept for a site's node that punches a hole from the same port. What the kernel can't
+    /// assign to any connection it would pass on untranslated, as it is; providers drop that.
     pub(crate) fn render(self, inside: &str, outside: &str) -> String {
         let mut rules = "table ip lab-nat\ndelete table ip lab-nat\n".to_owned();
         let (masquerade, forward) = match self {
@@ -62,6 +63,7 @@ impl Nat {
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    iifname \"{inside}\" ct state invalid drop
 {forward}    iifname \"{outside}\" ct state new drop
   }}
   chain input {{
