@@ -14,21 +14,20 @@ use iroh::endpoint::{ReadError, RecvStream};
 use tokio::net::TcpStream;
 
 use crate::carry::{Broken, read_error};
-use crate::course::Inbound;
 
 /// Chunks of a run at most: as many full packets as the kernel passes on as one (64 KiB).
 const MOST: usize = 48;
 
-/// Takes `first`, and unless `is_last` all that has come behind it, and gives the socket what
-/// it has room for. Returns how many bytes of the stream that was. It never waits.
+/// Writes `first`, and unless `is_last` all that has come behind it, to the socket. Returns
+/// how many bytes of the stream that was, once the socket has them.
 ///
 /// # Errors
 ///
-/// When the socket or the stream is broken.
-pub(crate) async fn take_run(
+/// When the socket or the stream is broken. The stream's reset does not wait for a socket that
+/// takes nothing.
+pub(crate) async fn pass_on(
     tcp: &TcpStream,
     recv: &mut RecvStream,
-    inbound: &mut Inbound,
     first: Bytes,
     is_last: bool,
 ) -> Result<usize, Broken> {
@@ -38,7 +37,10 @@ pub(crate) async fn take_run(
         Poll::Ready(begin(cx, tcp, more, &first))
     })
     .await?;
-    inbound.take(length, rest);
+    drop(first);
+    if !rest.is_empty() {
+        finish(tcp, recv, rest).await?;
+    }
     Ok(length)
 }
 
@@ -78,18 +80,11 @@ fn begin(
     Ok(Begun { length, rest })
 }
 
-/// Gives the socket the rest of what was taken.
-///
-/// # Errors
-///
-/// When the socket or the stream is broken. The stream's reset does not wait for a socket that
-/// takes nothing.
-pub(crate) async fn pass_on_rest(
+async fn finish(
     tcp: &TcpStream,
     recv: &mut RecvStream,
-    inbound: &mut Inbound,
+    mut rest: Vec<Bytes>,
 ) -> Result<(), Broken> {
-    let rest = &mut inbound.rest;
     let mut may_be_reset = true;
     while !rest.is_empty() {
         tokio::select! {
@@ -106,8 +101,8 @@ pub(crate) async fn pass_on_rest(
             }
             ready = tcp.writable() => ready.map_err(Broken::Socket)?,
         }
-        let written = write_now(tcp, rest).map_err(Broken::Socket)?;
-        drop_front(rest, written);
+        let written = write_now(tcp, &rest).map_err(Broken::Socket)?;
+        drop_front(&mut rest, written);
     }
     Ok(())
 }
