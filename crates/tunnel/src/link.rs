@@ -331,7 +331,8 @@ impl LinkOwner {
     }
 
     fn is_known_to_be_down(&self) -> bool {
-        let follows = self.farewell_at.is_some_and(|at| at.elapsed() < SUCCESSION);
+        let said_farewell = self.sessions.iter().any(|session| session.said_farewell());
+        let follows = said_farewell || self.farewell_at.is_some_and(|at| at.elapsed() < SUCCESSION);
         let silent = self.sessions.iter().any(|session| !session.is_closed());
         !follows && (self.failed_at.is_some() || silent)
     }

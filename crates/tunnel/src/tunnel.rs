@@ -11,7 +11,7 @@ use edgemesh_wire::{Hello, Request};
 use iroh::Endpoint;
 use iroh::address_lookup::MemoryLookup;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
@@ -37,6 +37,9 @@ const REFUSED_AT_ONCE: usize = 256;
 const MOST_ATTEMPTS: usize = 4;
 /// How long a peer that takes no new streams may take to say farewell.
 const FAREWELL_AFTER: Duration = Duration::from_secs(1);
+/// How long after a farewell the next run of the peer's agent is tried again; longer than the
+/// link's own pause between two attempts.
+const FOLLOWER_AFTER: Duration = Duration::from_millis(300);
 
 /// Which endpoint is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,8 +206,17 @@ impl Inner {
     /// ends has often been followed by another one already.
     async fn connect(&self, node: &NodeName, request: &Request) -> Result<TunnelStream, OpenFault> {
         let mut attempts = 1;
+        let mut said_farewell = false;
         loop {
-            let opened = self.open(node).await?;
+            let opened = match self.open(node).await {
+                // The one before may still refuse connections where the next will be found.
+                Err(OpenFault::PeerDown) if said_farewell && attempts < MOST_ATTEMPTS => {
+                    sleep(FOLLOWER_AFTER).await;
+                    attempts += 1;
+                    continue;
+                }
+                opened => opened?,
+            };
             let session = Arc::clone(opened.session());
             let link = self.link(node)?;
             let fault = tokio::select! {
@@ -224,6 +236,7 @@ impl Inner {
             if !ended || attempts == MOST_ATTEMPTS {
                 return Err(fault);
             }
+            said_farewell = session.said_farewell();
             attempts += 1;
         }
     }
