@@ -1,12 +1,16 @@
-//! What is read as a move or a word about a lane is exactly what is written for it.
+//! What is read as a move, a resume or a word about a lane is exactly what is written for it.
 #![no_main]
 
-use edgemesh_wire::{LaneWord, Move, REQUEST_HEADER};
+use edgemesh_wire::{LaneWord, Move, REQUEST_HEADER, Resume};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(read) = Move::decode(bytes) {
         assert!(Move::is_one(bytes));
+        assert_eq!(&read.encode()[REQUEST_HEADER..], bytes);
+    }
+    if let Ok(read) = Resume::decode(bytes) {
+        assert!(Resume::is_one(bytes) && !Move::is_one(bytes));
         assert_eq!(&read.encode()[REQUEST_HEADER..], bytes);
     }
     if let Ok(bytes) = <[u8; LaneWord::LENGTH]>::try_from(bytes)

@@ -7,21 +7,28 @@
 //! * What a slow reader does not take stops its writer: QUIC's flow control passes the
 //!   back-pressure on.
 //! * It is over when the peer has acknowledged all that was sent, not when it was queued.
+//! * What it has come to is kept apart (see [`crate::course`]), so that it can go on by another
+//!   stream.
 //! * Bytes that are many may go by a lane for a while (see [`crate::tcp_carrier`]); their end
 //!   and their reset never do.
 
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use edgemesh_sockets::{ResetOnDrop, StreamBuffer, broken, end_stream};
+use bytes::Bytes;
+use edgemesh_sockets::{StreamBuffer, broken, end_stream};
 use iroh::endpoint::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, sleep};
 
-use crate::chunk_run::pass_on;
+use crate::chunk_run::{pass_on_rest, take_run};
+use crate::course::{Course, FORGOTTEN_AFTER, Inbound, Outbound};
 use crate::peer_stream::PeerStream;
+use crate::session::Session;
 use crate::tcp_carrier::{
     Guided, LaneIn, LaneOut, Lanes, Progress, Sent, receive_by_lane, send_by_lane, switch,
 };
@@ -49,34 +56,77 @@ pub enum Broken {
     Tunnel(io::Error),
 }
 
-/// Carries until both sides have ended their part, or one broke the connection; then the
-/// other is reset, too.
+/// Carries until both sides have ended their part, or one broke the connection.
+///
+/// Dropped before, it leaves in `course` all that is needed to go on, by this stream or by
+/// another one; but not while a direction goes by a lane.
 pub(crate) async fn carry(
-    socket: ResetOnDrop,
-    mut stream: PeerStream,
+    tcp: &TcpStream,
+    stream: &mut PeerStream,
+    course: &mut Course,
     lanes: Lanes,
+    beside: Beside<'_>,
     moved: impl Fn(Way, usize),
 ) -> Result<(), Broken> {
-    {
-        let PeerStream { send, recv, .. } = &mut stream;
-        let tcp = socket.stream();
-        let guided = Guided::new(lanes);
-        let progress = &guided.progress;
-        let into = pin!(pump_in(tcp, send, guided.outgoing, progress, |n| {
-            moved(Way::IntoTunnel, n);
-        }));
-        let out = pin!(pump_out(tcp, recv, guided.incoming, progress, |n| {
-            moved(Way::OutOfTunnel, n);
-        }));
-        tokio::select! {
-            biased;
-            done = both(tcp, into, out) => done?,
-            never = guided.guide.run() => match never {},
-        }
+    let PeerStream { send, recv, .. } = stream;
+    let Course { outbound, inbound } = course;
+    let guided = Guided::new(lanes);
+    let progress = &guided.progress;
+    let outgoing = Lane {
+        offered: guided.outgoing,
+        progress,
+        beside,
+    };
+    let incoming = Lane {
+        offered: guided.incoming,
+        progress,
+        beside,
+    };
+    let into = pin!(pump_in(tcp, send, outbound, outgoing, |n| {
+        moved(Way::IntoTunnel, n);
+    }));
+    let out = pin!(pump_out(tcp, recv, inbound, incoming, |n| {
+        moved(Way::OutOfTunnel, n);
+    }));
+    tokio::select! {
+        biased;
+        done = both(tcp, into, out) => done,
+        never = guided.guide.run() => match never {},
     }
-    socket.close_in_order();
-    stream.close_in_order();
-    Ok(())
+}
+
+/// What the two directions of a stream have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beside<'b> {
+    /// The connection that the stream belongs to.
+    pub(crate) session: &'b Session,
+    /// Told of lanes.
+    pub(crate) by_lane: &'b ByLane,
+}
+
+/// How many directions of a stream go by lanes. Copies are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ByLane(Arc<AtomicUsize>);
+
+impl ByLane {
+    /// Whether any does.
+    pub(crate) fn is_any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    async fn during<T>(&self, lane: impl Future<Output = T>) -> T {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        let done = Box::pin(lane).await;
+        self.0.fetch_sub(1, Ordering::Relaxed);
+        done
+    }
+}
+
+/// What a direction has to do with lanes.
+struct Lane<'g, L> {
+    offered: mpsc::Receiver<L>,
+    progress: &'g Progress,
+    beside: Beside<'g>,
 }
 
 async fn both(
@@ -105,37 +155,50 @@ async fn both(
 async fn pump_in(
     tcp: &TcpStream,
     send: &mut SendStream,
-    mut lanes: mpsc::Receiver<LaneOut>,
-    progress: &Arc<Progress>,
+    outbound: &mut Outbound,
+    mut lane: Lane<'_, LaneOut>,
     moved: impl Fn(usize),
 ) -> Result<(), Broken> {
     let mut stop = pin!(send.stopped());
-    let mut at = 0;
-    loop {
+    let mut forget = pin!(sleep(FORGOTTEN_AFTER));
+    // What was kept when another stream took over from the last one.
+    write_kept(tcp, send, outbound, lane.progress).await?;
+    while !outbound.ended {
         tokio::select! {
             biased;
             // The peer's side may be reset while ours has nothing to say.
             code = &mut stop => return Err(stopped(code)),
-            Some(lane) = lanes.recv() => {
-                let sending = send_by_lane(tcp, send, stop.as_mut(), lane, at, &moved);
-                let sent: Sent = Box::pin(sending).await?;
-                if sent.ended {
-                    return finish(tcp, send).await;
-                }
-                at = sent.at;
+            Some(offered) = lane.offered.recv() => {
+                let at = outbound.written();
+                let sending = send_by_lane(tcp, send, stop.as_mut(), offered, at, &moved);
+                let sent: Sent = lane.beside.by_lane.during(sending).await?;
+                outbound.skip_to(sent.at);
+                outbound.ended = sent.ended;
                 continue;
             }
             ready = tcp.readable() => ready.map_err(Broken::Socket)?,
+            () = &mut forget => {
+                let next = match lane.beside.session.is_worn() {
+                    false => outbound.forget_before(std::time::Instant::now()),
+                    true => None,
+                };
+                let next = next.map_or_else(|| Instant::now() + FORGOTTEN_AFTER, Instant::from_std);
+                forget.as_mut().reset(next);
+                continue;
+            }
         }
         let mut buffer = StreamBuffer::lend();
-        while lanes.is_empty() {
+        while lane.offered.is_empty() {
             match tcp.try_read(&mut buffer) {
-                Ok(0) => return finish(tcp, send).await,
+                Ok(0) => {
+                    outbound.ended = true;
+                    break;
+                }
                 Ok(n) => {
-                    write_in(tcp, send, &buffer[..n]).await?;
+                    let bytes = Bytes::copy_from_slice(&buffer[..n]);
+                    outbound.push(bytes, std::time::Instant::now());
                     moved(n);
-                    at += n as u64;
-                    progress.count(n);
+                    write_kept(tcp, send, outbound, lane.progress).await?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(Broken::Socket(error)),
@@ -143,6 +206,28 @@ async fn pump_in(
             consume_budget().await;
         }
     }
+    finish(tcp, send, outbound).await
+}
+
+/// Gives to the stream all that it was not given yet.
+async fn write_kept(
+    tcp: &TcpStream,
+    send: &mut SendStream,
+    outbound: &mut Outbound,
+    progress: &Progress,
+) -> Result<(), Broken> {
+    while let Some(bytes) = outbound.next() {
+        let mut pieces = &mut [bytes][..];
+        let written = tokio::select! {
+            biased;
+            written = send.write_many_chunks(&mut pieces) => written.map_err(write_error)?,
+            // Nobody reads the socket while we wait.
+            error = broken(tcp) => return Err(Broken::Socket(error)),
+        };
+        outbound.wrote(written);
+        progress.count(written);
+    }
+    Ok(())
 }
 
 /// Writes all of it to the stream.
@@ -160,9 +245,16 @@ pub(crate) async fn write_in(
 }
 
 /// Ends the stream and waits until the peer has all of it.
-async fn finish(tcp: &TcpStream, send: &mut SendStream) -> Result<(), Broken> {
-    send.finish()
-        .map_err(|closed| Broken::Tunnel(io::Error::other(closed)))?;
+async fn finish(
+    tcp: &TcpStream,
+    send: &mut SendStream,
+    outbound: &mut Outbound,
+) -> Result<(), Broken> {
+    if !outbound.finished {
+        let finished = send.finish();
+        finished.map_err(|closed| Broken::Tunnel(io::Error::other(closed)))?;
+        outbound.finished = true;
+    }
     tokio::select! {
         biased;
         code = send.stopped() => match code {
@@ -177,32 +269,34 @@ async fn finish(tcp: &TcpStream, send: &mut SendStream) -> Result<(), Broken> {
 async fn pump_out(
     tcp: &TcpStream,
     recv: &mut RecvStream,
-    mut lanes: mpsc::Receiver<LaneIn>,
-    progress: &Arc<Progress>,
+    inbound: &mut Inbound,
+    mut lane: Lane<'_, LaneIn>,
     moved: impl Fn(usize),
 ) -> Result<(), Broken> {
-    let mut lane = None;
+    let mut taken: Option<LaneIn> = None;
     let mut switch_at = None;
-    let mut at: u64 = 0;
-    loop {
+    // What came before another stream took over from the last one.
+    pass_on_rest(tcp, recv, inbound).await?;
+    while !inbound.ended {
         // The stream has bytes up to there, and then those after the lane.
+        let at = inbound.at();
         let left = switch_at.map_or(CHUNK as u64, |switch_at: u64| switch_at.saturating_sub(at));
         if left == 0
-            && let Some(lane) = lane.take()
+            && let Some(lane_in) = taken.take()
         {
             switch_at = None;
-            let receiving = receive_by_lane(tcp, recv, lane, at, &moved);
-            at = Box::pin(receiving).await?;
+            let receiving = receive_by_lane(tcp, recv, lane_in, at, &moved);
+            inbound.skip_to(lane.beside.by_lane.during(receiving).await?);
             continue;
         }
         let most = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
         let chunk = tokio::select! {
             biased;
-            Some(offered) = lanes.recv(), if lane.is_none() => {
-                lane = Some(offered);
+            Some(offered) = lane.offered.recv(), if taken.is_none() => {
+                taken = Some(offered);
                 continue;
             }
-            known = switch_of(&mut lane), if lane.is_some() && switch_at.is_none() => {
+            known = switch_of(&mut taken), if taken.is_some() && switch_at.is_none() => {
                 switch_at = Some(known?);
                 continue;
             }
@@ -213,16 +307,21 @@ async fn pump_out(
                 // It was to go on by a lane.
                 return Err(Broken::Tunnel(io::ErrorKind::UnexpectedEof.into()));
             }
+            inbound.ended = true;
             break;
         };
         // Where the stream is to be left nothing is read beyond.
-        let length = pass_on(tcp, recv, chunk, switch_at.is_some()).await?;
+        let length = take_run(tcp, recv, inbound, chunk, switch_at.is_some()).await?;
         moved(length);
-        at += length as u64;
-        progress.count(length);
+        lane.progress.count(length);
+        pass_on_rest(tcp, recv, inbound).await?;
         consume_budget().await;
     }
-    end_stream(tcp).map_err(Broken::Socket)
+    if !inbound.passed_on {
+        end_stream(tcp).map_err(Broken::Socket)?;
+        inbound.passed_on = true;
+    }
+    Ok(())
 }
 
 async fn switch_of(lane: &mut Option<LaneIn>) -> Result<u64, Broken> {

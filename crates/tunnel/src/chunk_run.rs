@@ -14,20 +14,21 @@ use iroh::endpoint::{ReadError, RecvStream};
 use tokio::net::TcpStream;
 
 use crate::carry::{Broken, read_error};
+use crate::course::Inbound;
 
 /// Chunks of a run at most: as many full packets as the kernel passes on as one (64 KiB).
 const MOST: usize = 48;
 
-/// Writes `first`, and unless `is_last` all that has come behind it, to the socket. Returns
-/// how many bytes of the stream that was, once the socket has them.
+/// Takes `first`, and unless `is_last` all that has come behind it, and gives the socket what
+/// it has room for. Returns how many bytes of the stream that was. It never waits.
 ///
 /// # Errors
 ///
-/// When the socket or the stream is broken. The stream's reset does not wait for a socket that
-/// takes nothing.
-pub(crate) async fn pass_on(
+/// When the socket or the stream is broken.
+pub(crate) async fn take_run(
     tcp: &TcpStream,
     recv: &mut RecvStream,
+    inbound: &mut Inbound,
     first: Bytes,
     is_last: bool,
 ) -> Result<usize, Broken> {
@@ -37,10 +38,7 @@ pub(crate) async fn pass_on(
         Poll::Ready(begin(cx, tcp, more, &first))
     })
     .await?;
-    drop(first);
-    if !rest.is_empty() {
-        finish(tcp, recv, rest).await?;
-    }
+    inbound.take(length, rest);
     Ok(length)
 }
 
@@ -80,11 +78,18 @@ fn begin(
     Ok(Begun { length, rest })
 }
 
-async fn finish(
+/// Gives the socket the rest of what was taken.
+///
+/// # Errors
+///
+/// When the socket or the stream is broken. The stream's reset does not wait for a socket that
+/// takes nothing.
+pub(crate) async fn pass_on_rest(
     tcp: &TcpStream,
     recv: &mut RecvStream,
-    mut rest: Vec<Bytes>,
+    inbound: &mut Inbound,
 ) -> Result<(), Broken> {
+    let rest = &mut inbound.rest;
     let mut may_be_reset = true;
     while !rest.is_empty() {
         tokio::select! {
@@ -101,8 +106,8 @@ async fn finish(
             }
             ready = tcp.writable() => ready.map_err(Broken::Socket)?,
         }
-        let written = write_now(tcp, &rest).map_err(Broken::Socket)?;
-        drop_front(&mut rest, written);
+        let written = write_now(tcp, rest).map_err(Broken::Socket)?;
+        drop_front(rest, written);
     }
     Ok(())
 }

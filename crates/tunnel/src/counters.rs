@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use edgemesh_wire::Answer;
 
+use crate::course::KeptBytes;
 use crate::fault::OpenFault;
 
 /// The tunnel's counters; read them at any time.
@@ -33,6 +34,9 @@ pub struct Counters {
     lanes_lost: AtomicU64,
     lanes_failed: AtomicU64,
     lane_bytes: AtomicU64,
+    resumed: AtomicU64,
+    /// What streams keep to send again.
+    pub(crate) kept: KeptBytes,
 }
 
 /// Why the tunnel dropped a datagram.
@@ -108,6 +112,15 @@ impl Counters {
         lanes_lost <- lane_lost;
         /// Attempts to get a TCP connection for a stream that failed so far.
         lanes_failed <- lane_failed;
+        /// TCP streams, opened by this node, that went on on another connection with the peer
+        /// after it had been silent, so far.
+        resumed <- stream_resumed;
+    }
+
+    /// Bytes that streams keep now, to send them again after the peer was silent.
+    #[must_use]
+    pub fn bytes_kept(&self) -> u64 {
+        self.kept.count() as u64
     }
 
     /// Streams not to be had so far, for `fault`.

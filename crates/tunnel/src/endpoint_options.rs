@@ -33,7 +33,7 @@ const STREAMS: u32 = 16_384;
 /// What a peer may send on one stream before it is read, in bytes. No more: noq 1.4 ends the
 /// connection ("too many gaps in stream buffer") when more than 1024 pieces, each of a packet
 /// of 1200 bytes with its headers, wait behind a lost one while it tidies up.
-const STREAM_WINDOW: u32 = 1_150_000;
+pub(crate) const STREAM_WINDOW: u32 = 1_150_000;
 /// What a peer may send on all its streams before it is read, in bytes: what one peer can
 /// make this node keep.
 const WINDOW: u32 = 16_000_000;

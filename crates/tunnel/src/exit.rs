@@ -6,21 +6,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::{Exits, NotExitable};
-use edgemesh_sockets::{EndpointAddr, OutwardSockets, ResetOnDrop};
-use edgemesh_wire::{Answer, Move, REQUEST_HEADER, Request, WireError, request_length};
+use edgemesh_sockets::{EndpointAddr, OutwardSockets};
+use edgemesh_wire::{Answer, Move, REQUEST_HEADER, Request, Resume, WireError, request_length};
 use iroh::endpoint::{ReadExactError, RecvStream};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::carry::{Way, carry};
 use crate::counters::Counters;
 use crate::exit_flow::ExitFlow;
 use crate::peer_stream::PeerStream;
+use crate::resumable::{Held, Resumables};
 use crate::session::StreamOfSession;
 use crate::settings::{Limits, Timing};
-use crate::tcp_carrier::{Carrier, Lanes};
+use crate::tcp_carrier::Carrier;
 
 /// Connects peers with endpoints of this node.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(crate) struct Exit {
     draining: AtomicBool,
     /// The second carrier, unless it is off.
     carrier: Option<Arc<Carrier>>,
+    /// TCP streams, which may go on on other connections.
+    resumables: Arc<Resumables>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -47,7 +49,7 @@ impl Quota {
 
 /// Places taken by one stream.
 #[derive(Debug)]
-struct Places {
+pub(crate) struct Places {
     _of_peer: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
@@ -74,6 +76,7 @@ impl Exit {
             timing,
             places: Arc::new(Semaphore::new(limits.streams_in)),
             draining: AtomicBool::new(false),
+            resumables: Arc::default(),
             counters,
         }
     }
@@ -94,6 +97,7 @@ impl Exit {
         let request = match timeout(self.timing.request, read_opening(&mut stream.recv)).await {
             Ok(Ok(Opening::Request(request))) => request,
             Ok(Ok(Opening::Move(asked))) => return self.agree(asked, stream, &of).await,
+            Ok(Ok(Opening::Resume(asked))) => return self.resume(asked, stream, &of).await,
             Ok(Err(NoRequest::Broken(error))) => {
                 of.session().offended(&error);
                 return self.refuse(stream, Answer::Malformed).await;
@@ -104,13 +108,13 @@ impl Exit {
             Err(_) => return self.refuse(stream, Answer::Failed).await,
         };
         // From here on, so that an agent that ends does not overlook one that is being dialled.
-        let _tcp = (request.service_port.protocol == Protocol::Tcp).then(|| self.counters.tcp());
+        let tcp = (request.service_port.protocol == Protocol::Tcp).then(|| self.counters.tcp());
         let reached = async {
             let places = self.take_places(quota)?;
             self.authorize(&request)?;
             Ok::<_, Answer>((self.reach(&request).await?, places))
         };
-        let (reached, _places) = match reached.await {
+        let (reached, places) = match reached.await {
             Ok(reached) => reached,
             Err(answer) => {
                 debug!(service = %request.service_port, endpoint = %request.endpoint,
@@ -123,7 +127,11 @@ impl Exit {
             return;
         }
         match reached {
-            Reached::Tcp(tcp) => self.carry_tcp(tcp, stream, &of).await,
+            Reached::Tcp(socket) => {
+                let held = Held::new(socket, places, tcp, &self.counters);
+                let held = held.register(&self.resumables, &of, &stream);
+                held.carry(stream, &of, self.carrier.is_some()).await;
+            }
             Reached::Udp(socket) => {
                 ExitFlow::new(socket, stream, &of, &self.counters)
                     .run(self.timing.udp_idle)
@@ -172,25 +180,18 @@ impl Exit {
         }
     }
 
-    async fn carry_tcp(&self, tcp: TcpStream, stream: PeerStream, of: &StreamOfSession) {
-        let counters = &self.counters;
-        let lanes = match &self.carrier {
-            Some(_) => Lanes::Offered(of.session().lanes.register(stream.number())),
-            None => Lanes::None,
+    /// A peer wants one of its streams to go on on this one.
+    async fn resume(&self, asked: Resume, mut stream: PeerStream, of: &StreamOfSession) {
+        let mut held = match self.resumables.take(of, &asked).await {
+            Ok(held) => held,
+            Err(answer) => return self.refuse(stream, answer).await,
         };
-        let carried = carry(
-            ResetOnDrop::new(tcp),
-            stream,
-            lanes,
-            |way, bytes| match way {
-                Way::IntoTunnel => counters.went(bytes),
-                Way::OutOfTunnel => counters.came(bytes),
-            },
-        )
-        .await;
-        if let Err(broken) = carried {
-            debug!(?broken, "a peer's connection was reset");
-        }
+        held.go_on_at(asked.received);
+        let mut words = vec![Answer::Connected.encode()];
+        words.extend(held.received().to_be_bytes());
+        // Where it is not heard, the opener asks again, and on another stream.
+        let _ = stream.send.write_all(&words).await;
+        held.carry(stream, of, self.carrier.is_some()).await;
     }
 
     /// A peer wants a lane for one of its streams.
@@ -246,6 +247,7 @@ impl From<ReadExactError> for NoRequest {
 enum Opening {
     Request(Request),
     Move(Move),
+    Resume(Resume),
 }
 
 async fn read_opening(recv: &mut RecvStream) -> Result<Opening, NoRequest> {
@@ -256,6 +258,8 @@ async fn read_opening(recv: &mut RecvStream) -> Result<Opening, NoRequest> {
     recv.read_exact(&mut body).await?;
     let opening = if Move::is_one(&body) {
         Move::decode(&body).map(Opening::Move)
+    } else if Resume::is_one(&body) {
+        Resume::decode(&body).map(Opening::Resume)
     } else {
         Request::decode(&body).map(Opening::Request)
     };

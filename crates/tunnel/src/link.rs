@@ -131,7 +131,12 @@ impl Link {
         loop {
             let state = states.borrow_and_update().clone();
             match state {
-                State::Up(session) if session.is_usable() => return Ok(session),
+                State::Up(session) if session.is_usable() => {
+                    if session.is_worn() {
+                        self.wanted.notify_one();
+                    }
+                    return Ok(session);
+                }
                 State::Down => {
                     // It goes on being tried for our sake, but nobody waits for it.
                     self.wanted.notify_one();
@@ -147,13 +152,24 @@ impl Link {
         }
     }
 
-    /// Waits until there is another connection with the peer than `session`, which is silent
-    /// or belongs to a run of its agent that is over.
+    /// Waits until there is another connection with the peer than `session`, which is silent,
+    /// worn or belongs to a run of its agent that is over.
     pub(crate) async fn better_than(&self, session: &Arc<Session>) {
+        self.other_than(session, || {
+            session.is_second_choice() || !session.is_usable()
+        })
+        .await;
+    }
+
+    /// Waits until there is another connection with the peer than `session`, which is worn.
+    pub(crate) async fn fresher_than(&self, session: &Arc<Session>) {
+        self.other_than(session, || session.is_worn() && !session.is_superseded())
+            .await;
+    }
+
+    async fn other_than(&self, session: &Arc<Session>, is_wanted: impl Fn() -> bool) {
         let is_better = |state: &State| match state {
-            State::Up(other) => {
-                !Arc::ptr_eq(other, session) && (session.is_superseded() || !session.is_usable())
-            }
+            State::Up(other) => !Arc::ptr_eq(other, session) && is_wanted(),
             State::Idle | State::Connecting | State::Down => false,
         };
         let mut states = self.state.subscribe();
@@ -278,11 +294,13 @@ impl LinkOwner {
         self.serving_tasks.shutdown().await;
     }
 
-    /// The newest connection that lives, one with the peer's last run if there is any.
+    /// The newest connection that lives, one with the peer's last run if there is any, and one
+    /// that is not worn.
     fn usable(&self) -> Option<&Arc<Session>> {
         let newest_first = || self.sessions.iter().rev().filter(|s| s.is_usable());
         newest_first()
-            .find(|session| !session.is_superseded())
+            .find(|session| !session.is_second_choice())
+            .or_else(|| newest_first().find(|session| !session.is_superseded()))
             .or_else(|| newest_first().next())
     }
 
@@ -290,7 +308,7 @@ impl LinkOwner {
         let wanted = self.last_wanted.is_some_and(|at| at.elapsed() < WANTED_FOR);
         let has_current = self
             .usable()
-            .is_some_and(|session| !session.is_superseded());
+            .is_some_and(|session| !session.is_second_choice());
         !has_current && (wanted || self.sessions.iter().any(|s| s.streams() > 0))
     }
 
@@ -406,6 +424,7 @@ impl LinkOwner {
                 .close(codes::SUPERSEDED, b"too many connections at once");
         }
         self.sessions.push(Arc::clone(&session));
+        self.close_replaced();
         self.serving_tasks
             .spawn(session.serve(self.serving.clone()));
     }
@@ -446,8 +465,22 @@ impl LinkOwner {
         is_elsewhere
     }
 
-    /// Somebody said hello, fell silent or is heard again.
+    /// Closes connections that are worn and not used any more, where there is another.
+    fn close_replaced(&self) {
+        if self
+            .usable()
+            .is_some_and(|usable| !usable.is_second_choice())
+        {
+            let worn = self.sessions.iter().filter(|session| session.is_worn());
+            for session in worn.filter(|session| session.streams() == 0) {
+                session.close_replaced();
+            }
+        }
+    }
+
+    /// Somebody said hello, fell silent or is heard again, or nobody uses a worn connection.
     fn sessions_changed(&mut self) {
+        self.close_replaced();
         let Some((newest, earlier)) = self.sessions.split_last() else {
             return;
         };

@@ -1,17 +1,27 @@
 //! Opening a stream to an endpoint of another node.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep;
+use tracing::debug;
 
-use crate::carry::{Broken, Way, carry};
+use crate::carry::{Beside, Broken, ByLane, Way, carry};
 use crate::counters::Going;
+use crate::course::Course;
 use crate::fault::OpenFault;
+use crate::link::Link;
 use crate::peer_stream::PeerStream;
+use crate::resume::{NotResumed, Resumed, resume};
 use crate::session::{Session, StreamOfSession};
 use crate::tcp_carrier::{Carrier, Lanes, Mover};
 use edgemesh_sockets::ResetOnDrop;
 use edgemesh_wire::{Answer, Request};
+
+/// How often is looked whether a stream has left its lane, when it could resume.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A stream of a peer's session, not yet asked for anything, with the places that it takes.
 #[derive(Debug)]
@@ -48,6 +58,7 @@ impl Opened {
 pub struct TunnelStream {
     stream: PeerStream,
     of: StreamOfSession,
+    link: Arc<Link>,
     carrier: Option<Arc<Carrier>>,
     _places: [OwnedSemaphorePermit; 2],
     going: Going,
@@ -62,11 +73,11 @@ impl TunnelStream {
     ///
     /// Which side broke it.
     pub async fn carry(
-        self,
+        mut self,
         client: ResetOnDrop,
         moved: impl Fn(Way, usize),
     ) -> Result<(), Broken> {
-        let counters = self.going.counters();
+        let counters = Arc::clone(self.going.counters());
         let count = |way, bytes| {
             match way {
                 Way::IntoTunnel => counters.went(bytes),
@@ -74,21 +85,93 @@ impl TunnelStream {
             }
             moved(way, bytes);
         };
+        let name = self.of.session().name_of(self.stream.number());
+        let mut course = Course::new(counters.kept.clone());
+        let mut may_resume = name.is_some();
+        loop {
+            match self.leg(&client, &mut course, may_resume, &count).await {
+                Leg::Done(Ok(())) => break,
+                Leg::Done(Err(broken)) => return Err(broken),
+                Leg::Worn => {}
+            }
+            let Some(name) = name else { continue };
+            let resumed = resume(&self.link, name, &mut course, client.stream()).await;
+            match resumed {
+                Ok(Resumed { stream, of }) => {
+                    counters.stream_resumed();
+                    debug!(service = %name.stream, "a stream goes on on another connection");
+                    (self.stream, self.of) = (stream, of);
+                }
+                Err(NotResumed::Stays) => may_resume = false,
+                Err(NotResumed::Over) => break,
+                Err(NotResumed::Broken(broken)) => return Err(broken),
+            }
+        }
+        client.close_in_order();
+        self.stream.close_in_order();
+        Ok(())
+    }
+
+    /// Carries it on its present connection, as long as that is not worn.
+    async fn leg(
+        &mut self,
+        client: &ResetOnDrop,
+        course: &mut Course,
+        may_resume: bool,
+        moved: impl Fn(Way, usize),
+    ) -> Leg {
+        let Self {
+            stream, of, link, ..
+        } = self;
+        let session = of.session();
         let lanes = match &self.carrier {
             Some(carrier) => Lanes::Asked(Mover::new(
                 Arc::clone(carrier),
-                Arc::clone(self.of.session()),
-                self.stream.number(),
+                Arc::clone(session),
+                stream.number(),
             )),
             None => Lanes::None,
         };
-        carry(client, self.stream, lanes, count).await
+        let by_lane = ByLane::default();
+        let beside = Beside {
+            session,
+            by_lane: &by_lane,
+        };
+        let mut carried = pin!(carry(client.stream(), stream, course, lanes, beside, moved));
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut carried => return Leg::Done(done),
+                () = time_to_resume(link, session, &by_lane), if may_resume => {
+                    if !by_lane.is_any() {
+                        return Leg::Worn;
+                    }
+                }
+            }
+        }
     }
 }
 
-/// Asks for an endpoint and waits for the answer. `carrier` is the second one, if there is.
+/// How a stretch of a stream on one connection ended.
+enum Leg {
+    Done(Result<(), Broken>),
+    /// There is a better connection.
+    Worn,
+}
+
+/// Waits until there is a better connection, and no direction goes by a lane.
+async fn time_to_resume(link: &Link, session: &Arc<Session>, by_lane: &ByLane) {
+    link.fresher_than(session).await;
+    while by_lane.is_any() {
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Asks for an endpoint and waits for the answer. `link` is where the peer is, `carrier` the
+/// second one, if there is.
 pub(crate) async fn connect(
     mut opened: Opened,
+    link: Arc<Link>,
     request: &Request,
     carrier: Option<Arc<Carrier>>,
 ) -> Result<TunnelStream, OpenFault> {
@@ -109,6 +192,7 @@ pub(crate) async fn connect(
         None => Ok(TunnelStream {
             stream: opened.stream,
             of: opened.of,
+            link,
             carrier,
             _places: opened.places,
             _tcp: opened.going.counters().tcp(),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgemesh_wire::{Datagram, Hello, MAX_DATAGRAM_OVERHEAD};
+use edgemesh_wire::{Datagram, Hello, MAX_DATAGRAM_OVERHEAD, StreamName};
 use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendDatagramError, Side};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -25,7 +25,13 @@ use crate::tcp_carrier::LaneTable;
 /// Bytes of datagrams that may wait for the peer besides those in QUIC's own buffer.
 const MOST_WAITING: usize = 4 << 20;
 /// How often is looked whether anything was heard.
-const LISTEN_EVERY: Duration = Duration::from_secs(1);
+const LISTEN_EVERY: Duration = Duration::from_millis(500);
+/// A connection that was silent for so long is worn: the transport begins to give up its ways
+/// then. More than two keep-alives, and with the time between two looks as long as it takes
+/// the transport.
+const WORN_AFTER: Duration = Duration::from_millis(2000);
+/// What the name of a connection is exported for (RFC 8446 section 7.5).
+const NAME_LABEL: &[u8] = b"EXPORTER-edgemesh-stream-name";
 /// Offences after which a connection is closed.
 const MOST_OFFENCES: usize = 8;
 
@@ -41,6 +47,9 @@ pub(crate) struct Session {
     quiet_since: Mutex<Option<Instant>>,
     /// A later run of the peer's agent has said hello.
     superseded: AtomicBool,
+    /// It has been silent long enough to lose ways.
+    worn: AtomicBool,
+    name: OnceLock<Option<[u8; StreamName::CONNECTION]>>,
     /// Rung when the peer says hello, falls silent or is heard again.
     changed: Arc<Notify>,
     /// Streams that go on, opened by either side.
@@ -77,7 +86,9 @@ impl StreamOfSession {
 
 impl Drop for StreamOfSession {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.0.streams.fetch_sub(1, Ordering::Relaxed) == 1 && self.0.is_worn() {
+            self.0.changed.notify_one();
+        }
     }
 }
 
@@ -116,6 +127,8 @@ impl Session {
             hello: OnceLock::new(),
             quiet_since: Mutex::default(),
             superseded: AtomicBool::new(false),
+            worn: AtomicBool::new(false),
+            name: OnceLock::new(),
             changed,
             streams: AtomicUsize::new(0),
             offences: AtomicUsize::new(0),
@@ -147,6 +160,43 @@ impl Session {
 
     pub(crate) fn is_superseded(&self) -> bool {
         self.superseded.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was silent for longer than the transport gives a way.
+    ///
+    /// It may be heard again, but it is not what it was: bytes that were under way may be sent
+    /// anew only minutes later, and the two ends may not agree on which ways there are (noq
+    /// 1.4 declares what was sent on a way lost when that is discarded, which waits for a
+    /// round trip as long as the silence, or for a frame that is not repeated). Others are
+    /// preferred, and its streams go on on them.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.worn.load(Ordering::Relaxed)
+    }
+
+    /// Whether another one, with the same run of the peer's agent, would be better.
+    pub(crate) fn is_second_choice(&self) -> bool {
+        self.is_superseded() || self.is_worn()
+    }
+
+    /// By what both ends know the stream `number`; none when the connection is over.
+    pub(crate) fn name_of(&self, number: u64) -> Option<StreamName> {
+        let name = self.name.get_or_init(|| {
+            let mut name = [0; StreamName::CONNECTION];
+            let exported = self
+                .connection
+                .export_keying_material(&mut name, NAME_LABEL, b"");
+            exported.is_ok().then_some(name)
+        });
+        name.map(|connection| StreamName {
+            connection,
+            stream: number,
+        })
+    }
+
+    /// Its place has been taken by another one, and nobody uses it.
+    pub(crate) fn close_replaced(&self) {
+        self.connection
+            .close(codes::SUPERSEDED, b"another connection has taken its place");
     }
 
     fn close_superseded(&self) {
@@ -369,12 +419,19 @@ impl Session {
         let mut ticks = interval(LISTEN_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = (self.received(), Instant::now());
-        let mut used = Instant::now();
+        let (mut looked, mut used) = (heard.1, heard.1);
         loop {
             ticks.tick().await;
             let (received, now) = (self.received(), Instant::now());
+            // What kept this task from its turn has kept the transport from hearing, too.
+            heard.1 += (now - looked).saturating_sub(2 * LISTEN_EVERY);
+            looked = now;
             if received != heard.0 {
                 heard = (received, now);
+            }
+            if now - heard.1 >= WORN_AFTER && !self.worn.swap(true, Ordering::Relaxed) {
+                debug!("the peer is silent: the connection is to be replaced");
+                self.changed.notify_one();
             }
             let quiet = now - heard.1 >= serving.quiet_after;
             if quiet != self.is_quiet() {

@@ -220,7 +220,7 @@ impl Inner {
             let session = Arc::clone(opened.session());
             let link = self.link(node)?;
             let fault = tokio::select! {
-                connected = connect(opened, request, self.carrier.clone()) => match connected {
+                connected = connect(opened, Arc::clone(&link), request, self.carrier.clone()) => match connected {
                     Ok(connected) => return Ok(connected),
                     Err(fault) => fault,
                 },

@@ -7,6 +7,7 @@
 //!     opener <───────────────────── Answer ──── exit
 //!     TCP: the two directions carry the bytes as they are
 //!     UDP: the two directions carry Messages, those datagrams that fit into no packet
+//!     or, instead of a request: Move (a lane for a TCP stream), Resume (a TCP stream goes on)
 //! QUIC datagram: Datagram, one UDP datagram of the flow with that stream
 //! ```
 //!
@@ -22,6 +23,7 @@ mod lane;
 mod message;
 mod probe;
 mod request;
+mod resume;
 mod varint;
 
 pub use answer::Answer;
@@ -31,6 +33,7 @@ pub use lane::{Dialler, LANE_ALPN, LANE_OPEN, LaneToken, LaneWord, Move};
 pub use message::{MAX_MESSAGE, MESSAGE_HEADER, message_header, message_length};
 pub use probe::{Probe, ProbeAnswer};
 pub use request::{MAX_REQUEST, REQUEST_HEADER, Request, request_length};
+pub use resume::{Resume, StreamName};
 
 /// Names this protocol and its version in the TLS handshake (RFC 7301).
 pub const ALPN: &[u8] = b"edgemesh/1";

@@ -97,6 +97,18 @@ fn streams(tunnel: &Tunnel) -> Vec<Sample> {
         vec![],
         counters.opened(),
     ));
+    all.push(counter(
+        "edgemesh_tunnel_streams_resumed",
+        "Connections opened to other nodes that went on by another QUIC connection, after the peer was silent",
+        vec![],
+        counters.resumed(),
+    ));
+    all.push(gauge(
+        "edgemesh_tunnel_kept_bytes",
+        "Bytes kept of connections that go on, to be sent again after a silence",
+        vec![],
+        counters.bytes_kept(),
+    ));
     all.extend(OpenFault::ALL.map(|fault| {
         counter(
             "edgemesh_tunnel_opens_failed",

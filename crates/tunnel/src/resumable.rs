@@ -1,0 +1,227 @@
+//! The exit's side of TCP streams that go on on another connection with the peer: what is held
+//! meanwhile, and by what name it is found again.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use edgemesh_sockets::ResetOnDrop;
+use edgemesh_wire::{Answer, Resume, StreamName};
+use iroh::EndpointId;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
+
+use crate::carry::{Beside, Broken, ByLane, Way, carry};
+use crate::counters::{Counters, Going};
+use crate::course::Course;
+use crate::exit::Places;
+use crate::peer_stream::PeerStream;
+use crate::session::StreamOfSession;
+use crate::tcp_carrier::Lanes;
+
+/// The streams that may go on elsewhere: whose they are, and where to ask for them.
+#[derive(Debug, Default)]
+pub(crate) struct Resumables(Mutex<BTreeMap<Name, mpsc::Sender<Asked>>>);
+
+/// A stream is found only by the peer that has opened it.
+type Name = (EndpointId, StreamName);
+
+/// Somebody asks for a stream.
+#[derive(Debug)]
+struct Asked {
+    resume: Resume,
+    reply: oneshot::Sender<Result<Held, Answer>>,
+}
+
+/// A stream's name in the table, until it is dropped.
+#[derive(Debug)]
+struct Registered {
+    table: Arc<Resumables>,
+    name: Name,
+    asked: mpsc::Receiver<Asked>,
+}
+
+/// All that is left of a stream when it is taken from its connection.
+#[derive(Debug)]
+pub(crate) struct Held {
+    socket: ResetOnDrop,
+    course: Course,
+    /// None when its connection was over already.
+    registered: Option<Registered>,
+    _places: Places,
+    _tcp: Option<Going>,
+    counters: Arc<Counters>,
+}
+
+impl Resumables {
+    /// What is held of a stream of the peer at the other end of `of`.
+    ///
+    /// # Errors
+    ///
+    /// What to answer: there is no such stream (any more), or it has to stay where it is.
+    pub(crate) async fn take(&self, of: &StreamOfSession, resume: &Resume) -> Result<Held, Answer> {
+        let name = (of.session().connection.remote_id(), resume.name);
+        let holder = self.streams().get(&name).cloned();
+        let holder = holder.ok_or(Answer::NotAnEndpoint)?;
+        let (reply, replied) = oneshot::channel();
+        let asked = Asked {
+            resume: *resume,
+            reply,
+        };
+        let gone = Answer::NotAnEndpoint;
+        holder.send(asked).await.map_err(|_| gone)?;
+        replied.await.map_err(|_| gone)?
+    }
+
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<Name, mpsc::Sender<Asked>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    /// A stream that begins, of a connection with an endpoint.
+    pub(crate) fn new(
+        socket: TcpStream,
+        places: Places,
+        tcp: Option<Going>,
+        counters: &Arc<Counters>,
+    ) -> Self {
+        Self {
+            socket: ResetOnDrop::new(socket),
+            course: Course::new(counters.kept.clone()),
+            registered: None,
+            _places: places,
+            _tcp: tcp,
+            counters: Arc::clone(counters),
+        }
+    }
+
+    /// From now on it can be asked for by the name that `stream` gives it.
+    pub(crate) fn register(
+        mut self,
+        table: &Arc<Resumables>,
+        of: &StreamOfSession,
+        stream: &PeerStream,
+    ) -> Self {
+        if let Some(name) = of.session().name_of(stream.number()) {
+            let name = (of.session().connection.remote_id(), name);
+            let (sender, asked) = mpsc::channel(1);
+            table.streams().insert(name, sender);
+            self.registered = Some(Registered {
+                table: Arc::clone(table),
+                name,
+                asked,
+            });
+        }
+        self
+    }
+
+    /// Position up to which the opener's bytes have come.
+    pub(crate) fn received(&self) -> u64 {
+        self.course.inbound.at()
+    }
+
+    /// From now on it goes on by another stream, whose opener has its bytes up to `position`.
+    pub(crate) fn go_on_at(&mut self, position: u64) {
+        self.course.go_on_at(position);
+    }
+
+    /// Carries it by `stream` to its end, or until it is asked for.
+    pub(crate) async fn carry(
+        mut self,
+        mut stream: PeerStream,
+        of: &StreamOfSession,
+        offers_lanes: bool,
+    ) {
+        loop {
+            match self.leg(&mut stream, of, offers_lanes).await {
+                Leg::Done(Ok(())) => {
+                    self.socket.close_in_order();
+                    return stream.close_in_order();
+                }
+                Leg::Done(Err(broken)) => {
+                    debug!(?broken, "a peer's connection was reset");
+                    return;
+                }
+                Leg::Asked(Asked { resume, reply }) => {
+                    if !self.course.meets(resume.received, resume.kept_from) {
+                        let _ = reply.send(Err(Answer::Busy));
+                        continue;
+                    }
+                    // Whoever asked may be gone by now, and asks again.
+                    match reply.send(Ok(self)) {
+                        Ok(()) | Err(Err(_)) => return,
+                        Err(Ok(held)) => self = held,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn leg(
+        &mut self,
+        stream: &mut PeerStream,
+        of: &StreamOfSession,
+        offers_lanes: bool,
+    ) -> Leg {
+        let session = of.session();
+        let lanes = match offers_lanes {
+            true => Lanes::Offered(session.lanes.register(stream.number())),
+            false => Lanes::None,
+        };
+        let Self {
+            socket,
+            course,
+            registered,
+            counters,
+            ..
+        } = self;
+        let by_lane = ByLane::default();
+        let beside = Beside {
+            session,
+            by_lane: &by_lane,
+        };
+        let moved = |way, bytes| match way {
+            Way::IntoTunnel => counters.went(bytes),
+            Way::OutOfTunnel => counters.came(bytes),
+        };
+        let mut carried = pin!(carry(socket.stream(), stream, course, lanes, beside, moved));
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut carried => return Leg::Done(done),
+                asked = next_asked(registered) => {
+                    if !by_lane.is_any() {
+                        return Leg::Asked(asked);
+                    }
+                    let _ = asked.reply.send(Err(Answer::Busy));
+                }
+            }
+        }
+    }
+}
+
+/// How a stretch of a stream on one connection ended.
+enum Leg {
+    Done(Result<(), Broken>),
+    Asked(Asked),
+}
+
+async fn next_asked(registered: &mut Option<Registered>) -> Asked {
+    let asked = match registered {
+        Some(Registered { asked, .. }) => asked.recv().await,
+        None => None,
+    };
+    match asked {
+        Some(asked) => asked,
+        // The table keeps the other end as long as it is registered.
+        None => std::future::pending().await,
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.table.streams().remove(&self.name);
+    }
+}
