@@ -289,7 +289,7 @@ impl LinkOwner {
             codes::NOT_A_PEER
         };
         for session in &self.sessions {
-            session.connection.close(code, b"");
+            session.close(code, b"");
         }
         self.serving_tasks.shutdown().await;
     }
@@ -360,9 +360,7 @@ impl LinkOwner {
             let moved = self.moved_at.filter(|at| at.elapsed() >= MOVED);
             let moved = moved.is_some_and(|at| session.fell_silent_before(at));
             if session.is_hopeless(self.timing.given_up) || moved {
-                session
-                    .connection
-                    .close(codes::SUPERSEDED, b"nothing was heard of you");
+                session.close(codes::SUPERSEDED, b"nothing was heard of you");
             }
         }
         let endpoint = self.transport.endpoint.clone();
@@ -419,9 +417,7 @@ impl LinkOwner {
         );
         if self.sessions.len() >= MOST_SESSIONS {
             let oldest = self.sessions.remove(0);
-            oldest
-                .connection
-                .close(codes::SUPERSEDED, b"too many connections at once");
+            oldest.close(codes::SUPERSEDED, b"too many connections at once");
         }
         self.sessions.push(Arc::clone(&session));
         self.close_replaced();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgemesh_wire::{Datagram, Hello, MAX_DATAGRAM_OVERHEAD, StreamName};
-use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendDatagramError, Side};
+use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendDatagramError, Side, VarInt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -193,15 +193,20 @@ impl Session {
         })
     }
 
+    /// Closes it, unless it is closed: the transport would forget why the peer closed it.
+    pub(crate) fn close(&self, code: VarInt, why: &[u8]) {
+        if !self.is_closed() {
+            self.connection.close(code, why);
+        }
+    }
+
     /// Its place has been taken by another one, and nobody uses it.
     pub(crate) fn close_replaced(&self) {
-        self.connection
-            .close(codes::SUPERSEDED, b"another connection has taken its place");
+        self.close(codes::SUPERSEDED, b"another connection has taken its place");
     }
 
     fn close_superseded(&self) {
-        self.connection
-            .close(codes::SUPERSEDED, b"a later run of the agent is there");
+        self.close(codes::SUPERSEDED, b"a later run of the agent is there");
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -264,8 +269,7 @@ impl Session {
         self.counters.offence();
         debug!(%how, "the peer broke the protocol");
         if self.offences.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_OFFENCES {
-            self.connection
-                .close(codes::OFFENCE, b"too many protocol errors");
+            self.close(codes::OFFENCE, b"too many protocol errors");
         }
     }
 
@@ -315,7 +319,7 @@ impl Session {
             () = self.watch(&serving) => {}
         }
         // Whatever still runs finds its stream lost; what has not noticed yet is ended.
-        self.connection.close(codes::ENDING, b"");
+        self.close(codes::ENDING, b"");
         streams.shutdown().await;
     }
 
@@ -444,8 +448,7 @@ impl Session {
             }
             if quiet && serving.exit.is_draining() {
                 // This node is ending, and would wait for nobody.
-                self.connection
-                    .close(codes::ENDING, b"nothing was heard of you");
+                self.close(codes::ENDING, b"nothing was heard of you");
             }
             if self.streams() > 0 {
                 used = now;
@@ -454,7 +457,7 @@ impl Session {
                 && self.connection.side() == Side::Client
                 && now - used >= unused_after
             {
-                self.connection.close(codes::UNUSED, b"unused");
+                self.close(codes::UNUSED, b"unused");
             }
         }
     }

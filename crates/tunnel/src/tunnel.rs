@@ -11,7 +11,7 @@ use edgemesh_wire::{Hello, Request};
 use iroh::Endpoint;
 use iroh::address_lookup::MemoryLookup;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
@@ -37,9 +37,6 @@ const REFUSED_AT_ONCE: usize = 256;
 const MOST_ATTEMPTS: usize = 4;
 /// How long a peer that takes no new streams may take to say farewell.
 const FAREWELL_AFTER: Duration = Duration::from_secs(1);
-/// How long after a farewell the next run of the peer's agent is tried again; longer than the
-/// link's own pause between two attempts.
-const FOLLOWER_AFTER: Duration = Duration::from_millis(300);
 
 /// Which endpoint is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,37 +203,29 @@ impl Inner {
     /// ends has often been followed by another one already.
     async fn connect(&self, node: &NodeName, request: &Request) -> Result<TunnelStream, OpenFault> {
         let mut attempts = 1;
-        let mut said_farewell = false;
         loop {
-            let opened = match self.open(node).await {
-                // The one before may still refuse connections where the next will be found.
-                Err(OpenFault::PeerDown) if said_farewell && attempts < MOST_ATTEMPTS => {
-                    sleep(FOLLOWER_AFTER).await;
-                    attempts += 1;
-                    continue;
-                }
-                opened => opened?,
-            };
+            let opened = self.open(node).await?;
             let session = Arc::clone(opened.session());
             let link = self.link(node)?;
+            let carrier = self.carrier.clone();
             let fault = tokio::select! {
-                connected = connect(opened, Arc::clone(&link), request, self.carrier.clone()) => match connected {
+                connected = connect(opened, Arc::clone(&link), request, carrier) => match connected {
                     Ok(connected) => return Ok(connected),
-                    Err(fault) => fault,
+                    Err(fault) => Some(fault),
                 },
                 // Not one byte has gone to the endpoint, so another may be asked.
-                () = link.better_than(&session) => OpenFault::PeerDown,
+                () = link.better_than(&session) => None,
             };
             let ended = match fault {
-                OpenFault::Draining => timeout(FAREWELL_AFTER, session.connection.closed())
+                Some(OpenFault::Draining) => timeout(FAREWELL_AFTER, session.connection.closed())
                     .await
                     .is_ok(),
-                _ => fault == OpenFault::PeerDown && !session.is_current(),
+                Some(fault) => fault == OpenFault::PeerDown && !session.is_current(),
+                None => true,
             };
             if !ended || attempts == MOST_ATTEMPTS {
-                return Err(fault);
+                return Err(fault.unwrap_or(OpenFault::PeerDown));
             }
-            said_farewell = session.said_farewell();
             attempts += 1;
         }
     }
