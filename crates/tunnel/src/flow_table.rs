@@ -41,26 +41,29 @@ impl FlowTable {
         flow: u64,
         sink: impl Fn(Bytes) + Send + Sync + 'static,
     ) -> Registered {
-        let early = self.take_early(flow);
-        // Before the sink is known, so that they stay before what comes next.
-        early
-            .into_iter()
-            .for_each(|datagram| sink(datagram.payload));
-        self.lock().flows.insert(flow, Arc::new(sink));
+        let sink: Sink = Arc::new(sink);
+        // Those that come while early ones are handed over are early, too: until there are none.
+        while let Some(early) = self.take_early_or_insert(flow, &sink) {
+            early
+                .into_iter()
+                .for_each(|datagram| sink(datagram.payload));
+        }
         Registered {
             table: Arc::clone(self),
             flow,
         }
     }
 
-    fn take_early(&self, flow: u64) -> Vec<Datagram> {
+    /// Takes the early ones of `flow`; none when there are none, and then its datagrams go to
+    /// `sink` from now on, so that none is in between.
+    fn take_early_or_insert(&self, flow: u64, sink: &Sink) -> Option<Vec<Datagram>> {
         let mut table = self.lock();
-        let early = std::mem::take(&mut table.early);
-        let (own, others): (Vec<_>, Vec<_>) =
-            early.into_iter().partition(|early| early.flow == flow);
-        table.early_bytes = others.iter().map(cost).sum();
-        table.early = others.into();
-        own
+        let early = table.take_early(flow);
+        if early.is_empty() {
+            table.flows.insert(flow, Arc::clone(sink));
+            return None;
+        }
+        Some(early)
     }
 
     /// Gives a datagram to its flow, or keeps it for a moment. Returns how many had to be
@@ -87,6 +90,15 @@ impl FlowTable {
 }
 
 impl Table {
+    fn take_early(&mut self, flow: u64) -> Vec<Datagram> {
+        let early = std::mem::take(&mut self.early);
+        let (own, others): (Vec<_>, Vec<_>) =
+            early.into_iter().partition(|early| early.flow == flow);
+        self.early_bytes = others.iter().map(cost).sum();
+        self.early = others.into();
+        own
+    }
+
     fn keep(&mut self, datagram: Datagram) -> usize {
         self.early_bytes += cost(&datagram);
         self.early.push_back(datagram);
@@ -159,6 +171,21 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_that_comes_while_early_ones_are_handed_over_is_not_lost() {
+        let table = Arc::new(FlowTable::default());
+        table.deliver(datagram(4, "first"));
+        let seen = Seen::default();
+        let (keep, meanwhile) = (sink(&seen), Arc::clone(&table));
+        let _flow = table.register(4, move |bytes| {
+            if bytes == "first" {
+                meanwhile.deliver(datagram(4, "second"));
+            }
+            keep(bytes);
+        });
+        assert_eq!(*seen.lock().unwrap(), ["first", "second"]);
+    }
+
+    #[test]
     fn datagrams_of_no_flow_are_kept_in_bounds() {
         let table = Arc::new(FlowTable::default());
         let most = MOST_EARLY / (1 + EACH);
@@ -168,7 +195,7 @@ mod tests {
         let large: &'static str = "large ".repeat(100).leak();
         assert!(table.deliver(datagram(8, large)) > 1, "some had to go");
         assert!(table.lock().early_bytes <= MOST_EARLY);
-        table.take_early(4);
+        table.lock().take_early(4);
         assert_eq!(table.lock().early_bytes, large.len() + EACH);
     }
 
