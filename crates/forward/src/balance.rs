@@ -30,7 +30,7 @@ pub(crate) struct Balancer {
 
 #[derive(Debug)]
 struct Unwell {
-    /// In a row; decides how long it is left out.
+    /// In a row; decides how long it is left out. None yet where an attempt merely lasts.
     failures: u32,
     absence: Absence,
 }
@@ -140,8 +140,9 @@ impl Balancer {
     /// when it tried all.
     ///
     /// First the one the client is used to, then whoever is in turn and well or due for
-    /// another trial, those before all that have no share of the kernel's, and when there is
-    /// none even those that are left out: a connection is never refused on hearsay.
+    /// another trial, those before all that have no share of the kernel's, then those of which
+    /// an answer is awaited, and when there is none even those that are left out: a connection
+    /// is never refused on hearsay.
     pub(crate) fn pick(
         &mut self,
         client: IpAddr,
@@ -154,6 +155,7 @@ impl Balancer {
         let place = remembered
             .or_else(|| self.choose(random, |b, at| usable(b, at) && b.lacks_share(at)))
             .or_else(|| self.choose(random, usable))
+            .or_else(|| self.choose(random, |b, at| b.is_open(at, tried) && !b.has_failed(at)))
             .or_else(|| self.choose(random, |b, at| b.is_open(at, tried)))?;
         let endpoint = self.endpoints.get(place)?.clone();
         let trial = self.begin_trial(endpoint.address, now);
@@ -180,6 +182,19 @@ impl Balancer {
         }
     }
 
+    /// An attempt lasts longer than one is waited for alone, and will have an outcome by
+    /// `until`. Other connections try others first for so long: else each that comes in the
+    /// meantime would find the same out for itself. Clients that are used to the endpoint stay
+    /// with it, for it may be one packet that was lost.
+    pub(crate) fn unanswered(&mut self, address: SocketAddr, until: Instant) {
+        if self.has(address) {
+            self.unwell.entry(address).or_insert(Unwell {
+                failures: 0,
+                absence: Absence::LeftOutUntil(until),
+            });
+        }
+    }
+
     /// An attempt failed. The endpoint is left out for 1 s, after the next failed trial for
     /// 2 s, 4 s and so on up to 60 s. What many connections find out at once counts once.
     pub(crate) fn failed(&mut self, address: SocketAddr, trial: bool, now: Instant) {
@@ -188,7 +203,7 @@ impl Balancer {
         }
         let failures = match self.unwell.get(&address) {
             None => 1,
-            Some(known) if trial => known.failures.saturating_add(1),
+            Some(known) if trial || known.failures == 0 => known.failures.saturating_add(1),
             Some(_) => return,
         };
         let absence = Absence::LeftOutUntil(now + absence_after(failures));
@@ -204,9 +219,13 @@ impl Balancer {
         }
         let until = now + Self::FIRST_ABSENCE;
         let unwell = self.unwell.entry(address).or_insert(Unwell {
-            failures: 1,
+            failures: 0,
             absence: Absence::LeftOutUntil(until),
         });
+        if unwell.failures == 0 {
+            unwell.failures = 1;
+            unwell.absence = Absence::LeftOutUntil(until);
+        }
         match unwell.absence {
             Absence::LeftOutUntil(known) if known > until => {}
             Absence::LeftOutUntil(_) | Absence::OnTrial => {
@@ -225,7 +244,8 @@ impl Balancer {
     /// Those that failed and have not answered since, sorted by address: failures in a row,
     /// and how long each is still left out.
     pub(crate) fn unwell(&self, now: Instant) -> impl Iterator<Item = (SocketAddr, u32, Duration)> {
-        self.unwell.iter().map(move |(address, known)| {
+        let failed = self.unwell.iter().filter(|(_, known)| known.failures > 0);
+        failed.map(move |(address, known)| {
             let remaining = match known.absence {
                 Absence::LeftOutUntil(until) => until.saturating_duration_since(now),
                 Absence::OnTrial => Duration::ZERO,
@@ -237,7 +257,8 @@ impl Balancer {
     fn remembered(&self, client: IpAddr, tried: &[SocketAddr], now: Instant) -> Option<usize> {
         let address = self.affinity.as_ref()?.endpoint_of(client, now)?;
         let place = position(&self.endpoints, address)?;
-        (self.is_open(place, tried) && self.is_usable(place, now)).then_some(place)
+        let is_usable = self.is_usable(place, now) || !self.has_failed(place);
+        (self.is_open(place, tried) && is_usable).then_some(place)
     }
 
     fn choose(&mut self, random: u64, admits: impl Fn(&Self, usize) -> bool) -> Option<usize> {
@@ -275,15 +296,21 @@ impl Balancer {
     }
 
     fn is_usable(&self, place: usize, now: Instant) -> bool {
-        let known = self
-            .endpoints
-            .get(place)
-            .and_then(|endpoint| self.unwell.get(&endpoint.address));
-        match known.map(|known| known.absence) {
+        match self.unwell_at(place).map(|known| known.absence) {
             None => true,
             Some(Absence::LeftOutUntil(until)) => now >= until,
             Some(Absence::OnTrial) => false,
         }
+    }
+
+    fn has_failed(&self, place: usize) -> bool {
+        self.unwell_at(place)
+            .is_some_and(|known| known.failures > 0)
+    }
+
+    fn unwell_at(&self, place: usize) -> Option<&Unwell> {
+        let endpoint = self.endpoints.get(place)?;
+        self.unwell.get(&endpoint.address)
     }
 
     fn begin_trial(&mut self, address: SocketAddr, now: Instant) -> bool {

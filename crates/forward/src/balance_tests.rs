@@ -7,6 +7,9 @@ use proptest::strategy::Strategy as Generator;
 use super::*;
 use crate::chance::Chance;
 
+#[path = "balance_unanswered_tests.rs"]
+mod unanswered;
+
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 9, 0, 1));
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -374,6 +377,7 @@ fn no_endpoints_no_pick() {
 #[derive(Debug, Clone)]
 enum Event {
     Connect { outcome: Option<bool> },
+    Unanswered(u8),
     Endpoints(Vec<u8>),
     Later(u16),
 }
@@ -381,6 +385,7 @@ enum Event {
 fn event() -> impl Generator<Value = Event> {
     prop_oneof![
         8 => any::<Option<bool>>().prop_map(|outcome| Event::Connect { outcome }),
+        2 => (1_u8..12).prop_map(Event::Unanswered),
         1 => prop::collection::btree_set(1_u8..12, 1..8)
             .prop_map(|set| Event::Endpoints(set.into_iter().collect())),
         2 => any::<u16>().prop_map(Event::Later),
@@ -403,6 +408,7 @@ proptest! {
         for event in events {
             match event {
                 Event::Later(ms) => now += Duration::from_millis(ms.into()),
+                Event::Unanswered(n) => balancer.unanswered(address(n), now + SECOND),
                 Event::Endpoints(list) => balancer.set_endpoints(endpoints(list), chance.draw()),
                 Event::Connect { outcome } => {
                     let mut tried = Vec::new();

@@ -118,9 +118,9 @@ impl Dialler<'_> {
         S: Send + 'static,
         F: Future<Output = Result<S, DialFault>> + Send + 'static,
     {
-        let deadline = Instant::now() + self.limits.deadline;
-        let mut race = Race::new();
         let mut start_next_at = Instant::now();
+        let deadline = start_next_at + self.limits.deadline;
+        let mut race = Race::new(start_next_at);
         loop {
             let now = Instant::now();
             if now >= start_next_at && race.has_room() {
@@ -130,6 +130,7 @@ impl Dialler<'_> {
                         match portal.attempt(client, &race.started, now.into_std(), random) {
                             Some(attempt) => {
                                 start_next_at = now + self.head_start(&attempt);
+                                race.answer_due = now + self.patience(attempt.endpoint().way).0;
                                 race.start(self.run(attempt, own, &connect)).await;
                             }
                             None => race.exhausted = true,
@@ -140,6 +141,9 @@ impl Dialler<'_> {
                 }
             }
             let Some(outcome) = race.outcome(start_next_at, deadline).await? else {
+                if let Some(late) = race.latest() {
+                    portal.unanswered(EndpointAddr(late), race.answer_due.into_std());
+                }
                 continue;
             };
             match outcome.result {
@@ -161,12 +165,21 @@ impl Dialler<'_> {
     }
 
     /// A client bound to its endpoint by affinity is not moved for being slow, as one lost
-    /// packet makes it.
+    /// packet makes it. And whether an endpoint that failed is back is no client's to wait for,
+    /// so another is tried at the same time.
     fn head_start(&self, attempt: &Attempt) -> Duration {
-        if attempt.is_remembered() {
-            self.limits.attempt
-        } else {
-            HEAD_START
+        match (attempt.is_remembered(), attempt.is_trial()) {
+            (true, false) => self.limits.attempt,
+            (true, true) | (false, false) => HEAD_START,
+            (false, true) => Duration::ZERO,
+        }
+    }
+
+    /// How long an attempt by `way` may take, and what it means when it takes longer.
+    fn patience(&self, way: Way) -> (Duration, DialFault) {
+        match way {
+            Way::Native => (self.limits.attempt, DialFault::TimedOut),
+            Way::Tunnel => (self.limits.attempt + TUNNEL_EXTRA, DialFault::PeerDown),
         }
     }
 
@@ -180,10 +193,7 @@ impl Dialler<'_> {
         S: Send + 'static,
         F: Future<Output = Result<S, DialFault>> + Send + 'static,
     {
-        let (within, silence) = match attempt.endpoint().way {
-            Way::Native => (self.limits.attempt, DialFault::TimedOut),
-            Way::Tunnel => (self.limits.attempt + TUNNEL_EXTRA, DialFault::PeerDown),
-        };
+        let (within, silence) = self.patience(attempt.endpoint().way);
         let connecting = connect(attempt.endpoint());
         let counters = Arc::clone(self.counters);
         let reports = self.reports.clone();
@@ -214,6 +224,8 @@ impl Dialler<'_> {
 struct Race<S> {
     running: FuturesUnordered<Running<S>>,
     started: Vec<SocketAddr>,
+    /// When the one started last has an outcome at the latest.
+    answer_due: Instant,
     failed: Vec<(SocketAddr, DialFault)>,
     /// Known already, and not yet looked at.
     news: Option<Outcome<S>>,
@@ -222,10 +234,11 @@ struct Race<S> {
 }
 
 impl<S> Race<S> {
-    fn new() -> Self {
+    fn new(now: Instant) -> Self {
         Self {
             running: FuturesUnordered::new(),
             started: Vec::new(),
+            answer_due: now,
             failed: Vec::new(),
             news: None,
             exhausted: false,
@@ -274,6 +287,16 @@ impl<S> Race<S> {
         }
     }
 
+    /// The one started last, while it has no outcome.
+    fn latest(&self) -> Option<SocketAddr> {
+        let latest = self.started.last().copied()?;
+        (!self.has_answered(latest)).then_some(latest)
+    }
+
+    fn has_answered(&self, endpoint: SocketAddr) -> bool {
+        self.failed.iter().any(|(failed, _)| *failed == endpoint)
+    }
+
     fn fail(&mut self, endpoint: SocketAddr, fault: DialFault) {
         self.failed.push((endpoint, fault));
         let local = self
@@ -285,12 +308,9 @@ impl<S> Race<S> {
     }
 
     fn lost(&mut self) -> DialFailure {
-        let answered = |address: &SocketAddr| self.failed.iter().any(|(a, _)| a == address);
-        let unanswered = self
-            .started
-            .iter()
-            .copied()
-            .filter(|a| !answered(a))
+        let started = self.started.iter().copied();
+        let unanswered = started
+            .filter(|endpoint| !self.has_answered(*endpoint))
             .collect();
         DialFailure {
             unanswered,

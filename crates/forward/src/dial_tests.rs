@@ -3,6 +3,8 @@ use std::sync::Mutex;
 
 use edgemesh_catalog::{ObjectName, Protocol, ServicePortName};
 use edgemesh_plan::{Frontend, Way};
+use futures_util::future::join_all;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::*;
@@ -136,19 +138,97 @@ async fn an_endpoint_that_refuses_is_passed_over_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_black_hole_costs_its_head_start_a_few_times_and_then_nothing() {
-    let lab = Lab::new(&[BlackHole, Answers]);
-    let mut delayed = 0;
-    for _ in 0..20 {
-        let (dialled, took) = lab.dial().await;
-        let dialled = dialled.ok().unwrap();
-        assert_eq!(dialled.stream, 1);
-        assert!(took <= HEAD_START, "{took:?}");
-        delayed += u32::from(took > Duration::ZERO);
-        dialled.stragglers.finish().await;
+async fn a_black_hole_costs_its_head_start_once_and_then_nothing() {
+    for lab in [
+        Lab::new(&[BlackHole, Answers]),
+        Lab::tunnelled(&[BlackHole, Answers]),
+    ] {
+        let mut delayed = 0;
+        for _ in 0..20 {
+            let (dialled, took) = lab.dial().await;
+            let dialled = dialled.ok().unwrap();
+            assert_eq!(dialled.stream, 1);
+            assert!(took <= HEAD_START, "{took:?}");
+            delayed += u32::from(took > Duration::ZERO);
+            dialled.stragglers.finish().await;
+            sleep(Duration::from_millis(300)).await;
+        }
+        assert_eq!(delayed, 1);
     }
-    assert!(delayed <= 6, "{delayed} of 20 connections were delayed");
-    assert!(lab.counters.dials_failed(DialFault::TimedOut) >= 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_come_at_once_meet_a_black_hole_once_each_at_most() {
+    const CLIENTS: usize = 8;
+    for lab in [
+        Lab::new(&[BlackHole, AnswersAfter(5)]),
+        Lab::tunnelled(&[BlackHole, AnswersAfter(5)]),
+    ] {
+        let delayed = Mutex::new(0);
+        let client = async || {
+            let mut overtaken = JoinSet::new();
+            for _ in 0..200 {
+                let (dialled, took) = lab.dial().await;
+                *delayed.lock().unwrap() += usize::from(took > HEAD_START / 2);
+                overtaken.spawn(dialled.ok().unwrap().stragglers.finish());
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let since = Instant::now();
+        join_all((0..CLIENTS).map(|_| client())).await;
+        assert!(*delayed.lock().unwrap() <= CLIENTS);
+        assert!(since.elapsed() < Duration::from_secs(7));
+        // A trial after 1 s and another after 2 s more.
+        let met = lab.started().into_iter().filter(|n| *n == 0).count();
+        assert!(met <= CLIENTS + 2, "{met} attempts");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_while_an_endpoint_that_failed_is_tried_again() {
+    let lab = Lab::new(&[Refuses, AnswersAfter(1)]);
+    for _ in 0..2 {
+        let _ = lab.dial().await;
+    }
+    lab.behaviour.lock().unwrap()[0] = AnswersAfter(100);
+    sleep(Duration::from_secs(1)).await;
+    lab.started();
+    let mut overtaken = JoinSet::new();
+    for _ in 0..2 {
+        let (dialled, took) = lab.dial().await;
+        assert_eq!(took, Duration::from_millis(1));
+        overtaken.spawn(dialled.ok().unwrap().stragglers.finish());
+    }
+    let started = lab.started();
+    assert_eq!(started.iter().filter(|n| **n == 0).count(), 1);
+    while overtaken.join_next().await.is_some() {}
+    for _ in 0..2 {
+        let _ = lab.dial().await;
+    }
+    assert!(lab.started().contains(&0), "it answered, and is back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_affinity_gives_an_endpoint_that_failed_no_more_than_a_head_start() {
+    let lab = Lab::with_affinity(&[Answers; 2], Some(Duration::from_secs(3600)));
+    let first = lab.dial().await.0.ok().unwrap().stream;
+    *lab.behaviour.lock().unwrap() = vec![Refuses; 2];
+    assert!(lab.dial().await.0.is_err());
+    sleep(Duration::from_secs(1)).await;
+    *lab.behaviour.lock().unwrap() = vec![Answers; 2];
+    lab.behaviour.lock().unwrap()[first] = AnswersAfter(100);
+    let (again, took) = lab.dial().await;
+    assert_eq!(
+        (again.ok().unwrap().stream, took),
+        (first, Duration::from_millis(100))
+    );
+    *lab.behaviour.lock().unwrap() = vec![Refuses; 2];
+    assert!(lab.dial().await.0.is_err());
+    sleep(Duration::from_secs(2)).await;
+    *lab.behaviour.lock().unwrap() = vec![Answers; 2];
+    lab.behaviour.lock().unwrap()[first] = BlackHole;
+    let (other, took) = lab.dial().await;
+    assert_eq!((other.ok().unwrap().stream, took), (1 - first, HEAD_START));
 }
 
 #[tokio::test(start_paused = true)]

@@ -104,6 +104,12 @@ impl ActivePortal {
         self.balancer().settled(client.0.ip(), endpoint.0, now);
     }
 
+    /// An attempt to reach `endpoint` lasts longer than one is waited for alone, and will have
+    /// an outcome by `until`.
+    pub(crate) fn unanswered(&self, endpoint: EndpointAddr, until: Instant) {
+        self.balancer().unanswered(endpoint.0, until);
+    }
+
     /// A client that `endpoint` served lost it, by the fault of `blame`.
     pub(crate) fn lost(&self, endpoint: EndpointAddr, blame: Blame, now: Instant) {
         match blame {
@@ -148,6 +154,11 @@ impl Attempt {
 
     pub(crate) fn address(&self) -> EndpointAddr {
         EndpointAddr(self.pick.endpoint.address)
+    }
+
+    /// Whether it decides if an endpoint that was left out comes back.
+    pub(crate) fn is_trial(&self) -> bool {
+        self.pick.trial
     }
 
     /// Whether session affinity chose the endpoint.

@@ -144,6 +144,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// The same, with agents that let connections go on for `grace` when they end.
+    pub(crate) fn configure_with_grace(&self, grace: &str) -> Result<()> {
+        for member in &self.members {
+            let text = self.configuration(&RELAYS);
+            let key = "terminationGracePeriod: ";
+            let changed = text.replace(&format!("{key}1s"), &format!("{key}{grace}"));
+            ensure!(changed != text, "{text}");
+            member.agent.configure(&changed)?;
+        }
+        Ok(())
+    }
+
     /// Without probes: it is the tunnel that is looked at here, between the cloud's nodes and
     /// to the cloud's own addresses, too, which need none.
     fn configuration(&self, relays: &[On]) -> String {
@@ -270,6 +282,16 @@ impl Cluster {
         await_ok(LONG, &what, || {
             let present = self.status(from)?.way(to);
             ensure!(present == way, "it is {present}");
+            Ok(())
+        })
+    }
+
+    /// Waits until all that a node carried has ended.
+    pub(crate) fn await_nothing_goes_on(&self, on: On) -> Result<()> {
+        let what = format!("nothing goes on at {}", on.name());
+        await_ok(LONG, &what, || {
+            let going_on = self.metrics(on)?.going_on();
+            ensure!(going_on == 0.0, "{going_on} go on");
             Ok(())
         })
     }

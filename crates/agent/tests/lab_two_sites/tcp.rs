@@ -148,7 +148,7 @@ fn a_thousand_connections_at_once_keep_their_bytes_apart() -> Result<()> {
                 all.check_all_intact()?;
             }
             for on in On::ALL {
-                await_nothing_goes_on(cluster, on)?;
+                cluster.await_nothing_goes_on(on)?;
             }
             Ok(())
         })
@@ -172,7 +172,7 @@ fn ten_thousand_connections_leave_nothing_behind() -> Result<()> {
             all.check_all_intact()?;
             for (on, before) in ends.into_iter().zip(before) {
                 let before = before?;
-                await_nothing_goes_on(cluster, on)?;
+                cluster.await_nothing_goes_on(on)?;
                 let what = format!("{} has the files that it had", on.name());
                 await_ok(LONG, &what, || {
                     let files = Held::by(cluster, on)?.files;
@@ -189,15 +189,6 @@ fn ten_thousand_connections_leave_nothing_behind() -> Result<()> {
             }
             Ok(())
         })
-    })
-}
-
-fn await_nothing_goes_on(cluster: &Cluster, on: On) -> Result<()> {
-    let what = format!("nothing goes on at {}", on.name());
-    await_ok(LONG, &what, || {
-        let going_on = cluster.metrics(on)?.going_on();
-        ensure!(going_on == 0.0, "{going_on} go on");
-        Ok(())
     })
 }
 
