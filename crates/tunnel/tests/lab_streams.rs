@@ -290,6 +290,30 @@ fn who_has_no_believed_mesh_node_gets_nothing() -> Result<()> {
 }
 
 #[test]
+fn who_comes_a_moment_before_word_of_it_is_let_in() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let _echo = Echo::start(endpoint(1)).await?;
+            let far = cluster.join("far").await?;
+            cluster.service("web", Tcp, &[(endpoint(1), &far)]);
+            let near = cluster.start("near", |_| {}).await?;
+            near.knows(&far).await?;
+            let word = async {
+                let at_the_door = || near.tunnel.counters().connected() > 0;
+                eventually("it is at the door", at_the_door).await?;
+                cluster.introduce(&near);
+                anyhow::Ok(())
+            };
+            let (opened, word) = tokio::join!(open(&near.tunnel, &far), word);
+            word?;
+            opened?;
+            ensure!(far.tunnel.counters().strangers() == 0);
+            Ok(())
+        })
+    })
+}
+
+#[test]
 fn a_peer_whose_node_is_gone_is_one_no_more() -> Result<()> {
     edgemesh_lab::test(|_| {
         run(async |cluster| {

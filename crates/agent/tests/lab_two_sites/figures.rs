@@ -38,6 +38,13 @@ impl Status {
         by.unwrap_or_default().to_owned()
     }
 
+    /// Why the MeshNode that has this name is not believed; none when it is, or there is none.
+    pub(crate) fn refusal_of(&self, name: &str) -> Option<String> {
+        let refused = self.0["tunnel"]["refused"].as_array()?;
+        let mut of_name = refused.iter().filter(|refused| refused["node"] == name);
+        Some(of_name.next()?["reason"].as_str()?.to_owned())
+    }
+
     /// All peers with the ways to them, a line each.
     pub(crate) fn peers(&self) -> String {
         let line = |on: On| format!("{}: {} {}\n", on.name(), self.way(on), self.by(on));

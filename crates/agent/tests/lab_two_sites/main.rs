@@ -19,6 +19,7 @@ mod lanes;
 mod links_with_loss;
 mod outages;
 mod pairs;
+mod rotation;
 mod start;
 mod strays;
 mod tcp;

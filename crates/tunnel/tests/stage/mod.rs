@@ -110,6 +110,12 @@ impl Cluster {
         change: impl FnOnce(&mut Settings),
     ) -> Result<Member> {
         let member = self.start(name, change).await?;
+        self.introduce(&member);
+        Ok(member)
+    }
+
+    /// Tells all nodes of who was started without that.
+    pub(crate) fn introduce(&mut self, member: &Member) {
         self.apply(Change::Node(Node {
             name: member.name.clone(),
             zone: None,
@@ -118,7 +124,6 @@ impl Cluster {
             labels: Default::default(),
         }));
         self.apply(Change::MeshNode(member.mesh_node.clone()));
-        Ok(member)
     }
 
     /// Starts a tunnel that calls itself `name`, which nobody is told of. The same name has
