@@ -246,6 +246,11 @@ impl Mark {
     /// in the same place.
     pub const PORTAL: Mark = Mark { bit: 12 };
 
+    /// kube-proxy's own, unless it was started with another `--iptables-masquerade-bit`: 0x4000.
+    /// Beside its iptables rules it is set on what comes through a portal from outside the pods'
+    /// networks, and taken off with [`Self::PORTAL`].
+    pub const KUBE_PROXY: Mark = Mark { bit: 14 };
+
     /// Bit number `bit` of the mark; none when the mark has no such bit (it has 32).
     #[must_use]
     pub fn new(bit: u8) -> Option<Self> {

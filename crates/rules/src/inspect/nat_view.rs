@@ -229,7 +229,9 @@ impl NatView {
                 OwnRule::OwnTraffic(_)
                 | OwnRule::RefusedWhileDead { .. }
                 | OwnRule::ForNoPortal(_)
-                | OwnRule::ThroughPortal,
+                | OwnRule::ThroughPortal
+                | OwnRule::LetPass
+                | OwnRule::NotLetPass(_),
             ) => return,
             Some(OwnRule::NotThroughPortal { refused_at, .. }) => {
                 self.refused_at = Some(refused_at);

@@ -61,8 +61,9 @@ pub(crate) fn against(table: &Table<'_>, wanted: &Ruleset, means: Means) -> Diff
 /// The changes from one ruleset to another, where the kernel is known to hold the first.
 pub(crate) fn between(known: &Ruleset, wanted: &Ruleset) -> Transaction {
     let mut transaction = Transaction::default();
-    let same_fixed_rules =
-        known.same_fixed_rules(wanted) && known.extensions() == wanted.extensions();
+    let same_fixed_rules = known.same_fixed_rules(wanted)
+        && known.extensions() == wanted.extensions()
+        && known.pods() == wanted.pods();
     let changed = changed_portals(known, wanted, same_fixed_rules);
     kernel_path_between(&mut transaction, known, wanted, &changed);
     let rules: Vec<_> = changed

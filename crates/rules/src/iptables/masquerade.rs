@@ -16,8 +16,9 @@ pub(crate) const BEFORE_HAIRPINS: usize = 3;
 pub(crate) enum MasqueradeRule {
     /// What came through no portal of ours is nothing to us.
     NotThroughPortal,
-    /// The mark stays within the host: on a tunnel's outer packet it would have that one
-    /// masqueraded, too (kubernetes `pkg/proxy/iptables/proxier.go`, about flannel's VXLAN).
+    /// The mark stays within the host, and so does kube-proxy's where we set it: on a tunnel's
+    /// outer packet it would have that one masqueraded, too (kubernetes
+    /// `pkg/proxy/iptables/proxier.go`, about flannel's VXLAN).
     TakeOffMark,
     /// What the host sends to itself, to the agent above all, answers itself.
     StaysHere,
@@ -78,7 +79,8 @@ impl fmt::Display for MasqueradeRule {
             MasqueradeRule::TakeOffMark => write!(
                 f,
                 "-m comment --comment \"edgemesh: the mark stays within the host\" \
-                 -j MARK --set-xmark 0x0/{mark}"
+                 -j MARK --set-xmark 0x0/{:#x}",
+                mark.value() | Mark::KUBE_PROXY.value()
             ),
             MasqueradeRule::StaysHere => f.write_str(
                 "-m addrtype --dst-type LOCAL -m comment --comment \

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
+use ipnet::IpNet;
 
 use crate::chain_names::SERVICE_PREFIX;
 use crate::gate::{alive_set, portals_set};
@@ -18,6 +19,8 @@ const OWN_TRAFFIC_COMMENT: &str = "edgemesh: the agent's own traffic";
 const NO_PORTAL_COMMENT: &str = "edgemesh: not through a portal";
 const PASSED_COMMENT: &str = "edgemesh: for no portal";
 const MARKED_COMMENT: &str = "edgemesh: through a portal";
+const LET_PASS_COMMENT: &str = "edgemesh: let pass as behind kube-proxy";
+const NOT_LET_PASS_COMMENT: &str = "edgemesh: from a pod here";
 const LEFT_COMMENT: &str = "edgemesh: kube-proxy's while no agent lives";
 const REFUSED_COMMENT: &str = "edgemesh: refused while no agent lives";
 
@@ -44,6 +47,13 @@ pub(crate) enum OwnRule<'a> {
     },
     /// What goes through a portal is marked, for it may have to be masqueraded.
     ThroughPortal,
+    /// Who comes from elsewhere passes a FORWARD chain that drops by default: kube-proxy lets
+    /// pass what has the mark of its masquerading (KUBE-FORWARD in kubernetes
+    /// `pkg/proxy/iptables/proxier.go`), and would have marked this. A rule of our own would have
+    /// to stand in FORWARD, where every packet pays for it.
+    LetPass,
+    /// It does not mark what pods begin; the network plugin knows about that.
+    NotLetPass(IpNet),
     /// A portal's traffic goes to the agent, or to endpoints.
     Portal {
         frontend: Frontend,
@@ -76,6 +86,11 @@ pub(crate) fn fixed_rules(rules: &Ruleset) -> Vec<OwnRule<'static>> {
     }
     if extensions.portal_set && extensions.kernel_path {
         fixed.push(OwnRule::ThroughPortal);
+        // As with masquerading: without the pods' networks nobody knows who is from elsewhere.
+        if rules.gate() == Gate::KubeProxy && !rules.pods().is_empty() {
+            fixed.push(OwnRule::LetPass);
+            fixed.extend(rules.pods().iter().copied().map(OwnRule::NotLetPass));
+        }
     }
     fixed
 }
@@ -130,6 +145,18 @@ impl fmt::Display for OwnRule<'_> {
                 f,
                 "-m comment --comment \"{MARKED_COMMENT}\" -j MARK --set-xmark {mark}/{mark}",
                 mark = Mark::PORTAL
+            ),
+            OwnRule::LetPass => write!(
+                f,
+                "-m addrtype ! --src-type LOCAL -m comment --comment \"{LET_PASS_COMMENT}\" \
+                 -j MARK --set-xmark {mark}/{mark}",
+                mark = Mark::KUBE_PROXY
+            ),
+            OwnRule::NotLetPass(pods) => write!(
+                f,
+                "-s {pods} -m comment --comment \"{NOT_LET_PASS_COMMENT}\" \
+                 -j MARK --set-xmark 0x0/{}",
+                Mark::KUBE_PROXY
             ),
             OwnRule::LeftWhileDead(family) => write!(
                 f,
@@ -194,6 +221,8 @@ fn likely<'a>(options: &Options<'a>) -> Option<OwnRule<'a>> {
         OWN_TRAFFIC_COMMENT => Some(OwnRule::OwnTraffic(single_bit(options.mark?.0)?)),
         PASSED_COMMENT => Some(OwnRule::ForNoPortal(options.no_portal?)),
         MARKED_COMMENT => Some(OwnRule::ThroughPortal),
+        LET_PASS_COMMENT => Some(OwnRule::LetPass),
+        NOT_LET_PASS_COMMENT => Some(OwnRule::NotLetPass(options.source?)),
         LEFT_COMMENT => Some(OwnRule::LeftWhileDead(options.dead?)),
         REFUSED_COMMENT => Some(OwnRule::RefusedWhileDead {
             protocol: options.protocol?,
@@ -267,7 +296,8 @@ mod tests {
     fn fixed_rules_are_recognised_by_content_and_comment() {
         for gate in [Gate::None, Gate::KubeProxy, Gate::Refuse] {
             let rules = Ruleset::new("fd00:ed6e::1".parse().unwrap(), 20008, Mark::AGENT);
-            check_recognised(&rules.gated(gate));
+            let pods = ["fd00:244:1::/64", "fd00:244:2::1/128"].map(|net| net.parse().unwrap());
+            check_recognised(&rules.gated(gate).with_pods(pods));
         }
     }
 
