@@ -10,6 +10,7 @@ pub mod datagrams;
 pub mod idle;
 pub mod requests;
 mod server;
+mod together;
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -51,6 +52,14 @@ pub struct Usage {
     pub processes: Option<f64>,
     /// By everything on this machine: the clients and servers of the suite, and others too.
     pub machine: f64,
+}
+
+impl Usage {
+    /// Microseconds of the contender's processor time for each of `count`.
+    #[must_use]
+    pub fn microseconds_each(&self, count: u64) -> Option<f64> {
+        Some(self.processes? * 1e6 / count as f64)
+    }
 }
 
 /// Measures [`Usage`].

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use edgemesh_lab::{
-    Agent, ClusterService, Endpoint, Flavour, KubeProxy, Lab, Node, Place, Pod, Serve, Server,
-    SharedManifests, Sites, await_ok,
+    Agent, ClusterService, Endpoint, Flavour, KubeProxy, Lab, Nat, Node, Place, Pod, Serve, Server,
+    SharedManifests, Site, Sites, await_ok,
 };
 
 use crate::figures::{Metrics, Status};
@@ -234,6 +234,18 @@ impl Cluster {
             ensure!(words.join(" ").contains(&expected), "{text}");
             Ok(())
         })
+    }
+
+    /// Another site, behind a NAT that only a relay gets through.
+    pub(crate) fn mobile_site(&self) -> Result<Site> {
+        let site = self.sites.internet.site("mobile");
+        site.behind(Nat::Symmetric).create()
+    }
+
+    /// Moves a node to another site, and lets the cluster know of its addresses there.
+    pub(crate) fn move_to(&self, on: On, site: &Site) -> Result<()> {
+        self.node(on).move_to(site.network())?;
+        self.shared.publish_node(self.node(on))
     }
 
     pub(crate) fn node(&self, on: On) -> &Node {

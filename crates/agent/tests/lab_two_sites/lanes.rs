@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use edgemesh_lab::{LinkConditions, Nat, Place, Sites, await_ok};
+use edgemesh_lab::{LinkConditions, Place, Sites, await_ok};
 
 use crate::cluster::{Cluster, ECHO};
 use crate::places::{At, Of, On};
@@ -31,19 +31,13 @@ fn a_transfer_by_tcp_stays_whole_when_the_edge_node_moves_to_another_site() -> R
         play_from_the_start(lab, Sites::builder().edges_over(uplinks(), 1), |cluster| {
             cluster.configure_also("    tcpCarrier: auto\n")?;
             cluster.start_all()?;
-            let mobile = cluster
-                .sites
-                .internet
-                .site("mobile")
-                .behind(Nat::Symmetric)
-                .create()?;
+            let mobile = cluster.mobile_site()?;
             // The cloud's node cannot dial the edge's, so it is dialled by that.
             let to = At(On::Edge1, Of::Pod).cluster_ip(ECHO);
             let stream = cluster.pod(On::Cloud1).connect(to)?;
             let bytes = whole_while(&stream, || {
                 await_counted(cluster, "edgemesh_tunnel_tcp_bytes", MUCH)?;
-                cluster.node(On::Edge1).move_to(mobile.network())?;
-                cluster.shared.publish_node(cluster.node(On::Edge1))?;
+                cluster.move_to(On::Edge1, &mobile)?;
                 await_counted(cluster, "edgemesh_tunnel_tcp_connections_lost", 1.0)
             })?;
             println!("{bytes} bytes each way, before and after the move");

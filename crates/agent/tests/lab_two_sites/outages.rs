@@ -165,19 +165,8 @@ fn connections_go_on_when_the_edge_node_gets_another_address() -> Result<()> {
 fn connections_go_on_when_the_edge_node_moves_to_another_site() -> Result<()> {
     in_lab(|lab| {
         play(lab, Sites::builder(), |cluster| {
-            let mobile = cluster
-                .sites
-                .internet
-                .site("mobile")
-                .behind(Nat::Symmetric)
-                .create()?;
-            through(
-                |cluster| {
-                    cluster.node(On::Edge1).move_to(mobile.network())?;
-                    cluster.shared.publish_node(cluster.node(On::Edge1))
-                },
-                cluster,
-            )
+            let mobile = cluster.mobile_site()?;
+            through(|cluster| cluster.move_to(On::Edge1, &mobile), cluster)
         })
     })
 }

@@ -28,15 +28,21 @@ pub fn start(agent: &mut Agent, datapath: Datapath, backend: Backend) -> Result<
 /// made knows the user path only.
 #[must_use]
 pub fn configurations(datapath: Datapath, backend: Backend) -> Vec<String> {
-    let text = format!(
+    let text = by_default(backend);
+    match datapath {
+        Datapath::Hybrid => vec![format!("{text}    datapath: hybrid\n")],
+        Datapath::User => vec![format!("{text}    datapath: user\n"), text],
+    }
+}
+
+/// Everything by default but the backend, and that it ends at once.
+#[must_use]
+pub fn by_default(backend: Backend) -> String {
+    format!(
         "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
          kind: EdgeMeshAgent\n\
          commonConfig:\n  terminationGracePeriod: 1s\n\
          modules:\n  edgeProxy:\n    enable: true\n    backend: {}\n",
         backend.name()
-    );
-    match datapath {
-        Datapath::Hybrid => vec![format!("{text}    datapath: hybrid\n")],
-        Datapath::User => vec![format!("{text}    datapath: user\n"), text],
-    }
+    )
 }

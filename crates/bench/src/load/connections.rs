@@ -3,12 +3,12 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use edgemesh_lab::Namespace;
 
+use super::together::together;
 use super::{Meter, PATIENCE, Until, Usage, connect};
 use crate::histogram::Histogram;
 use crate::processes::Processes;
@@ -36,8 +36,7 @@ impl Made {
     /// Microseconds of the contender's processor time for each.
     #[must_use]
     pub fn microseconds_each(&self) -> Option<f64> {
-        let seconds = self.usage.processes?;
-        Some(seconds * 1e6 / self.took.count() as f64)
+        self.usage.microseconds_each(self.took.count())
     }
 }
 
@@ -55,17 +54,7 @@ pub fn run(
 ) -> Result<Made> {
     let meter = Meter::start(processes)?;
     let begun = AtomicU64::new(0);
-    let outcomes: Vec<Outcome> = client.run(|| {
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads)
-                .map(|_| scope.spawn(|| work(to, until, &begun)))
-                .collect();
-            workers
-                .into_iter()
-                .filter_map(|worker| worker.join().ok())
-                .collect()
-        })
-    })?;
+    let outcomes = together(client, threads, || work(to, until, &begun))?;
     let (usage, time) = meter.stop()?;
     let mut made = Made {
         took: Histogram::default(),

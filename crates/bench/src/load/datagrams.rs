@@ -2,12 +2,12 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use edgemesh_lab::Namespace;
 
+use super::together::together;
 use super::{Counted, Meter, Usage, pause};
 use crate::histogram::Histogram;
 use crate::processes::Processes;
@@ -93,17 +93,7 @@ pub fn flood(
 ) -> Result<Flooded> {
     let before = server.datagrams();
     let meter = Meter::start(processes)?;
-    let sent: Vec<Result<u64>> = client.run(|| {
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..flows)
-                .map(|_| scope.spawn(|| send_for(to, time)))
-                .collect();
-            workers
-                .into_iter()
-                .filter_map(|worker| worker.join().ok())
-                .collect()
-        })
-    })?;
+    let sent = together(client, flows, || send_for(to, time))?;
     let (usage, took) = meter.stop()?;
     pause(SETTLE);
     let mut all = 0;
@@ -133,17 +123,7 @@ pub fn exchange(
     processes: &Processes,
 ) -> Result<Exchanged> {
     let meter = Meter::start(processes)?;
-    let outcomes: Vec<Result<(Histogram, u64)>> = client.run(|| {
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..flows)
-                .map(|_| scope.spawn(|| ask_for(to, time)))
-                .collect();
-            workers
-                .into_iter()
-                .filter_map(|worker| worker.join().ok())
-                .collect()
-        })
-    })?;
+    let outcomes = together(client, flows, || ask_for(to, time))?;
     let (usage, time) = meter.stop()?;
     let (mut took, mut lost) = (Histogram::default(), 0);
     for outcome in outcomes {

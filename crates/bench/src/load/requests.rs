@@ -44,8 +44,7 @@ impl Answered {
     /// Microseconds of the contender's processor time for each.
     #[must_use]
     pub fn microseconds_each(&self) -> Option<f64> {
-        let seconds = self.usage.processes?;
-        Some(seconds * 1e6 / self.took.count() as f64)
+        self.usage.microseconds_each(self.took.count())
     }
 }
 

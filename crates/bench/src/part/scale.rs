@@ -13,7 +13,7 @@ use edgemesh_lab::{
 
 use super::services::named;
 use super::{Effort, Found};
-use crate::contender::{Backend, sum_of_samples};
+use crate::contender::{Backend, agent_start, sum_of_samples};
 use crate::load::pause;
 use crate::processes::{Memory, Processes};
 use crate::results::{Better, Comparison};
@@ -71,12 +71,7 @@ fn in_motion(
     let stage = OneNode::create(lab, &format!("scale-{}", backend.name()))?;
     leave_kubelets_signs(&stage.node, Flavour::Nft)?;
     let mut agent = Agent::prepare(lab, &stage.node, &effort.agent)?;
-    agent.configure(&format!(
-        "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\nkind: EdgeMeshAgent\n\
-         commonConfig:\n  terminationGracePeriod: 1s\n\
-         modules:\n  edgeProxy:\n    enable: true\n    backend: {}\n",
-        backend.name()
-    ))?;
+    agent.configure(&agent_start::by_default(backend))?;
     let mut services: Vec<ClusterService> = (0..count).map(service).collect();
     agent.publish(&services)?;
     manifests::put(&agent.manifests_folder(), "nodes.yaml", &mesh_nodes())?;

@@ -13,7 +13,7 @@ use edgemesh_lab::{
 };
 
 use super::{Effort, Found};
-use crate::contender::{Backend, rules};
+use crate::contender::{Backend, agent_start, rules};
 use crate::histogram::Histogram;
 use crate::load::{ONCE, Until, connections, pause};
 use crate::processes::Processes;
@@ -177,12 +177,7 @@ impl Run<'_> {
         // nothing but memory, it runs alone.
         leave_kubelets_signs(&stage.node, Flavour::Nft)?;
         let mut agent = Agent::prepare(self.lab, &stage.node, &self.effort.agent)?;
-        agent.configure(&format!(
-            "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\nkind: EdgeMeshAgent\n\
-             commonConfig:\n  terminationGracePeriod: 1s\n\
-             modules:\n  edgeProxy:\n    enable: true\n    backend: {}\n",
-            backend.name()
-        ))?;
+        agent.configure(&agent_start::by_default(backend))?;
         agent.publish(services)?;
         let all_in = until_answered(stage, cluster_ip(self.last()), || agent.start())?;
         let pid = agent.process().context("the agent has ended")?.pid();
