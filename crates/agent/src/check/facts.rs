@@ -47,6 +47,8 @@ pub(crate) struct Facts {
     pub(super) now: SystemTime,
     /// Files that may be open: now, and at most.
     pub(super) file_limit: Option<(u64, u64)>,
+    /// Whether a configuration was given; without one everything is at its default.
+    pub(super) is_configured: bool,
     /// Where the catalog would come from.
     pub(super) source: SourceFact,
     /// The tunnel; none where the configuration has it off.

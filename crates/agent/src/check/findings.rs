@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edgemesh_rules::{BackendKind, Flavour};
 
+use super::agent_finding::agent_finding;
 use super::datapath_findings::datapath_findings;
 use super::facts::{AgentFact, Facts, PortFact, PortUse, SourceFact};
 use super::finding::{CheckReport, Finding, Grade, fails, ok, warning};
@@ -41,7 +42,7 @@ pub(crate) fn findings(facts: &Facts) -> CheckReport {
     all.extend(source(facts));
     let runs = !matches!(facts.agent, AgentFact::NotRunning);
     all.extend(tunnel_findings(facts.tunnel.as_ref(), runs));
-    all.push(agent(facts));
+    all.push(agent_finding(&facts.agent, facts.is_configured));
     CheckReport {
         verdict: all
             .iter()
@@ -472,24 +473,6 @@ fn source(facts: &Facts) -> Vec<Finding> {
             }
             all
         }
-    }
-}
-
-fn agent(facts: &Facts) -> Finding {
-    match &facts.agent {
-        AgentFact::NotRunning => ok("agent", "none runs here now"),
-        AgentFact::NoAnswer(problem) => warning("agent", problem, "see its log"),
-        AgentFact::Runs { version, not_ready } if not_ready.is_empty() => {
-            ok("agent", format!("version {version} runs here and is ready"))
-        }
-        AgentFact::Runs { version, not_ready } => warning(
-            "agent",
-            format!(
-                "version {version} runs here, not ready: {}",
-                not_ready.join("; ")
-            ),
-            "see `edgemesh-agent status` and its log",
-        ),
     }
 }
 

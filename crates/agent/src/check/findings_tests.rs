@@ -48,6 +48,7 @@ fn good() -> Facts {
         }],
         now: now(),
         file_limit: Some((1024, 1_048_576)),
+        is_configured: true,
         source: SourceFact::Api(Ok(Reached {
             url: "https://10.0.0.1:6443/".to_owned(),
             server_time: Some(now()),

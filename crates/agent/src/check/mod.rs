@@ -3,6 +3,7 @@
 //! Probes ([`probe()`]) look, without changing anything, and give [`facts`]; [`findings()`]
 //! makes of them what is said, which is pure.
 
+mod agent_finding;
 mod datapath_findings;
 mod facts;
 mod finding;

@@ -54,6 +54,8 @@ const CILIUM_PINS: [&str; 2] = [
 pub(crate) struct Wanted {
     /// Its configuration.
     pub(crate) config: Config,
+    /// Whether that was given, and is not merely what goes without one.
+    pub(crate) is_configured: bool,
     /// The folder of manifests that replaces the Kubernetes API.
     pub(crate) manifests: Option<PathBuf>,
     /// The name of the node.
@@ -90,6 +92,7 @@ pub(crate) async fn probe(wanted: &Wanted) -> Facts {
         ports: ports(config, &intercepts),
         now: SystemTime::now(),
         file_limit: getrlimit(Resource::RLIMIT_NOFILE).ok(),
+        is_configured: wanted.is_configured,
         source: source(wanted).await,
         tunnel: config
             .edge_tunnel

@@ -39,6 +39,7 @@ pub(super) fn execute(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     };
     let wanted = Wanted {
         config,
+        is_configured: arguments.config.is_some(),
         manifests: arguments.manifests.clone(),
         node: node_name(arguments.node_name.as_deref())?,
         state_dir: arguments.state_dir.clone(),
