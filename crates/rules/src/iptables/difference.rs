@@ -203,7 +203,7 @@ fn chain_difference(
         difference.repairs.push(Repair::ChainMissing(chain));
         return;
     };
-    let Some((surplus, kept)) = surplus_and_kept(found, wanted) else {
+    let Some((surplus, kept)) = surplus_and_kept(found, chain, wanted) else {
         rewrite_found(difference, chain, wanted);
         return;
     };
@@ -258,9 +258,10 @@ fn change_rules(
 /// (deleting that by its text would take the first).
 fn surplus_and_kept<'a>(
     found: &[FoundRule<'a>],
+    chain: OwnChain,
     wanted: &Ruleset,
 ) -> Option<(Vec<&'a str>, BTreeSet<Frontend>)> {
-    let fixed = fixed_rules(wanted);
+    let fixed = fixed_rules(wanted, chain);
     let (first, rest) = found.split_at_checked(fixed.len())?;
     if !first
         .iter()
@@ -294,7 +295,8 @@ fn is_wanted(wanted: &Ruleset, frontend: &Frontend, found: &OwnRule<'_>) -> bool
 fn too_much(deleted: usize, added: usize, wanted: &Ruleset) -> bool {
     deleted > 0
         && (deleted > MOST_DELETIONS
-            || deleted + added > wanted.portals().len() + fixed_rules(wanted).len())
+            || deleted + added
+                > wanted.portals().len() + fixed_rules(wanted, OwnChain::Container).len())
 }
 
 fn rewrite_found(difference: &mut Difference, chain: OwnChain, wanted: &Ruleset) {

@@ -233,7 +233,8 @@ fn own_chain() -> impl Strategy<Value = Option<Vec<String>>> {
     let meddling =
         proptest::collection::vec((any::<prop::sample::Index>(), 0..3_u8, stranger), 0..5);
     let chain = (portals(), meddling).prop_map(|(rules, meddling)| {
-        let all = fixed_rules(&rules).into_iter().chain(portal_rules(&rules));
+        let fixed = fixed_rules(&rules, OwnChain::Host).into_iter();
+        let all = fixed.chain(portal_rules(&rules));
         let mut lines: Vec<String> = all.map(|rule| rule.to_string()).collect();
         for (at, what, stranger) in meddling {
             let at = at.index(lines.len() + 1);
@@ -325,7 +326,8 @@ proptest! {
         let table = Table::parse(&text);
         for chain in OwnChain::BOTH {
             let found = table.own(chain).unwrap().iter().map(|found| found.rule.clone().unwrap());
-            let expected = fixed_rules(&wanted).into_iter().chain(portal_rules(&wanted));
+            let fixed = fixed_rules(&wanted, chain).into_iter();
+            let expected = fixed.chain(portal_rules(&wanted));
             prop_assert!(found.eq(expected));
         }
     }

@@ -43,7 +43,6 @@ pub(crate) struct Options<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Local {
     source: bool,
-    not_source: bool,
     destination: bool,
 }
 
@@ -141,7 +140,6 @@ impl<'a> Options<'a> {
         let value = words.next()?;
         match option {
             "--mark" => set(&mut self.not_mark, mark(&value)),
-            "--src-type" => local(&mut self.local.not_source, &value),
             "--match-set" => match words.next()?.as_ref() {
                 "dst" => set(&mut self.dead, named(&value, alive_set)),
                 "dst,dst" => set(&mut self.no_portal, named(&value, portals_set)),
@@ -266,11 +264,6 @@ mod tests {
         let local = "-m addrtype --dst-type LOCAL -j RETURN";
         assert!(!same_rule(local, &local.replace("dst", "src")));
         assert!(!same_rule(local, &local.replace("LOCAL", "BROADCAST")));
-        let from_here = local.replace("dst", "src");
-        assert!(!same_rule(
-            &from_here,
-            &from_here.replace("--src", "! --src")
-        ));
         let marked = "-m mark --mark 0x1000/0x1000 -j RETURN";
         assert!(!same_rule(marked, &marked.replace("-m mark", "-m mark !")));
     }

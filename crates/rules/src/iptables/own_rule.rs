@@ -9,7 +9,7 @@ use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 use ipnet::IpNet;
 
-use crate::chain_names::SERVICE_PREFIX;
+use crate::chain_names::{OwnChain, SERVICE_PREFIX};
 use crate::gate::{alive_set, portals_set};
 use crate::iptables::options::Options;
 use crate::iptables::service_chain::{PortalTarget, target};
@@ -62,8 +62,8 @@ pub(crate) enum OwnRule<'a> {
     },
 }
 
-/// The rules that stand first in both chains, in their order.
-pub(crate) fn fixed_rules(rules: &Ruleset) -> Vec<OwnRule<'static>> {
+/// The rules that stand first in a chain, in their order.
+pub(crate) fn fixed_rules(rules: &Ruleset, chain: OwnChain) -> Vec<OwnRule<'static>> {
     const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
     let refused_at = rules.refused_at();
     let mut fixed = vec![OwnRule::OwnTraffic(rules.mark())];
@@ -86,13 +86,23 @@ pub(crate) fn fixed_rules(rules: &Ruleset) -> Vec<OwnRule<'static>> {
     }
     if extensions.portal_set && extensions.kernel_path {
         fixed.push(OwnRule::ThroughPortal);
-        // As with masquerading: without the pods' networks nobody knows who is from elsewhere.
-        if rules.gate() == Gate::KubeProxy && !rules.pods().is_empty() {
-            fixed.push(OwnRule::LetPass);
-            fixed.extend(rules.pods().iter().copied().map(OwnRule::NotLetPass));
+        match chain {
+            OwnChain::Container => fixed.extend(let_pass(rules)),
+            // What the host itself begins never comes by FORWARD.
+            OwnChain::Host => {}
         }
     }
     fixed
+}
+
+fn let_pass(rules: &Ruleset) -> Vec<OwnRule<'static>> {
+    // As with masquerading: without the pods' networks nobody knows who is from elsewhere.
+    if rules.gate() != Gate::KubeProxy || rules.pods().is_empty() {
+        return Vec::new();
+    }
+    let pods = rules.pods().iter().copied();
+    let not = pods.map(OwnRule::NotLetPass);
+    [OwnRule::LetPass].into_iter().chain(not).collect()
 }
 
 /// The rules of the portals, sorted by frontend.
@@ -148,8 +158,7 @@ impl fmt::Display for OwnRule<'_> {
             ),
             OwnRule::LetPass => write!(
                 f,
-                "-m addrtype ! --src-type LOCAL -m comment --comment \"{LET_PASS_COMMENT}\" \
-                 -j MARK --set-xmark {mark}/{mark}",
+                "-m comment --comment \"{LET_PASS_COMMENT}\" -j MARK --set-xmark {mark}/{mark}",
                 mark = Mark::KUBE_PROXY
             ),
             OwnRule::NotLetPass(pods) => write!(
@@ -302,10 +311,12 @@ mod tests {
     }
 
     fn check_recognised(rules: &Ruleset) {
-        for rule in fixed_rules(rules) {
-            let text = rule.to_string();
-            assert_eq!(recognise(&text), Some(rule));
-            assert_eq!(recognise(&text.replace("edgemesh:", "other:")), None);
+        for chain in OwnChain::BOTH {
+            for rule in fixed_rules(rules, chain) {
+                let text = rule.to_string();
+                assert_eq!(recognise(&text), Some(rule));
+                assert_eq!(recognise(&text.replace("edgemesh:", "other:")), None);
+            }
         }
     }
 }

@@ -14,7 +14,8 @@ use crate::iptables::service_chain::{chain_name, endpoint_rules};
 pub fn render(rules: &Ruleset) -> String {
     let mut text = String::new();
     for chain in OwnChain::BOTH {
-        for rule in fixed_rules(rules).into_iter().chain(portal_rules(rules)) {
+        let fixed = fixed_rules(rules, chain).into_iter();
+        for rule in fixed.chain(portal_rules(rules)) {
             write_line(&mut text, "-A", chain.name(), &rule);
         }
     }

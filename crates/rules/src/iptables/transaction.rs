@@ -79,7 +79,10 @@ impl Transaction {
     /// Makes the chain anew, with all rules of `wanted`.
     pub(crate) fn rewrite(&mut self, chain: OwnChain, wanted: &Ruleset) {
         self.make_empty(chain);
-        for rule in fixed_rules(wanted).into_iter().chain(portal_rules(wanted)) {
+        for rule in fixed_rules(wanted, chain)
+            .into_iter()
+            .chain(portal_rules(wanted))
+        {
             self.append(chain, &rule);
         }
     }
