@@ -14,8 +14,6 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use edgemesh_sockets::{StreamBuffer, broken, end_stream};
@@ -30,7 +28,7 @@ use crate::course::{Course, FORGOTTEN_AFTER, Inbound, Outbound};
 use crate::peer_stream::PeerStream;
 use crate::session::Session;
 use crate::tcp_carrier::{
-    Guided, LaneIn, LaneOut, Lanes, Progress, Sent, receive_by_lane, send_by_lane, switch,
+    Guided, LaneIn, LaneOut, Lanes, Progress, receive_by_lane, send_by_lane, switch,
 };
 
 /// Bytes taken from a stream at once. They are not copied; this bounds how long one stream
@@ -58,14 +56,14 @@ pub enum Broken {
 
 /// Carries until both sides have ended their part, or one broke the connection.
 ///
-/// Dropped before, it leaves in `course` all that is needed to go on, by this stream or by
-/// another one; but not while a direction goes by a lane.
+/// Dropped before, it leaves in `course` all that is needed to go on by another stream; by this
+/// one only if [`Course::can_stay`].
 pub(crate) async fn carry(
     tcp: &TcpStream,
     stream: &mut PeerStream,
     course: &mut Course,
     lanes: Lanes,
-    beside: Beside<'_>,
+    session: &Session,
     moved: impl Fn(Way, usize),
 ) -> Result<(), Broken> {
     let PeerStream { send, recv, .. } = stream;
@@ -75,12 +73,12 @@ pub(crate) async fn carry(
     let outgoing = Lane {
         offered: guided.outgoing,
         progress,
-        beside,
+        session,
     };
     let incoming = Lane {
         offered: guided.incoming,
         progress,
-        beside,
+        session,
     };
     let into = pin!(pump_in(tcp, send, outbound, outgoing, |n| {
         moved(Way::IntoTunnel, n);
@@ -95,38 +93,12 @@ pub(crate) async fn carry(
     }
 }
 
-/// What the two directions of a stream have in common.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Beside<'b> {
-    /// The connection that the stream belongs to.
-    pub(crate) session: &'b Session,
-    /// Told of lanes.
-    pub(crate) by_lane: &'b ByLane,
-}
-
-/// How many directions of a stream go by lanes. Copies are the same.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct ByLane(Arc<AtomicUsize>);
-
-impl ByLane {
-    /// Whether any does.
-    pub(crate) fn is_any(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
-    }
-
-    async fn during<T>(&self, lane: impl Future<Output = T>) -> T {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        let done = Box::pin(lane).await;
-        self.0.fetch_sub(1, Ordering::Relaxed);
-        done
-    }
-}
-
 /// What a direction has to do with lanes.
 struct Lane<'g, L> {
     offered: mpsc::Receiver<L>,
     progress: &'g Progress,
-    beside: Beside<'g>,
+    /// The connection that the stream belongs to.
+    session: &'g Session,
 }
 
 async fn both(
@@ -169,16 +141,15 @@ async fn pump_in(
             // The peer's side may be reset while ours has nothing to say.
             code = &mut stop => return Err(stopped(code)),
             Some(offered) = lane.offered.recv() => {
-                let at = outbound.written();
-                let sending = send_by_lane(tcp, send, stop.as_mut(), offered, at, &moved);
-                let sent: Sent = lane.beside.by_lane.during(sending).await?;
-                outbound.skip_to(sent.at);
-                outbound.ended = sent.ended;
+                let sending = send_by_lane(tcp, stop.as_mut(), offered, outbound, &moved);
+                // Boxed: most streams never have a lane.
+                Box::pin(sending).await?;
+                write_kept(tcp, send, outbound, lane.progress).await?;
                 continue;
             }
             ready = tcp.readable() => ready.map_err(Broken::Socket)?,
             () = &mut forget => {
-                let next = match lane.beside.session.is_worn() {
+                let next = match lane.session.is_worn() {
                     false => outbound.forget_before(std::time::Instant::now()),
                     true => None,
                 };
@@ -230,20 +201,6 @@ async fn write_kept(
     Ok(())
 }
 
-/// Writes all of it to the stream.
-pub(crate) async fn write_in(
-    tcp: &TcpStream,
-    send: &mut SendStream,
-    bytes: &[u8],
-) -> Result<(), Broken> {
-    tokio::select! {
-        biased;
-        written = send.write_all(bytes) => written.map_err(write_error),
-        // Nobody reads the socket while we wait.
-        error = broken(tcp) => Err(Broken::Socket(error)),
-    }
-}
-
 /// Ends the stream and waits until the peer has all of it.
 async fn finish(
     tcp: &TcpStream,
@@ -285,8 +242,7 @@ async fn pump_out(
             && let Some(lane_in) = taken.take()
         {
             switch_at = None;
-            let receiving = receive_by_lane(tcp, recv, lane_in, at, &moved);
-            inbound.skip_to(lane.beside.by_lane.during(receiving).await?);
+            Box::pin(receive_by_lane(tcp, recv, lane_in, inbound, &moved)).await?;
             continue;
         }
         let most = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));

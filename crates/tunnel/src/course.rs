@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::endpoint_options::STREAM_WINDOW;
+use crate::tcp_carrier::{OutOfPlace, Replay};
 
 /// Bytes that all streams of a node together may keep. A stream beyond it keeps nothing.
 const IN_ALL: usize = 64 << 20;
@@ -54,6 +55,8 @@ pub(crate) struct Outbound {
     /// What the pieces cost.
     cost: usize,
     all: KeptBytes,
+    /// What goes by a lane, while it does; it begins where the pieces end.
+    lane: Option<Replay>,
     /// Whether the socket has come to its end.
     pub(crate) ended: bool,
     /// Whether the transport was told so.
@@ -73,6 +76,8 @@ pub(crate) struct Inbound {
     at: u64,
     /// What came and is not passed on yet.
     pub(crate) rest: Vec<Bytes>,
+    /// Whether it comes by a lane.
+    by_lane: bool,
     /// Whether the present stream has come to its end.
     pub(crate) ended: bool,
     /// Whether the socket was told so.
@@ -93,10 +98,18 @@ impl Course {
         self.outbound.can_go_on_at(received) && kept_from <= self.inbound.at
     }
 
+    /// Whether it can go on by the same stream as well. While a direction goes by a lane, the
+    /// stream's two ends do not know where; only a fresh one has nothing in it.
+    pub(crate) fn can_stay(&self) -> bool {
+        self.outbound.lane.is_none() && !self.inbound.by_lane
+    }
+
     /// Goes on on another stream, where the other end has this node's bytes up to `received`.
-    pub(crate) fn go_on_at(&mut self, received: u64) {
+    pub(crate) fn go_on_at(&mut self, received: u64, now: Instant) {
+        self.outbound.leave_lane(now);
         self.outbound.go_on_at(received);
         self.inbound.ended = false;
+        self.inbound.by_lane = false;
     }
 
     /// Whether both directions have come to their end, as far as this end can know.
@@ -117,6 +130,7 @@ impl Outbound {
             end: 0,
             cost: 0,
             all,
+            lane: None,
             ended: false,
             finished: false,
         }
@@ -125,6 +139,10 @@ impl Outbound {
     /// The socket gave these.
     pub(crate) fn push(&mut self, bytes: Bytes, now: Instant) {
         self.forget_read();
+        self.append(bytes, now);
+    }
+
+    fn append(&mut self, bytes: Bytes, now: Instant) {
         self.end += bytes.len() as u64;
         self.add_cost(bytes.len() + ENTRY);
         self.pieces.push_back(Piece { bytes, since: now });
@@ -148,21 +166,34 @@ impl Outbound {
         }
     }
 
-    /// Position up to which bytes were given to the transport.
-    pub(crate) fn written(&self) -> u64 {
-        self.written
-    }
-
     /// Position of the first byte that can be sent again.
     pub(crate) fn kept_from(&self) -> u64 {
         self.kept_from
     }
 
-    /// Bytes up to `position` went by other means.
-    pub(crate) fn skip_to(&mut self, position: u64) {
-        self.forget(self.pieces.len());
-        self.unwritten_at = position;
-        (self.kept_from, self.written, self.end) = (position, position, position);
+    /// What goes by a lane, from here on or since it does.
+    pub(crate) fn lane(&mut self) -> &mut Replay {
+        self.lane.get_or_insert_with(|| Replay::new(self.end))
+    }
+
+    /// The other end has taken all before `position`.
+    pub(crate) fn taken(&mut self, position: u64) -> Result<(), OutOfPlace> {
+        self.lane().forget(position)?;
+        if position > self.end {
+            self.forget(self.pieces.len());
+            self.unwritten_at = position;
+            (self.kept_from, self.written, self.end) = (position, position, position);
+        }
+        Ok(())
+    }
+
+    /// What went by the lane and was not taken is to be given to the transport.
+    pub(crate) fn leave_lane(&mut self, now: Instant) {
+        let lane = self.lane.take();
+        for bytes in lane.iter().flat_map(Replay::bytes) {
+            // Nothing may be forgotten here: the other end may have been told that it is there.
+            self.append(Bytes::copy_from_slice(bytes), now);
+        }
     }
 
     /// Forgets what was given to the transport long ago. Returns when to look again.
@@ -177,7 +208,8 @@ impl Outbound {
     }
 
     fn can_go_on_at(&self, position: u64) -> bool {
-        (self.kept_from..=self.end).contains(&position)
+        let end = self.lane.as_ref().map_or(self.end, Replay::end);
+        (self.kept_from..=end).contains(&position)
     }
 
     fn go_on_at(&mut self, position: u64) {
@@ -254,9 +286,19 @@ impl Inbound {
         self.at
     }
 
-    /// Bytes up to `position` came, and were passed on, by other means.
-    pub(crate) fn skip_to(&mut self, position: u64) {
-        self.at = position;
+    /// From now on it comes by a lane.
+    pub(crate) fn take_lane(&mut self) {
+        self.by_lane = true;
+    }
+
+    /// So many bytes came by a lane and were passed on.
+    pub(crate) fn passed(&mut self, bytes: usize) {
+        self.at += bytes as u64;
+    }
+
+    /// From now on it comes by the stream again.
+    pub(crate) fn leave_lane(&mut self) {
+        self.by_lane = false;
     }
 }
 

@@ -1,14 +1,12 @@
 //! Opening a stream to an endpoint of another node.
 
-use std::pin::pin;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::sleep;
 use tracing::debug;
 
-use crate::carry::{Beside, Broken, ByLane, Way, carry};
+use crate::carry::{Broken, Way, carry};
 use crate::counters::Going;
 use crate::course::Course;
 use crate::fault::OpenFault;
@@ -19,9 +17,6 @@ use crate::session::{Session, StreamOfSession};
 use crate::tcp_carrier::{Carrier, Lanes, Mover};
 use edgemesh_sockets::ResetOnDrop;
 use edgemesh_wire::{Answer, Request};
-
-/// How often is looked whether a stream has left its lane, when it could resume.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A stream of a peer's session, not yet asked for anything, with the places that it takes.
 #[derive(Debug)]
@@ -102,7 +97,11 @@ impl TunnelStream {
                     debug!(service = %name.stream, "a stream goes on on another connection");
                     (self.stream, self.of) = (stream, of);
                 }
-                Err(NotResumed::Stays) => may_resume = false,
+                Err(NotResumed::Stays) if course.can_stay() => may_resume = false,
+                Err(NotResumed::Stays) => {
+                    let why = "what went beside its stream is not kept";
+                    return Err(Broken::Tunnel(io::Error::other(why)));
+                }
                 Err(NotResumed::Over) => break,
                 Err(NotResumed::Broken(broken)) => return Err(broken),
             }
@@ -132,22 +131,11 @@ impl TunnelStream {
             )),
             None => Lanes::None,
         };
-        let by_lane = ByLane::default();
-        let beside = Beside {
-            session,
-            by_lane: &by_lane,
-        };
-        let mut carried = pin!(carry(client.stream(), stream, course, lanes, beside, moved));
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut carried => return Leg::Done(done),
-                () = time_to_resume(link, session, &by_lane), if may_resume => {
-                    if !by_lane.is_any() {
-                        return Leg::Worn;
-                    }
-                }
-            }
+        let carried = carry(client.stream(), stream, course, lanes, session, moved);
+        tokio::select! {
+            biased;
+            done = carried => Leg::Done(done),
+            () = link.fresher_than(session), if may_resume => Leg::Worn,
         }
     }
 }
@@ -157,14 +145,6 @@ enum Leg {
     Done(Result<(), Broken>),
     /// There is a better connection.
     Worn,
-}
-
-/// Waits until there is a better connection, and no direction goes by a lane.
-async fn time_to_resume(link: &Link, session: &Arc<Session>, by_lane: &ByLane) {
-    link.fresher_than(session).await;
-    while by_lane.is_any() {
-        sleep(LOOK_EVERY).await;
-    }
 }
 
 /// Asks for an endpoint and waits for the answer. `link` is where the peer is, `carrier` the

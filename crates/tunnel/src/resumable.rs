@@ -2,17 +2,18 @@
 //! meanwhile, and by what name it is found again.
 
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use edgemesh_sockets::ResetOnDrop;
+use edgemesh_sockets::{ResetOnDrop, broken};
 use edgemesh_wire::{Answer, Resume, StreamName};
 use iroh::EndpointId;
+use iroh::endpoint::ReadError;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
-use crate::carry::{Beside, Broken, ByLane, Way, carry};
+use crate::carry::{Broken, Way, carry, read_error, stopped};
 use crate::counters::{Counters, Going};
 use crate::course::Course;
 use crate::exit::Places;
@@ -124,7 +125,7 @@ impl Held {
 
     /// From now on it goes on by another stream, whose opener has its bytes up to `position`.
     pub(crate) fn go_on_at(&mut self, position: u64) {
-        self.course.go_on_at(position);
+        self.course.go_on_at(position, Instant::now());
     }
 
     /// Carries it by `stream` to its end, or until it is asked for.
@@ -146,8 +147,13 @@ impl Held {
                 }
                 Leg::Asked(Asked { resume, reply }) => {
                     if !self.course.meets(resume.received, resume.kept_from) {
-                        let _ = reply.send(Err(Answer::Busy));
-                        continue;
+                        if self.course.can_stay() {
+                            let _ = reply.send(Err(Answer::Busy));
+                            continue;
+                        }
+                        debug!("a peer's connection was reset: what went by a lane is not kept");
+                        let _ = reply.send(Err(Answer::NotAnEndpoint));
+                        return;
                     }
                     // Whoever asked may be gone by now, and asks again.
                     match reply.send(Ok(self)) {
@@ -177,28 +183,36 @@ impl Held {
             counters,
             ..
         } = self;
-        let by_lane = ByLane::default();
-        let beside = Beside {
-            session,
-            by_lane: &by_lane,
-        };
         let moved = |way, bytes| match way {
             Way::IntoTunnel => counters.went(bytes),
             Way::OutOfTunnel => counters.came(bytes),
         };
-        let mut carried = pin!(carry(socket.stream(), stream, course, lanes, beside, moved));
-        loop {
-            tokio::select! {
+        let asked = next_asked(registered);
+        if !course.can_stay() {
+            // Whoever asked for it has left the stream, and asks again.
+            return tokio::select! {
                 biased;
-                done = &mut carried => return Leg::Done(done),
-                asked = next_asked(registered) => {
-                    if !by_lane.is_any() {
-                        return Leg::Asked(asked);
-                    }
-                    let _ = asked.reply.send(Err(Answer::Busy));
-                }
-            }
+                asked = asked => Leg::Asked(asked),
+                given_up = is_given_up(stream) => Leg::Done(Err(given_up)),
+                error = broken(socket.stream()) => Leg::Done(Err(Broken::Socket(error))),
+            };
         }
+        let carried = carry(socket.stream(), stream, course, lanes, session, moved);
+        tokio::select! {
+            biased;
+            done = carried => Leg::Done(done),
+            asked = asked => Leg::Asked(asked),
+        }
+    }
+}
+
+/// Waits until the opener resets the stream, or its connection is lost.
+async fn is_given_up(stream: &mut PeerStream) -> Broken {
+    match stream.recv.received_reset().await {
+        Ok(Some(code)) => read_error(ReadError::Reset(code)),
+        // It has come to its end, which says nothing about the other direction.
+        Ok(None) => stopped(stream.send.stopped().await),
+        Err(error) => read_error(error.into()),
     }
 }
 

@@ -90,7 +90,7 @@ pub(crate) async fn resume(
     };
     match answer {
         Said::GoesOnAt(position) if course.meets(position, asked.received) => {
-            course.go_on_at(position);
+            course.go_on_at(position, std::time::Instant::now());
             Ok(resumed)
         }
         Said::GoesOnAt(_) => {
@@ -161,6 +161,9 @@ async fn ask(link: &Link, asked: &Resume) -> Result<(Resumed, Said), NoAnswer> {
         let read = stream.recv.read_exact(&mut position).await;
         read.map_err(io::Error::other)?;
         Said::GoesOnAt(u64::from_be_bytes(position))
+    } else if answer == Answer::Failed {
+        // Our question was not there in time.
+        return Err(NoAnswer::TooLong);
     } else {
         Said::No(answer)
     };

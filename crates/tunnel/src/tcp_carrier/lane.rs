@@ -120,7 +120,7 @@ impl Wire {
 impl Lane {
     /// Has both directions use it, and passes their words on until both are back.
     pub(super) async fn run(self, takers: &Takers) -> LaneEnd {
-        let (say, said) = mpsc::channel(WORDS_WAITING);
+        let (say, mut said) = mpsc::channel(WORDS_WAITING);
         let (told, told_here) = watch::channel(Told::default());
         let (heard, heard_here) = watch::channel(Heard::default());
         let _going = (self.counters.lane(), self.beside.count());
@@ -151,14 +151,13 @@ impl Lane {
         let PeerStream { send, recv, .. } = &mut words;
         tokio::select! {
             biased;
-            () = pass_on(said, send) => {}
+            () = pass_on(&mut said, send) => {}
             error = listen(recv, &told, &heard) => {
                 debug!(%error, "the words about a lane ended before it did");
                 lost.cancel();
-                // The connection between the nodes has ended as well, or the other end has
-                // given up the stream: either ends this one.
-                drop((told, heard));
-                std::future::pending::<()>().await;
+                // The other end has given up the stream, as this one learns from the stream
+                // itself; or it goes on on another connection, as it is about to say there.
+                while said.recv().await.is_some() {}
             }
         }
         words.close_in_order();
@@ -171,7 +170,7 @@ impl Lane {
 }
 
 /// Says what the two directions have to say, until both are back.
-async fn pass_on(mut said: mpsc::Receiver<LaneWord>, send: &mut SendStream) {
+async fn pass_on(said: &mut mpsc::Receiver<LaneWord>, send: &mut SendStream) {
     while let Some(word) = said.recv().await {
         if let Err(error) = send.write_all(&word.encode()).await {
             // The other end is through with the lane, or the connection is lost: who waits

@@ -14,6 +14,7 @@ use super::lane::{LaneIn, Told, offence};
 use super::record::{LONGEST, RecordFault, record_length};
 use super::sending::ended_early;
 use crate::carry::{Broken, read_error};
+use crate::course::Inbound;
 
 /// Bytes after which the other end is told that it may forget them.
 pub(super) const TAKEN_EVERY: u64 = 512 * 1024;
@@ -30,8 +31,7 @@ const AT_ONCE: usize = BUFFER / LONGEST + 1;
 struct Receiving<'s, M> {
     tcp: &'s TcpStream,
     lane: LaneIn,
-    /// Position after the last byte that the socket has.
-    at: u64,
+    inbound: &'s mut Inbound,
     /// Position up to which the other end was told.
     told: u64,
     /// When it is to be told of the rest.
@@ -52,28 +52,30 @@ struct Incoming {
     opened: usize,
 }
 
-/// Passes on to `tcp` what comes by `lane`, from position `at` on, until the sender goes back
-/// or the lane is lost. Returns the position from which on the stream is to be read. `recv` is
-/// the stream, whose reset counts here as well.
+/// Passes on to `tcp` what comes by `lane`, until the sender goes back or the lane is lost.
+/// From where `inbound` has come to then, the stream is to be read. `recv` is the stream, whose
+/// reset counts here as well.
 pub(crate) async fn receive_by_lane<M: Fn(usize)>(
     tcp: &TcpStream,
     recv: &mut RecvStream,
     lane: LaneIn,
-    at: u64,
+    inbound: &mut Inbound,
     moved: &M,
-) -> Result<u64, Broken> {
+) -> Result<(), Broken> {
+    inbound.take_lane();
     let mut receiving = Receiving {
         tcp,
         lane,
-        at,
-        told: at,
+        told: inbound.at(),
+        inbound,
         tell_at: None,
         dead_at: None,
         incoming: Incoming::new(),
         moved,
     };
     receiving.run(recv).await?;
-    Ok(receiving.at)
+    inbound.leave_lane();
+    Ok(())
 }
 
 /// Waits until the sender says from where on a direction goes by `lane`; tells where. Says so
@@ -92,7 +94,7 @@ impl<M: Fn(usize)> Receiving<'_, M> {
             if self.is_over().await? {
                 return Ok(());
             }
-            if self.at - self.told >= TAKEN_EVERY {
+            if self.inbound.at() - self.told >= TAKEN_EVERY {
                 self.tell().await?;
             }
             if self.go_on()? {
@@ -132,13 +134,13 @@ impl<M: Fn(usize)> Receiving<'_, M> {
     /// Whether the direction is to be read from the stream again; the other end is told then.
     async fn is_over(&mut self) -> Result<bool, Broken> {
         let Told { back, gone, .. } = *self.lane.told.borrow_and_update();
-        if back.is_some_and(|back| back < self.at) {
+        if back.is_some_and(|back| back < self.inbound.at()) {
             let how = "a lane has brought more than was said";
             return Err(Broken::Tunnel(offence(&how)));
         }
-        let is_there = back == Some(self.at);
+        let is_there = back == Some(self.inbound.at());
         if is_there || gone || self.lane.wire.lost.is_cancelled() {
-            self.say(LaneWord::Left(self.at)).await?;
+            self.say(LaneWord::Left(self.inbound.at())).await?;
             return Ok(true);
         }
         Ok(false)
@@ -148,7 +150,7 @@ impl<M: Fn(usize)> Receiving<'_, M> {
     /// arrived; else something is to arrive soon.
     fn doubt(&mut self) {
         let sent = self.lane.told.borrow().sent;
-        if sent > self.at && self.incoming.plain.is_empty() {
+        if sent > self.inbound.at() && self.incoming.plain.is_empty() {
             self.dead_at
                 .get_or_insert_with(|| Instant::now() + DEAD_AFTER);
         }
@@ -184,7 +186,7 @@ impl<M: Fn(usize)> Receiving<'_, M> {
         match self.tcp.try_write_vectored(&slices[..used]) {
             Ok(count) => {
                 self.incoming.advance(count);
-                self.at += count as u64;
+                self.inbound.passed(count);
                 self.lane.wire.count(count);
                 (self.moved)(count);
                 self.tell_at
@@ -199,8 +201,8 @@ impl<M: Fn(usize)> Receiving<'_, M> {
     /// Tells the other end what it may forget.
     async fn tell(&mut self) -> Result<(), Broken> {
         self.tell_at = None;
-        self.told = self.at;
-        self.say(LaneWord::Taken(self.at)).await
+        self.told = self.inbound.at();
+        self.say(LaneWord::Taken(self.told)).await
     }
 
     async fn say(&self, word: LaneWord) -> Result<(), Broken> {

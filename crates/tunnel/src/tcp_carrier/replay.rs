@@ -11,7 +11,7 @@ const LEAST_ROOM: usize = PIECE / 4;
 
 /// The bytes of one direction from the first that is not taken to the last that was sent.
 #[derive(Debug)]
-pub(super) struct Replay {
+pub(crate) struct Replay {
     /// Position of the first byte.
     start: u64,
     /// Position after the last byte.
@@ -32,7 +32,7 @@ struct Piece {
 /// A position was named that is not between what was sent and what was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("position {named} of a lane, whose bytes {start} to {end} are under way")]
-pub(super) struct OutOfPlace {
+pub(crate) struct OutOfPlace {
     named: u64,
     start: u64,
     end: u64,
@@ -40,7 +40,7 @@ pub(super) struct OutOfPlace {
 
 impl Replay {
     /// Nothing yet, from position `at` on.
-    pub(super) fn new(at: u64) -> Self {
+    pub(crate) fn new(at: u64) -> Self {
         Self {
             start: at,
             end: at,
@@ -50,18 +50,23 @@ impl Replay {
         }
     }
 
+    /// Position of the first byte that is not taken.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+
     /// Position after the last byte that was sent.
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.end
     }
 
     /// Bytes that are not taken yet.
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.end - self.start
     }
 
     /// Where the next bytes are to be put; never empty.
-    pub(super) fn room(&mut self) -> &mut [u8] {
+    pub(crate) fn room(&mut self) -> &mut [u8] {
         let has_room = |piece: &Piece| PIECE - piece.filled >= LEAST_ROOM;
         if !self.pieces.back().is_some_and(has_room) {
             let spare = self.spare.pop();
@@ -77,7 +82,7 @@ impl Replay {
     }
 
     /// So many bytes were put into the [`Replay::room`]; returns them.
-    pub(super) fn put(&mut self, count: usize) -> &[u8] {
+    pub(crate) fn put(&mut self, count: usize) -> &[u8] {
         let Some(piece) = self.pieces.back_mut() else {
             return &[];
         };
@@ -88,7 +93,7 @@ impl Replay {
     }
 
     /// All before `position` is taken.
-    pub(super) fn forget(&mut self, position: u64) -> Result<(), OutOfPlace> {
+    pub(crate) fn forget(&mut self, position: u64) -> Result<(), OutOfPlace> {
         let mut taken = self.offset(position)?;
         self.start = position;
         taken += self.taken_of_first;
@@ -105,7 +110,7 @@ impl Replay {
     }
 
     /// The bytes that are not taken, in order.
-    pub(super) fn bytes(&self) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn bytes(&self) -> impl Iterator<Item = &[u8]> {
         let mut skipped = self.taken_of_first;
         self.pieces.iter().map(move |piece| {
             let from = std::mem::take(&mut skipped);

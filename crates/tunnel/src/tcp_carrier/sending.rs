@@ -2,34 +2,25 @@
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use edgemesh_sockets::broken;
 use edgemesh_wire::LaneWord;
-use iroh::endpoint::{SendStream, StoppedError, VarInt};
+use iroh::endpoint::{StoppedError, VarInt};
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::lane::{LaneOut, offence};
 use super::record::{MOST, OVERHEAD};
-use super::replay::Replay;
-use crate::carry::{Broken, stopped, write_in};
+use crate::carry::{Broken, stopped};
+use crate::course::Outbound;
 
 /// How often is looked whether the lane is still worth it.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Looks without a byte, after which the direction goes back: a lane is for those who move
 /// much, and what does not move survives everything on the stream.
 const MOST_IDLE_LOOKS: u32 = 20;
-
-/// Where a direction stands after its lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sent {
-    /// Position after the last byte; the next one goes by the stream.
-    pub(crate) at: u64,
-    /// Whether the socket has come to its end.
-    pub(crate) ended: bool,
-}
 
 /// What the direction is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,48 +37,41 @@ enum Doing {
 struct Sending<'s, M> {
     tcp: &'s TcpStream,
     lane: LaneOut,
-    replay: Replay,
+    outbound: &'s mut Outbound,
     /// Sealed, but not written yet; those before `written` are.
     sealed: Vec<u8>,
     written: usize,
     /// Position up to which all has been written.
     flushed: u64,
     doing: Doing,
-    ended: bool,
     moved: &'s M,
 }
 
-/// Sends by `lane` what comes from `tcp`, from position `at` on, until the socket ends, the
-/// lane is lost or nothing moves any more. What the other end has not taken then goes by
-/// `send`. `stop` is the stream's.
+/// Sends by `lane` what comes from `tcp`, until the socket ends, the lane is lost or nothing
+/// moves any more. What the other end has not taken then is in `outbound`, for the stream.
+/// `stop` is the stream's. Dropped before, it leaves in `outbound` what another stream needs.
 pub(crate) async fn send_by_lane<M: Fn(usize)>(
     tcp: &TcpStream,
-    send: &mut SendStream,
     stop: Pin<&mut impl Future<Output = Result<Option<VarInt>, StoppedError>>>,
     lane: LaneOut,
-    at: u64,
+    outbound: &mut Outbound,
     moved: &M,
-) -> Result<Sent, Broken> {
+) -> Result<(), Broken> {
+    let at = outbound.lane().end();
     let mut sending = Sending {
         tcp,
         lane,
-        replay: Replay::new(at),
+        outbound,
         sealed: Vec::new(),
         written: 0,
         flushed: at,
         doing: Doing::Sending,
-        ended: false,
         moved,
     };
     let left_at = sending.run(stop).await?;
     sending.forget(left_at)?;
-    for bytes in sending.replay.bytes() {
-        write_in(tcp, send, bytes).await?;
-    }
-    Ok(Sent {
-        at: sending.replay.end(),
-        ended: sending.ended,
-    })
+    outbound.leave_lane(Instant::now());
+    Ok(())
 }
 
 impl<M: Fn(usize)> Sending<'_, M> {
@@ -96,7 +80,8 @@ impl<M: Fn(usize)> Sending<'_, M> {
         &mut self,
         mut stop: Pin<&mut impl Future<Output = Result<Option<VarInt>, StoppedError>>>,
     ) -> Result<u64, Broken> {
-        self.say(LaneWord::Switch(self.replay.end())).await?;
+        let at = self.outbound.lane().end();
+        self.say(LaneWord::Switch(at)).await?;
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut patience = Patience::default();
@@ -108,7 +93,8 @@ impl<M: Fn(usize)> Sending<'_, M> {
                 }
                 return Ok(left_at);
             }
-            self.forget(heard.taken.max(self.replay.end() - self.replay.len()))?;
+            let taken = heard.taken.max(self.outbound.lane().start());
+            self.forget(taken)?;
             if self.go_on().await? {
                 consume_budget().await;
                 continue;
@@ -131,8 +117,8 @@ impl<M: Fn(usize)> Sending<'_, M> {
                 // Nobody reads the socket while it waits.
                 error = broken(self.tcp), if !reads => return Err(Broken::Socket(error)),
                 _ = looks.tick() => {
-                    let left = self.replay.len();
-                    let taken = self.replay.end() - left;
+                    let replay = self.outbound.lane();
+                    let (taken, left) = (replay.start(), replay.len());
                     let look = patience.look(self.lane.wire.activity(), taken, left);
                     self.act_on(look).await?;
                 }
@@ -157,10 +143,10 @@ impl<M: Fn(usize)> Sending<'_, M> {
     }
 
     /// Whether something may be read from the socket.
-    fn reads(&self) -> bool {
+    fn reads(&mut self) -> bool {
         self.doing == Doing::Sending
             && self.written == self.sealed.len()
-            && self.replay.len() < self.lane.wire.place.window()
+            && self.outbound.lane().len() < self.lane.wire.place.window()
     }
 
     /// Does what can be done at once; tells whether there was something.
@@ -186,16 +172,16 @@ impl<M: Fn(usize)> Sending<'_, M> {
         if self.written == self.sealed.len() {
             self.sealed.clear();
             self.written = 0;
-            self.flushed = self.replay.end();
+            self.flushed = self.outbound.lane().end();
         }
         true
     }
 
     async fn read(&mut self) -> Result<bool, Broken> {
-        let room = self.replay.room();
+        let room = self.outbound.lane().room();
         match self.tcp.try_read(room) {
             Ok(0) => {
-                self.ended = true;
+                self.outbound.ended = true;
                 self.go_back().await?;
             }
             Ok(count) => self.seal(count).await?,
@@ -206,7 +192,7 @@ impl<M: Fn(usize)> Sending<'_, M> {
     }
 
     async fn seal(&mut self, count: usize) -> Result<(), Broken> {
-        let plain = self.replay.put(count);
+        let plain = self.outbound.lane().put(count);
         let records = plain.len().div_ceil(MOST);
         self.sealed.reserve(plain.len() + records * OVERHEAD);
         for bytes in plain.chunks(MOST) {
@@ -227,13 +213,14 @@ impl<M: Fn(usize)> Sending<'_, M> {
     }
 
     fn forget(&mut self, taken: u64) -> Result<(), Broken> {
-        let forgotten = self.replay.forget(taken);
+        let forgotten = self.outbound.taken(taken);
         forgotten.map_err(|fault| Broken::Tunnel(offence(&fault)))
     }
 
     async fn go_back(&mut self) -> Result<(), Broken> {
         self.doing = Doing::GoingBack;
-        self.say(LaneWord::Back(self.replay.end())).await
+        let end = self.outbound.lane().end();
+        self.say(LaneWord::Back(end)).await
     }
 
     async fn strand(&mut self) -> Result<(), Broken> {

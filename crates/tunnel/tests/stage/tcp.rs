@@ -7,7 +7,7 @@ use edgemesh_catalog::Protocol::Tcp;
 use edgemesh_sockets::ResetOnDrop;
 use edgemesh_tunnel::{Broken, OpenFault, Tunnel, TunnelStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -28,7 +28,15 @@ pub(crate) struct Echo {
 impl Echo {
     /// At this address.
     pub(crate) async fn start(at: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(at).await.context("an endpoint")?;
+        let socket = match at {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(at).context("an endpoint")?;
+        // As many as any test connects at once: what does not fit has to come again, and a
+        // second later that may not fit either.
+        let listener = socket.listen(4096).context("an endpoint")?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
