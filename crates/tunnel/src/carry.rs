@@ -86,9 +86,14 @@ pub(crate) async fn carry(
     let out = pin!(pump_out(tcp, recv, inbound, incoming, |n| {
         moved(Way::OutOfTunnel, n);
     }));
+    let both = async {
+        let done = both(tcp, into, out).await;
+        progress.end();
+        done
+    };
     tokio::select! {
         biased;
-        done = both(tcp, into, out) => done,
+        done = both => done,
         never = guided.guide.run() => match never {},
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::endpoint_options::STREAM_WINDOW;
-use crate::tcp_carrier::{OutOfPlace, Replay};
+use crate::replay::{OutOfPlace, Replay};
 
 /// Bytes that all streams of a node together may keep. A stream beyond it keeps nothing.
 const IN_ALL: usize = 64 << 20;

@@ -55,6 +55,7 @@ mod relay_server;
 mod relay_stage;
 mod relay_trust;
 mod relays;
+mod replay;
 mod resumable;
 mod resume;
 mod running;

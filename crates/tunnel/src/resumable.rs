@@ -171,6 +171,9 @@ impl Held {
         of: &StreamOfSession,
         offers_lanes: bool,
     ) -> Leg {
+        if !self.course.can_stay() {
+            return self.wait(stream).await;
+        }
         let session = of.session();
         let lanes = match offers_lanes {
             true => Lanes::Offered(session.lanes.register(stream.number())),
@@ -187,21 +190,21 @@ impl Held {
             Way::IntoTunnel => counters.went(bytes),
             Way::OutOfTunnel => counters.came(bytes),
         };
-        let asked = next_asked(registered);
-        if !course.can_stay() {
-            // Whoever asked for it has left the stream, and asks again.
-            return tokio::select! {
-                biased;
-                asked = asked => Leg::Asked(asked),
-                given_up = is_given_up(stream) => Leg::Done(Err(given_up)),
-                error = broken(socket.stream()) => Leg::Done(Err(Broken::Socket(error))),
-            };
-        }
         let carried = carry(socket.stream(), stream, course, lanes, session, moved);
         tokio::select! {
             biased;
             done = carried => Leg::Done(done),
-            asked = asked => Leg::Asked(asked),
+            asked = next_asked(registered) => Leg::Asked(asked),
+        }
+    }
+
+    /// Carries nothing by `stream`: who has asked for it has left that, and asks again.
+    async fn wait(&mut self, stream: &mut PeerStream) -> Leg {
+        tokio::select! {
+            biased;
+            asked = next_asked(&mut self.registered) => Leg::Asked(asked),
+            given_up = is_given_up(stream) => Leg::Done(Err(given_up)),
+            error = broken(self.socket.stream()) => Leg::Done(Err(Broken::Socket(error))),
         }
     }
 }

@@ -244,7 +244,8 @@ fn an_uplink_that_comes_back_without_tcp_costs_no_byte_in_either_direction() -> 
                 cut()?;
                 sleep(AWAY).await;
                 restore()?;
-                eventually("the stream goes on", || near.resumed() == 1).await
+                eventually("the stream goes on", || near.resumed() == 1).await?;
+                eventually("the lane is lost", || near.lanes_lost() == 1).await
             })
             .await?;
             unblock()

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -35,6 +35,7 @@ pub(crate) struct Progress {
     moved: AtomicU64,
     much_at: AtomicU64,
     much: Notify,
+    over: AtomicBool,
 }
 
 /// What a stream's two directions and its guide have of each other.
@@ -65,6 +66,7 @@ impl Guided {
             moved: AtomicU64::new(0),
             much_at: AtomicU64::new(MUCH),
             much: Notify::new(),
+            over: AtomicBool::new(false),
         });
         Self {
             outgoing,
@@ -88,7 +90,7 @@ impl Guide {
         loop {
             let lane = self.next().await;
             // Boxed: most streams never have one.
-            let end = Box::pin(lane.run(&self.takers)).await;
+            let end = Box::pin(lane.run(&self.takers, &self.progress)).await;
             if let Lanes::Asked(mover) = &self.lanes {
                 match end {
                     LaneEnd::InOrder => {}
@@ -125,6 +127,15 @@ impl Progress {
             self.much_at.store(u64::MAX, Ordering::Relaxed);
             self.much.notify_one();
         }
+    }
+
+    /// It has come to its end, or is broken.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 
     /// From now on it has to move much again.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::budget::LanePlace;
+use super::guide::Progress;
 use super::handshake::Secured;
 use super::lane_table::LaneTable;
 use super::record::{Opener, Sealer};
@@ -95,6 +96,22 @@ pub(super) enum LaneEnd {
     Lost,
 }
 
+/// A lane whose stream goes on on another connection between the nodes is lost, too; with a
+/// stream that is over it ends in whatever order.
+struct LeftBehind<'p> {
+    wire: Arc<Wire>,
+    progress: &'p Progress,
+    is_through: bool,
+}
+
+impl Drop for LeftBehind<'_> {
+    fn drop(&mut self) {
+        if !self.is_through && !self.progress.is_over() {
+            self.wire.give_up(&"its stream has left it");
+        }
+    }
+}
+
 impl Wire {
     /// Nothing more goes by it.
     pub(super) fn give_up(&self, why: &dyn std::fmt::Display) {
@@ -119,7 +136,7 @@ impl Wire {
 
 impl Lane {
     /// Has both directions use it, and passes their words on until both are back.
-    pub(super) async fn run(self, takers: &Takers) -> LaneEnd {
+    pub(super) async fn run(self, takers: &Takers, progress: &Progress) -> LaneEnd {
         let (say, mut said) = mpsc::channel(WORDS_WAITING);
         let (told, told_here) = watch::channel(Told::default());
         let (heard, heard_here) = watch::channel(Heard::default());
@@ -132,6 +149,11 @@ impl Lane {
             moved: AtomicU64::new(0),
         });
         let lost = wire.lost.clone();
+        let mut left = LeftBehind {
+            wire: Arc::clone(&wire),
+            progress,
+            is_through: false,
+        };
         let outgoing = LaneOut {
             wire: Arc::clone(&wire),
             sealer: self.secured.sealer,
@@ -160,6 +182,7 @@ impl Lane {
                 while said.recv().await.is_some() {}
             }
         }
+        left.is_through = true;
         words.close_in_order();
         if lost.is_cancelled() {
             LaneEnd::Lost

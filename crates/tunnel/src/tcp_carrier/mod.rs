@@ -42,7 +42,6 @@ mod lobby;
 mod mover;
 mod receiving;
 mod record;
-mod replay;
 mod sending;
 mod trials;
 
@@ -83,7 +82,6 @@ pub(crate) use self::lane_table::LaneTable;
 pub(crate) use self::listener::{SideDoor, keep_listening, side_door};
 pub(crate) use self::mover::Mover;
 pub(crate) use self::receiving::{receive_by_lane, switch};
-pub(crate) use self::replay::{OutOfPlace, Replay};
 pub(crate) use self::sending::send_by_lane;
 
 /// How long one address of a peer may take to become a lane.
