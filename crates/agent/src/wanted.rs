@@ -13,7 +13,8 @@ use edgemesh_rules::{
 /// Adds to `empty`, a ruleset without portals, a rule for each portal of its family.
 ///
 /// A portal that the forwarder cannot serve gets none: it stays kube-proxy's until the
-/// forwarder can. What is the same in the ruleset `before` is shared with it.
+/// forwarder can. What is the same in the ruleset `before` is shared with it, and what is not
+/// differs in as little as can be.
 pub(crate) fn ruleset(
     mut empty: Ruleset,
     plan: &Plan,
@@ -87,7 +88,8 @@ fn kernel_path(
         {
             known.clone()
         }
-        Some(_) | None => KernelPath::new(kernels(), sharing)?,
+        Some(known) => KernelPath::new(kernels(), sharing)?.following(known),
+        None => KernelPath::new(kernels(), sharing)?,
     };
     Some(Box::new(path))
 }

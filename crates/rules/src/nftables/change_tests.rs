@@ -1,7 +1,7 @@
 //! The difference between two rulesets, applied to a simulated table.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use super::element::{Element, Key, Leads};
 use super::refusing_rules::SetChanges;
 use super::render::render_nftables;
 use super::rule::Rule;
-use crate::{KernelEndpoint, KernelPath, Mark, PortalRule, RuleComment, Ruleset, Sharing};
+use super::sticky_chains::endpoint_of;
+use crate::{Family, KernelEndpoint, KernelPath, Mark, PortalRule, RuleComment, Ruleset, Sharing};
 
 const INTERCEPT: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 96, 16));
 
@@ -114,6 +115,30 @@ fn refused(
     set
 }
 
+/// The endpoints that can be drawn, sorted; each as often as it has a number.
+fn led_to(table: &Table) -> Vec<SocketAddr> {
+    let drawn = table
+        .elements
+        .iter()
+        .filter_map(|(key, element)| match (key, &element.leads) {
+            (Key::Endpoint(..), Leads::To(to)) => Some(*to),
+            (Key::FirstChoice(..), Leads::Over(chain)) => endpoint_of(Family::V4, chain),
+            _ => None,
+        });
+    let mut drawn: Vec<SocketAddr> = drawn.collect();
+    drawn.sort_unstable();
+    drawn
+}
+
+/// Those among which the kernel has to draw.
+fn to_several(path: Option<&KernelPath>) -> Vec<SocketAddr> {
+    let several = path.filter(|path| {
+        path.endpoints().len() > 1 || matches!(path.sharing(), Sharing::WithAgent(_))
+    });
+    let endpoints = several.into_iter().flat_map(KernelPath::endpoints);
+    endpoints.map(|endpoint| endpoint.address).collect()
+}
+
 fn frontend(number: u8) -> Frontend {
     Frontend {
         ip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, number / 2)),
@@ -197,6 +222,28 @@ fn an_endpoint_more_is_a_matter_of_that_portal_alone() {
     );
 }
 
+#[test]
+fn a_replaced_endpoint_is_one_element_for_another() {
+    let to = |numbers: &[u8]| {
+        let endpoints = numbers.iter().map(|number| KernelEndpoint {
+            address: (Ipv4Addr::new(10, 244, 1, *number), 8080).into(),
+            is_pod_here: false,
+        });
+        KernelPath::new(endpoints, Sharing::Alone).unwrap()
+    };
+    let before = to(&[2, 3, 4, 5]);
+    let after = to(&[1, 2, 3, 5]).following(&before);
+    let [before, after] = [before, after].map(|path| ruleset(&[(1, 0, Some(path))]));
+    let changes = between(&before, &after).unwrap();
+    let key = Key::Endpoint(frontend(1), 2);
+    let new = Element {
+        key,
+        leads: Leads::To((Ipv4Addr::new(10, 244, 1, 1), 8080).into()),
+        comment: None,
+    };
+    assert_eq!(changes.all(), [Change::Delete(key), Change::Add(new)]);
+}
+
 proptest! {
     #[test]
     fn from_a_known_state_the_table_ends_with_the_same_portals(
@@ -214,6 +261,27 @@ proptest! {
             in_steps.change(step);
         }
         prop_assert_eq!(in_steps, at_once);
+    }
+
+    #[test]
+    fn after_any_changes_in_a_row_the_table_holds_each_endpoint_once(
+        paths in proptest::collection::vec(path(), 1..8),
+    ) {
+        let mut known = ruleset(&[]);
+        let mut table = Table::holding(&known);
+        for path in paths {
+            let portals = known.portals();
+            let earlier = portals.get(&frontend(1)).and_then(|rule| rule.kernel.as_deref());
+            let path = path.map(|path| match earlier {
+                Some(earlier) => path.following(earlier),
+                None => path,
+            });
+            let wanted = ruleset(&[(1, 0, path.clone())]);
+            table.change(between(&known, &wanted).unwrap().all());
+            prop_assert_eq!(&table, &Table::holding(&wanted));
+            prop_assert_eq!(led_to(&table), to_several(path.as_ref()));
+            known = wanted;
+        }
     }
 
     #[test]

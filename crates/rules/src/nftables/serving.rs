@@ -95,10 +95,10 @@ impl Parts {
             leads: Leads::To(to),
             comment: comment.clone(),
         });
-        for (number, endpoint) in (0..).zip(path.iter().flat_map(|path| path.endpoints())) {
+        for (number, endpoint) in (0..).zip(path.iter().flat_map(|path| path.numbered())) {
             parts.add(Element {
                 key: Key::Endpoint(*frontend, number),
-                leads: Leads::To(endpoint.address),
+                leads: Leads::To(endpoint),
                 comment: None,
             });
         }

@@ -53,15 +53,15 @@ impl Sticky<'_> {
         let protocol = self.frontend.protocol;
         let mut rules = Vec::new();
         let mut slots = 0;
-        for endpoint in self.path.endpoints() {
-            let set = self.clients_set(endpoint.address);
-            let name = self.endpoint_chain(endpoint.address);
+        for endpoint in self.path.numbered() {
+            let set = self.clients_set(endpoint);
+            let name = self.endpoint_chain(endpoint);
             rules.push(Rule::keep(family, &set, &name, self.comment));
             let chain = Chain {
                 name: name.clone(),
                 rules: vec![
                     Rule::remember(family, &set, self.comment),
-                    Rule::send(protocol, endpoint.address, self.comment),
+                    Rule::send(protocol, endpoint, self.comment),
                 ],
             };
             parts.sets.insert(set, self.silence);
