@@ -19,11 +19,11 @@ const STRAYS: &str = "[0:0] -A EDGEMESH-PORTALS-CONTAINER -d 169.254.96.16/32 -p
                       169.254.96.16:20009\n";
 const INTO_CHAIN: &str = "[3:180] -A EDGEMESH-PORTALS-CONTAINER -d 10.96.0.1/32 -p tcp -m comment \
                           --comment \"default/web:http\" -m tcp --dport 80 -j EDGEMESH-SVC-A\n";
-const TO_ENDPOINT: &str = "[2:120] -A EDGEMESH-SVC-A -p tcp -m comment --comment \
-                           \"default/web:http\" -m statistic --mode random --probability \
-                           0.50000000000 -j DNAT --to-destination 10.244.1.2:8080\n";
-const TO_AGENT: &str = "[1:60] -A EDGEMESH-SVC-A -p tcp -m comment --comment \
-                        \"default/web:http\" -j DNAT --to-destination 169.254.96.16:20007\n";
+const TO_ENDPOINT: &str = "[2:120] -A EDGEMESH-SVC-A -p tcp -m statistic --mode random \
+                           --probability 0.50000000000 -j DNAT --to-destination \
+                           10.244.1.2:8080\n";
+const TO_AGENT: &str = "[1:60] -A EDGEMESH-SVC-A -p tcp -j DNAT --to-destination \
+                        169.254.96.16:20007\n";
 const GATE: &str = "[0:0] -A EDGEMESH-PORTALS-CONTAINER -m set ! --match-set EDGEMESH-ALIVE dst \
                     -j RETURN\n";
 const KUBES_RULE: &str = "[2:120] -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment \

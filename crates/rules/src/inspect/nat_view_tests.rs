@@ -99,8 +99,8 @@ const SHARED: &str = r#"*nat
 [0:0] -A EDGEMESH-PORTALS-HOST -d 169.254.96.16/32 -p tcp -m comment --comment "edgemesh: not through a portal" -j DNAT --to-destination 169.254.96.16:9
 [5:300] -A EDGEMESH-PORTALS-HOST -m comment --comment "edgemesh: through a portal" -j MARK --set-xmark 0x1000/0x1000
 [5:300] -A EDGEMESH-PORTALS-HOST -d 10.96.0.1/32 -p tcp -m comment --comment "default/web:http" -m tcp --dport 80 -j EDGEMESH-SVC-AAAAAAAAAAAAAAA
-[2:120] -A EDGEMESH-SVC-AAAAAAAAAAAAAAA -p tcp -m comment --comment "default/web:http" -m statistic --mode random --probability 0.50000000000 -j DNAT --to-destination 10.244.1.11:8080
-[3:180] -A EDGEMESH-SVC-AAAAAAAAAAAAAAA -p tcp -m comment --comment "default/web:http" -j DNAT --to-destination 169.254.96.16:20007
+[2:120] -A EDGEMESH-SVC-AAAAAAAAAAAAAAA -p tcp -m statistic --mode random --probability 0.50000000000 -j DNAT --to-destination 10.244.1.11:8080
+[3:180] -A EDGEMESH-SVC-AAAAAAAAAAAAAAA -p tcp -j DNAT --to-destination 169.254.96.16:20007
 [4:240] -A EDGEMESH-POSTROUTING -m mark ! --mark 0x1000/0x1000 -m comment --comment "edgemesh: came through no portal" -j RETURN
 COMMIT
 "#;

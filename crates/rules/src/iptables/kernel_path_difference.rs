@@ -74,16 +74,16 @@ fn remove_masquerade(removal: &mut Removal, table: &Table<'_>) {
     }
 }
 
-type Chain<'a> = (String, Vec<EndpointRule<'a>>);
+type Chain = (String, Vec<EndpointRule>);
 
 /// The chain of a portal, if it takes one.
-fn chain<'a>(rules: &Ruleset, frontend: &Frontend, rule: &'a PortalRule) -> Option<Chain<'a>> {
+fn chain(rules: &Ruleset, frontend: &Frontend, rule: &PortalRule) -> Option<Chain> {
     let endpoints = endpoint_rules(rules, frontend, rule);
     (!endpoints.is_empty()).then(|| (chain_name(frontend, rule.comment.as_str()), endpoints))
 }
 
 fn service_chains_against(difference: &mut Difference, table: &Table<'_>, wanted: &Ruleset) {
-    let chains: BTreeMap<String, Vec<EndpointRule<'_>>> = wanted
+    let chains: BTreeMap<String, Vec<EndpointRule>> = wanted
         .portals()
         .iter()
         .filter_map(|(frontend, rule)| chain(wanted, frontend, rule))
@@ -116,7 +116,7 @@ fn service_chains_against(difference: &mut Difference, table: &Table<'_>, wanted
     }
 }
 
-fn holds(found: &[&str], rules: &[EndpointRule<'_>]) -> bool {
+fn holds(found: &[&str], rules: &[EndpointRule]) -> bool {
     found.len() == rules.len()
         && found
             .iter()

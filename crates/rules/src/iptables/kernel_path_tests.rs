@@ -64,7 +64,7 @@ fn shared(rules: &Ruleset) -> Vec<String> {
     render(rules)
         .lines()
         .filter(|line| line.starts_with("-A EDGEMESH-SVC-"))
-        .map(|line| line.split_once(" --comment ").unwrap().1.to_owned())
+        .map(|line| line.splitn(3, ' ').last().unwrap().to_owned())
         .collect()
 }
 
@@ -74,28 +74,28 @@ fn to(last: u8) -> String {
 
 #[test]
 fn every_endpoint_has_the_same_share() {
-    let name = "\"default/s2:http\"";
+    let tcp = "-p tcp";
     let chance = "-m statistic --mode random --probability";
     assert_eq!(
         shared(&ruleset(&[(2, vec![1, 3, 5], Sharing::Alone)])),
         [
-            format!("{name} {chance} 0.33333333349 {}", to(1)),
-            format!("{name} {chance} 0.50000000000 {}", to(3)),
-            format!("{name} {}", to(5)),
+            format!("{tcp} {chance} 0.33333333349 {}", to(1)),
+            format!("{tcp} {chance} 0.50000000000 {}", to(3)),
+            format!("{tcp} {}", to(5)),
         ]
     );
 }
 
 #[test]
 fn the_agent_has_as_many_shares_as_endpoints_behind_it() {
-    let name = "\"default/s2:http\"";
+    let tcp = "-p tcp";
     let chance = "-m statistic --mode random --probability";
     assert_eq!(
         shared(&ruleset(&[(2, vec![1, 3], with_agent(2))])),
         [
-            format!("{name} {chance} 0.25000000000 {}", to(1)),
-            format!("{name} {chance} 0.33333333349 {}", to(3)),
-            format!("{name} -j DNAT --to-destination 169.254.96.16:20007"),
+            format!("{tcp} {chance} 0.25000000000 {}", to(1)),
+            format!("{tcp} {chance} 0.33333333349 {}", to(3)),
+            format!("{tcp} -j DNAT --to-destination 169.254.96.16:20007"),
         ]
     );
 }
@@ -243,6 +243,21 @@ fn pods_that_come_and_go_are_a_line_each() {
     assert_eq!(text.matches(MASQUERADE).count(), 2, "{text}");
     assert!(text.contains("-D EDGEMESH-POSTROUTING -s 10.244.1.2/32 -d 10.244.1.2/32 "));
     assert!(text.contains("-I EDGEMESH-POSTROUTING 4 -s 10.244.1.4/32 -d 10.244.1.4/32 "));
+}
+
+#[test]
+fn rules_that_an_older_agent_gave_comments_are_made_anew() {
+    let wanted = ruleset(&[(2, vec![1, 3], Sharing::Alone)]);
+    let right = Simulated::holding(&wanted);
+    let mut older = right.clone();
+    let name = chain_name(&frontend(2), "default/s2:http");
+    for rule in older.chain(&name) {
+        *rule = rule.replace("-p tcp", "-p tcp -m comment --comment \"default/s2:http\"");
+    }
+    let (transaction, _) = older.difference(&wanted);
+    assert_eq!(transaction.lines(), 3, "{}", transaction.text());
+    older.restore(&transaction.text());
+    assert_eq!(older, right);
 }
 
 #[test]

@@ -70,11 +70,12 @@ pub(crate) fn chain_name(frontend: &Frontend, comment: &str) -> String {
     format!("{SERVICE_PREFIX}{}", hash(&format!("{comment} {frontend}")))
 }
 
-/// A rule of such a chain.
+/// A rule of such a chain. It has no comment: to the kernel that is 256 bytes to copy and to walk
+/// over for each rule, whenever any other rule is added, and the portal's rule, which names the
+/// service port, is what leads here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct EndpointRule<'a> {
+pub(crate) struct EndpointRule {
     pub(crate) protocol: Protocol,
-    pub(crate) comment: &'a str,
     /// Which part of the connections that come as far as here it takes; none: all.
     pub(crate) share: Option<Share>,
     pub(crate) memory: Option<Memory>,
@@ -104,18 +105,17 @@ enum Act {
 }
 
 /// The rules of the chain by which `rule` is shared, in their order; none where none is.
-pub(crate) fn endpoint_rules<'a>(
+pub(crate) fn endpoint_rules(
     rules: &Ruleset,
     frontend: &Frontend,
-    rule: &'a PortalRule,
-) -> Vec<EndpointRule<'a>> {
+    rule: &PortalRule,
+) -> Vec<EndpointRule> {
     let Way::Shared(path) = way(rules, rule) else {
         return Vec::new();
     };
     let addresses: Vec<SocketAddr> = path.endpoints().iter().map(|e| e.address).collect();
     let plain = |to, share| EndpointRule {
         protocol: frontend.protocol,
-        comment: rule.comment.as_str(),
         share,
         memory: None,
         to,
@@ -190,13 +190,9 @@ impl Memory {
 }
 
 /// The rule as iptables-save writes it, without the chain.
-impl fmt::Display for EndpointRule<'_> {
+impl fmt::Display for EndpointRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "-p {} -m comment --comment \"{}\"",
-            self.protocol, self.comment
-        )?;
+        write!(f, "-p {}", self.protocol)?;
         if let Some(share) = self.share {
             write!(f, " -m statistic --mode random --probability {share}")?;
         }
