@@ -46,22 +46,28 @@ pub enum DatagramDropped {
     QueueFull,
     /// The client or endpoint did not take them as fast as they came.
     ReceiverFull,
-    /// It came for a flow that nobody knows.
+    /// It came for a flow that nobody has opened, or that has ended.
     NoFlow,
     /// It is larger than any datagram may be.
     TooLarge,
     /// The way to the peer changed under it, and it does not fit any more.
     PathShrank,
+    /// Its flow was refused, or ended, before it was sent, or taken by the client.
+    FlowEnded,
+    /// The connection with the peer ended before it was sent.
+    ConnectionEnded,
 }
 
 impl DatagramDropped {
     /// All there are.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::QueueFull,
         Self::ReceiverFull,
         Self::NoFlow,
         Self::TooLarge,
         Self::PathShrank,
+        Self::FlowEnded,
+        Self::ConnectionEnded,
     ];
 
     /// The word for labels and logs.
@@ -73,6 +79,8 @@ impl DatagramDropped {
             Self::NoFlow => "no_flow",
             Self::TooLarge => "too_large",
             Self::PathShrank => "path_shrank",
+            Self::FlowEnded => "flow_ended",
+            Self::ConnectionEnded => "connection_ended",
         }
     }
 }
@@ -204,7 +212,11 @@ impl Counters {
     }
 
     pub(crate) fn datagram_dropped(&self, reason: DatagramDropped) {
-        add(&self.datagrams_dropped[reason as usize], 1);
+        self.datagrams_were_dropped(reason, 1);
+    }
+
+    pub(crate) fn datagrams_were_dropped(&self, reason: DatagramDropped, count: usize) {
+        add(&self.datagrams_dropped[reason as usize], count as u64);
     }
 
     pub(crate) fn came(&self, bytes: usize) {

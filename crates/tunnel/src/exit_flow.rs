@@ -13,10 +13,11 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::codes;
 use crate::counters::{Counters, DatagramDropped};
+use crate::datagram_traffic::NotSent;
 use crate::flow_table::Registered;
 use crate::message_stream::{MessageReader, MessageWriter};
 use crate::peer_stream::PeerStream;
-use crate::session::{NotSent, Session, StreamOfSession};
+use crate::session::{Session, StreamOfSession};
 
 /// Answers passed on before others get their turn.
 const ANSWERS_AT_ONCE: usize = 64;
@@ -184,8 +185,8 @@ impl Answers<'_> {
     fn pass_on(&self, payload: &[u8]) {
         self.used.store(true, Ordering::Relaxed);
         match self.session.send_datagram(self.number, payload) {
-            // What did not fit into the queue is counted there.
-            Ok(()) | Err(NotSent::Full) => {}
+            // What is dropped is counted there.
+            Ok(()) | Err(NotSent::Dropped) => {}
             Err(NotSent::TooLarge) => {
                 self.large.push(payload, self.counters);
             }

@@ -20,6 +20,7 @@ mod codes;
 mod congestion;
 mod counters;
 mod course;
+mod datagram_traffic;
 mod endpoint_options;
 mod exit;
 mod exit_flow;

@@ -27,6 +27,8 @@ pub(crate) struct MessageWriter {
     messages: mpsc::UnboundedReceiver<Bytes>,
     // Keeps `recv` from ending while all others are gone.
     queue: MessageQueue,
+    /// One is written, though maybe not to its end.
+    writing: bool,
     counters: Arc<Counters>,
 }
 
@@ -40,21 +42,22 @@ impl MessageQueue {
         let mut message = BytesMut::with_capacity(MESSAGE_HEADER + payload.len());
         message.put_slice(&header);
         message.put_slice(payload);
-        if self.queue(message.freeze()) {
-            return true;
+        let queued = self.queue(message.freeze());
+        if let Err(reason) = queued {
+            counters.datagram_dropped(reason);
         }
-        counters.datagram_dropped(DatagramDropped::QueueFull);
-        false
+        queued.is_ok()
     }
 
-    fn queue(&self, message: Bytes) -> bool {
+    fn queue(&self, message: Bytes) -> Result<(), DatagramDropped> {
         // A datagram is far smaller than 4 GiB.
         let bytes = u32::try_from(message.len()).unwrap_or(u32::MAX);
         let Ok(place) = self.room.try_acquire_many(bytes) else {
-            return false;
+            return Err(DatagramDropped::QueueFull);
         };
         place.forget();
-        self.queue.send(message).is_ok()
+        let queued = self.queue.send(message);
+        queued.map_err(|_| DatagramDropped::FlowEnded)
     }
 }
 
@@ -66,6 +69,7 @@ impl MessageWriter {
         let writer = Self {
             messages,
             queue: queue.clone(),
+            writing: false,
             counters,
         };
         (writer, queue)
@@ -75,12 +79,25 @@ impl MessageWriter {
     pub(crate) async fn run(mut self, send: &mut SendStream) -> io::Error {
         while let Some(message) = self.messages.recv().await {
             self.queue.room.add_permits(message.len());
+            self.writing = true;
             if let Err(error) = send.write_chunk(message).await {
                 return error.into();
             }
+            self.writing = false;
             self.counters.datagram_went();
         }
         io::ErrorKind::BrokenPipe.into()
+    }
+}
+
+impl Drop for MessageWriter {
+    /// Nobody writes any more: what is queued is lost.
+    fn drop(&mut self) {
+        self.messages.close();
+        let queued = std::iter::from_fn(|| self.messages.try_recv().ok()).count();
+        let lost = queued + usize::from(self.writing);
+        self.counters
+            .datagrams_were_dropped(DatagramDropped::FlowEnded, lost);
     }
 }
 
@@ -122,5 +139,22 @@ fn broken(error: ReadExactError) -> io::Error {
             "the stream ends within a message",
         ),
         ReadExactError::ReadError(error) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_queued_when_a_flow_ends_is_counted_and_what_comes_later() {
+        let counters = Arc::new(Counters::default());
+        let (writer, queue) = MessageWriter::new(Arc::clone(&counters));
+        assert!(queue.push(b"one", &counters));
+        assert!(queue.push(b"two", &counters));
+        drop(writer);
+        assert_eq!(counters.datagrams_dropped(DatagramDropped::FlowEnded), 2);
+        assert!(!queue.push(b"three", &counters));
+        assert_eq!(counters.datagrams_dropped(DatagramDropped::FlowEnded), 3);
     }
 }

@@ -1,6 +1,5 @@
 //! One connection with a peer: its streams, its flows, and whether it still lives.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgemesh_wire::{Datagram, Hello, MAX_DATAGRAM_OVERHEAD, StreamName};
-use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendDatagramError, Side, VarInt};
+use edgemesh_wire::{Datagram, Hello, StreamName};
+use futures_util::FutureExt;
+use iroh::endpoint::{Connection, ConnectionError, RecvStream, Side, VarInt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -17,13 +17,14 @@ use tracing::{debug, error};
 
 use crate::codes;
 use crate::counters::{Counters, DatagramDropped};
+use crate::datagram_traffic::{DatagramTraffic, NotSent};
 use crate::exit::{Exit, Quota};
 use crate::flow_table::FlowTable;
 use crate::peer_stream::PeerStream;
 use crate::tcp_carrier::LaneTable;
 
-/// Bytes of datagrams that may wait for the peer besides those in QUIC's own buffer.
-const MOST_WAITING: usize = 4 << 20;
+/// How often is looked for datagrams that nobody wants.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// How often is looked whether anything was heard.
 const LISTEN_EVERY: Duration = Duration::from_millis(500);
 /// A connection that was silent for so long is worn: the transport begins to give up its ways
@@ -55,23 +56,7 @@ pub(crate) struct Session {
     /// Streams that go on, opened by either side.
     streams: AtomicUsize,
     offences: AtomicUsize,
-    waiting: Mutex<Waiting>,
-    more_waiting: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    datagrams: VecDeque<Bytes>,
-    bytes: usize,
-}
-
-/// Why a datagram was not sent as a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotSent {
-    /// It does not fit into one; a stream can carry it.
-    TooLarge,
-    /// Too many are waiting; it is dropped.
-    Full,
+    datagrams: DatagramTraffic,
 }
 
 /// A stream of the session that goes on.
@@ -123,6 +108,7 @@ impl Session {
             connection,
             flows: Arc::default(),
             lanes: Arc::default(),
+            datagrams: DatagramTraffic::new(Arc::clone(&counters)),
             counters,
             hello: OnceLock::new(),
             quiet_since: Mutex::default(),
@@ -132,8 +118,6 @@ impl Session {
             changed,
             streams: AtomicUsize::new(0),
             offences: AtomicUsize::new(0),
-            waiting: Mutex::default(),
-            more_waiting: Notify::new(),
         })
     }
 
@@ -276,38 +260,14 @@ impl Session {
     /// Sends a datagram of `flow` in a packet; keeps it for a moment when packets cannot go
     /// as fast.
     pub(crate) fn send_datagram(&self, flow: u64, payload: &[u8]) -> Result<(), NotSent> {
-        let most = self.connection.max_datagram_size().unwrap_or(0);
-        if payload.len() + MAX_DATAGRAM_OVERHEAD > most {
-            return Err(NotSent::TooLarge);
-        }
-        let datagram = Datagram::encode(flow, payload);
-        let mut waiting = self.waiting();
-        if waiting.datagrams.is_empty()
-            && self.connection.datagram_send_buffer_space() >= datagram.len()
-        {
-            drop(waiting);
-            // It was said that there is room, and a connection that is lost loses its datagrams.
-            let _ = self.connection.send_datagram(datagram);
-        } else if waiting.bytes + datagram.len() > MOST_WAITING {
-            self.counters.datagram_dropped(DatagramDropped::QueueFull);
-            return Err(NotSent::Full);
-        } else {
-            waiting.bytes += datagram.len();
-            waiting.datagrams.push_back(datagram);
-            drop(waiting);
-            self.more_waiting.notify_one();
-        }
-        self.counters.datagram_went();
-        Ok(())
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.datagrams.send(&self.connection, flow, payload)
     }
 
     /// Serves the connection until it is closed, by whomever.
     pub(crate) async fn serve(self: Arc<Self>, serving: Serving) {
         let mut streams = JoinSet::new();
+        // However this ends: it may just be dropped.
+        let ending = EndsDatagrams(&self);
         tokio::select! {
             biased;
             reason = self.connection.closed() => debug!(%reason, "connection with the peer closed"),
@@ -315,11 +275,13 @@ impl Session {
             () = self.accept_streams(&serving, &mut streams) => {}
             () = self.receive_hello() => {}
             () = self.receive_datagrams() => {}
-            () = self.send_waiting() => {}
+            () = self.datagrams.send_waiting(&self.connection) => {}
+            () = self.expire_early() => {}
             () = self.watch(&serving) => {}
         }
         // Whatever still runs finds its stream lost; what has not noticed yet is ended.
         self.close(codes::ENDING, b"");
+        drop(ending);
         streams.shutdown().await;
     }
 
@@ -380,41 +342,45 @@ impl Session {
 
     async fn receive_datagrams(&self) {
         while let Ok(bytes) = self.connection.read_datagram().await {
-            match Datagram::decode(bytes) {
-                Ok(datagram) => {
-                    self.counters.datagram_came();
-                    for _ in 0..self.flows.deliver(datagram) {
-                        self.counters.datagram_dropped(DatagramDropped::NoFlow);
-                    }
-                }
-                Err(error) => self.offended(&error),
-            }
+            self.datagram_came(bytes);
             tokio::task::coop::consume_budget().await;
         }
         std::future::pending::<()>().await;
     }
 
-    async fn send_waiting(&self) {
-        loop {
-            self.more_waiting.notified().await;
-            loop {
-                // Taken out after it was sent: meanwhile others must queue up behind it.
-                let Some(next) = self.waiting().datagrams.front().cloned() else {
-                    break;
-                };
-                let length = next.len();
-                match self.connection.send_datagram_wait(next).await {
-                    Ok(()) => {}
-                    Err(SendDatagramError::TooLarge) => {
-                        self.counters.datagram_dropped(DatagramDropped::PathShrank);
-                    }
-                    Err(_) => std::future::pending().await,
-                }
-                let mut waiting = self.waiting();
-                waiting.datagrams.pop_front();
-                waiting.bytes -= length;
+    fn datagram_came(&self, bytes: Bytes) {
+        match Datagram::decode(bytes) {
+            Ok(datagram) => {
+                self.counters.datagram_came();
+                let dropped = self.flows.deliver(datagram, Instant::now().into_std());
+                self.counters
+                    .datagrams_were_dropped(DatagramDropped::NoFlow, dropped);
             }
+            Err(error) => self.offended(&error),
         }
+    }
+
+    /// Drops what has come for flows that nobody has opened.
+    async fn expire_early(&self) {
+        let mut ticks = interval(EXPIRE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let now = ticks.tick().await;
+            let expired = self.flows.expire(now.into_std());
+            self.counters
+                .datagrams_were_dropped(DatagramDropped::NoFlow, expired);
+        }
+    }
+
+    /// Counts what is lost because the connection is over.
+    fn end_datagrams(&self) {
+        self.datagrams.end();
+        // Those that have come are the flows' still; what the flows do not take is not.
+        while let Some(Ok(bytes)) = self.connection.read_datagram().now_or_never() {
+            self.datagram_came(bytes);
+        }
+        self.counters
+            .datagrams_were_dropped(DatagramDropped::NoFlow, self.flows.end());
     }
 
     /// Notices when the peer falls silent and when it is heard again, and closes what nobody
@@ -464,6 +430,15 @@ impl Session {
 
     fn received(&self) -> u64 {
         self.connection.stats().udp_rx.datagrams
+    }
+}
+
+/// Ends a session's datagrams when it is dropped.
+struct EndsDatagrams<'s>(&'s Session);
+
+impl Drop for EndsDatagrams<'_> {
+    fn drop(&mut self) {
+        self.0.end_datagrams();
     }
 }
 

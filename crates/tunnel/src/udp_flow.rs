@@ -12,11 +12,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::codes;
 use crate::counters::{Counters, DatagramDropped};
+use crate::datagram_traffic::NotSent;
 use crate::fault::OpenFault;
 use crate::message_stream::{MessageQueue, MessageReader, MessageWriter};
 use crate::open::{Opened, ask};
 use crate::peer_stream::PeerStream;
-use crate::session::{NotSent, Session};
+use crate::session::Session;
 
 /// Bytes of datagrams kept for a flow whose way to the peer is still being made.
 const MOST_EARLY: usize = 512 * 1024;
@@ -146,7 +147,7 @@ impl FlowWay {
     fn send(&self, datagram: &[u8], counters: &Counters) -> Result<(), SendFault> {
         match self.session.send_datagram(self.number, datagram) {
             Ok(()) => Ok(()),
-            Err(NotSent::Full) => Err(SendFault::Full),
+            Err(NotSent::Dropped) => Err(SendFault::Full),
             Err(NotSent::TooLarge) if self.large.push(datagram, counters) => Ok(()),
             Err(NotSent::TooLarge) => Err(SendFault::Full),
         }
@@ -205,6 +206,16 @@ impl Shared {
 
     fn answers(&self) -> MutexGuard<'_, AnswersIn> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    /// What waited for a way that never was, and answers that nobody has taken, are lost.
+    fn drop(&mut self) {
+        let early = self.early.get_mut().map_or(0, |e| e.datagrams.len());
+        let answers = self.answers.get_mut().map_or(0, |a| a.datagrams.len());
+        self.counters
+            .datagrams_were_dropped(DatagramDropped::FlowEnded, early + answers);
     }
 }
 
@@ -299,5 +310,56 @@ fn fault_of_write(error: &io::Error) -> OpenFault {
     match error.kind() {
         io::ErrorKind::ConnectionReset => OpenFault::ExitFailed,
         _ => OpenFault::PeerDown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edgemesh_catalog::{ObjectName, Protocol, ServicePortName};
+
+    use super::*;
+
+    fn flow(counters: &Arc<Counters>) -> (UdpFlow, impl Future<Output = ()>) {
+        let request = Request {
+            service_port: ServicePortName {
+                service: ObjectName::new("default", "dns"),
+                port: "".into(),
+                protocol: Protocol::Udp,
+            },
+            endpoint: ([10, 0, 0, 1], 53).into(),
+        };
+        UdpFlow::new(request, Arc::clone(counters), async {
+            Err(OpenFault::PeerDown)
+        })
+    }
+
+    #[tokio::test]
+    async fn what_waited_for_a_way_that_is_not_to_be_had_is_counted() {
+        let counters = Arc::new(Counters::default());
+        let (flow, task) = flow(&counters);
+        flow.send(b"one").unwrap();
+        flow.send(b"two").unwrap();
+        task.await;
+        assert_eq!(
+            flow.send(b"three"),
+            Err(SendFault::Ended(OpenFault::PeerDown))
+        );
+        drop(flow);
+        assert_eq!(counters.datagrams_dropped(DatagramDropped::FlowEnded), 2);
+    }
+
+    #[tokio::test]
+    async fn answers_that_nobody_takes_are_counted_when_the_flow_is_let_go() {
+        let counters = Arc::new(Counters::default());
+        let (flow, task) = flow(&counters);
+        let sink = Arc::clone(&flow.shared);
+        for answer in ["one", "two", "three"] {
+            sink.answered(Bytes::from_static(answer.as_bytes()));
+        }
+        assert_eq!(flow.try_receive(), Some(Ok(Bytes::from_static(b"one"))));
+        drop((flow, task));
+        sink.answered(Bytes::from_static(b"late"));
+        drop(sink);
+        assert_eq!(counters.datagrams_dropped(DatagramDropped::FlowEnded), 3);
     }
 }
