@@ -92,6 +92,12 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// How many of something: `1 peer`, `1,024 peers`.
+pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
+    let what = if number == 1 { one } else { many };
+    format!("{} {what}", grouped(number))
+}
+
 /// Bytes in MiB.
 pub(crate) fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", grouped(bytes.div_ceil(1024 * 1024)))

@@ -12,6 +12,7 @@ mod paint;
 mod path;
 mod request;
 mod screen;
+mod times;
 mod way;
 
 use std::process::{ExitCode, ExitStatus};
@@ -22,7 +23,8 @@ use edgemesh_lab::traffic::HeldConnection;
 use edgemesh_lab::{Entered, Flavour, Inside, Signal, await_ok, await_until, promises};
 
 use cluster::{Cluster, Member};
-use screen::{Screen, ms};
+use screen::Screen;
+use times::ms;
 use way::Way;
 
 /// How long to wait for what comes too late, to tell how late.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{FamilyReport, ServicesReport, SourceReport, StatusReport, tunnel_screen};
 use crate::moment::length;
-use crate::text::{Paragraph, grouped, mebibytes};
+use crate::text::{Paragraph, count, grouped, mebibytes};
 
 /// As many endpoints that are left out are shown.
 const MOST_SHOWN: usize = 5;
@@ -257,14 +257,6 @@ fn reasons(text: &mut String, what: &str, reasons: &BTreeMap<String, u64>) {
 
 fn total(reasons: &BTreeMap<String, usize>) -> u64 {
     reasons.values().sum::<usize>() as u64
-}
-
-pub(super) fn count(number: u64, one: &str, many: &str) -> String {
-    format!(
-        "{} {}",
-        grouped(number),
-        if number == 1 { one } else { many }
-    )
 }
 
 #[cfg(test)]

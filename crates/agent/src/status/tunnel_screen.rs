@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::screen::count;
 use crate::moment::length;
-use crate::text::{Paragraph, grouped, mebibytes};
+use crate::text::{Paragraph, count, grouped, mebibytes};
 use crate::tunnel::{PeerReport, ReachReport, TunnelReport};
 
 /// As many peers, and as many of those that are not believed, are shown.

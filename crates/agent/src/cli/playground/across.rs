@@ -10,7 +10,7 @@ use super::cluster::{Cluster, Member, ports};
 use super::crossing::{Crossing, await_path};
 use super::path::Path;
 use super::request::{From, Request};
-use super::screen::ms;
+use super::times::ms;
 use super::way::Way;
 use super::{PATIENCE, Tour};
 

@@ -10,7 +10,7 @@ use edgemesh_lab::{Family, Place, Protocol, Rule, await_ok, promises};
 
 use super::cluster::{Cluster, FILTER_LABEL, Member, ports};
 use super::request::{From, Request};
-use super::screen::ms;
+use super::times::ms;
 use super::way::Way;
 use super::{PATIENCE, Tour};
 

@@ -8,7 +8,7 @@ use edgemesh_lab::{Protocol, await_ok};
 use super::cluster::{Cluster, Member};
 use super::path::Path;
 use super::request::Request;
-use super::screen::{in_table, ms};
+use super::times::{in_table, ms};
 use super::way::Way;
 
 /// How many requests show what a path costs that is in use.

@@ -206,16 +206,6 @@ fn map(cluster: &Cluster) -> String {
     .concat()
 }
 
-/// Times as the screen shows them.
-pub(super) fn ms(time: Duration) -> String {
-    format!("{} ms", time.as_millis())
-}
-
-/// Times as a table shows them, in milliseconds.
-pub(super) fn in_table(time: Duration) -> String {
-    format!("{:.1}", time.as_secs_f64() * 1000.0)
-}
-
 #[expect(
     clippy::print_stdout,
     reason = "what a command is asked for goes to standard output"
