@@ -1,6 +1,6 @@
 //! What is to be said about a file: its mistakes and the warnings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -49,12 +49,27 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
+/// A key that means nothing where it stands.
+#[derive(Debug)]
+pub(super) struct UnknownKey {
+    /// Where in the file.
+    pub(super) mark: Mark,
+    /// Its whole path.
+    pub(super) key: String,
+    /// The key itself.
+    pub(super) name: String,
+    /// The keys that mean something there.
+    pub(super) known: BTreeSet<String>,
+}
+
 /// Collects what is found while a file is read.
 #[derive(Debug)]
 pub(super) struct Report {
     file: Arc<str>,
     pub(super) errors: Vec<Finding>,
     pub(super) warnings: Vec<Finding>,
+    /// Mistakes, too; what to say of them only the table of all keys tells.
+    pub(super) unknown: Vec<UnknownKey>,
     /// Where each known key was set.
     places: BTreeMap<&'static str, Mark>,
     /// The place of the document itself.
@@ -67,6 +82,7 @@ impl Report {
             file: file.into(),
             errors: Vec::new(),
             warnings: Vec::new(),
+            unknown: Vec::new(),
             places: BTreeMap::new(),
             root: Mark { line: 1, column: 1 },
         }
@@ -80,6 +96,11 @@ impl Report {
     pub(super) fn warning(&mut self, mark: Mark, key: &str, message: impl Into<String>) {
         let finding = self.finding(mark, key, message.into());
         self.warnings.push(finding);
+    }
+
+    /// How many mistakes have been found so far.
+    pub(super) fn mistakes(&self) -> usize {
+        self.errors.len() + self.unknown.len()
     }
 
     /// Notes where the document begins.

@@ -5,6 +5,9 @@ use edgemesh_yaml::Node;
 use super::findings::Report;
 use super::settings::Config;
 
+/// Why a key is not honoured that EdgeMesh sets itself and asks not to be configured.
+pub(super) const FOUND_OUT: &str = "the agent finds this out by itself";
+
 /// One key. Entries are written with the macros [`honoured!`] and [`not_honoured!`].
 pub(super) struct Key {
     /// The key with those above it, as `modules.edgeProxy.listenPort`.

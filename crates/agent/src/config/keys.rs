@@ -6,12 +6,12 @@ use std::time::Duration;
 use edgemesh_forward::Strategy;
 use edgemesh_plan::{DatapathMode, FilterMode};
 
-use super::key::{Key, honoured, not_honoured};
+use super::key::{FOUND_OUT, Key, honoured, not_honoured};
 use super::keys_of_absent_modules::{EDGE_CNI, EDGE_DNS};
 use super::keys_of_tunnel::EDGE_TUNNEL;
 use super::reachability::Overrides;
 use super::readers::{
-    AbsolutePath, InterceptV4, InterceptV6, Limit, Listen, MarkBit, OrNone, Span, Url,
+    AbsolutePath, InterceptV4, InterceptV6, Limit, Listen, MarkBit, OrNone, PORT, Span, Url,
 };
 use super::settings::{Backend, Flavour};
 use super::values::{AtLeast, Bool, OneOf, Text, Whole};
@@ -22,16 +22,6 @@ pub(super) const API_VERSION: &str = "agent.edgemesh.config.kubeedge.io/v1alpha1
 
 /// What `kind` must be where it is given.
 pub(super) const KIND: &str = "EdgeMeshAgent";
-
-/// What EdgeMesh sets itself and asks not to be configured.
-pub(super) const FOUND_OUT: &str = "the agent finds this out by itself";
-
-/// A port of EdgeMesh's.
-pub(super) const PORT: Whole<u16> = Whole {
-    what: "a port",
-    least: 1,
-    most: u16::MAX,
-};
 
 const NO_PPROF: &str = "there is no pprof; see /metrics at commonConfig.admin.address";
 const NO_SOCKS5: &str = "there is no SOCKS5 proxy";

@@ -1,24 +1,12 @@
 //! Keys of EdgeMesh's modules that this agent doesn't have. They are checked as EdgeMesh
 //! would, so that a file stays good for both, and named in a warning where they are set.
 
-use super::key::{Key, not_honoured};
-use super::keys::{FOUND_OUT, PORT};
-use super::readers::Cidr;
-use super::values::{Anything, Bool, List, Text, Whole};
+use super::key::{FOUND_OUT, Key, not_honoured};
+use super::readers::{COUNT, Cidr, PORT, SECONDS};
+use super::values::{Anything, Bool, List, Text};
 
 const NO_DNS: &str = "the agent answers no DNS queries; names are the cluster DNS's business";
 const NO_CNI: &str = "the agent doesn't set up pod networks";
-
-pub(super) const COUNT: Whole<i32> = Whole {
-    what: "a number",
-    least: 0,
-    most: i32::MAX,
-};
-pub(super) const SECONDS: Whole<i32> = Whole {
-    what: "a number of seconds",
-    least: 0,
-    most: i32::MAX,
-};
 
 pub(super) static EDGE_DNS: &[Key] = &[
     not_honoured!("modules.edgeDNS.enable", Bool, "false", NO_DNS, unless "false"),

@@ -1,9 +1,7 @@
 //! The keys of `modules.edgeTunnel`.
 
-use super::key::{Key, honoured, not_honoured};
-use super::keys::{FOUND_OUT, PORT};
-use super::keys_of_absent_modules::{COUNT, SECONDS};
-use super::readers::AbsolutePath;
+use super::key::{FOUND_OUT, Key, honoured, not_honoured};
+use super::readers::{AbsolutePath, COUNT, PORT, SECONDS};
 use super::tunnel_addresses::{OwnAddress, PortOr, RelayNodes};
 use super::values::{Bool, List, OneOf, Text, Whole};
 

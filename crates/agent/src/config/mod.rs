@@ -13,12 +13,14 @@
 mod consistency;
 mod duration;
 mod edge_tunnel;
+mod effective;
 mod file;
 mod findings;
 mod key;
 mod keys;
 mod keys_of_absent_modules;
 mod keys_of_tunnel;
+mod mapping;
 mod near_match;
 mod parse;
 mod reachability;

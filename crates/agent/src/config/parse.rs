@@ -1,14 +1,15 @@
 //! From the text of a configuration file to a configuration, or to all that is wrong
 //! with it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 
-use edgemesh_yaml::{Document, DuplicateKeys, Kind, Mark, Node, documents_with};
+use edgemesh_yaml::{Document, DuplicateKeys, Kind, Node, documents_with};
 
 use super::consistency;
-use super::findings::{ConfigErrors, Finding, Report};
+use super::findings::{ConfigErrors, Finding, Report, UnknownKey};
 use super::key::{Key, Role};
 use super::keys::{self, API_VERSION, KIND};
+use super::mapping::entries;
 use super::near_match::nearest;
 use super::settings::Config;
 use super::values::described;
@@ -35,6 +36,9 @@ pub(crate) fn parse(text: &str, file: &str) -> Result<Parsed, ConfigErrors> {
     if let Some(document) = only_document(text, &mut report) {
         report.begin(document.root().mark());
         read_document(&document, &mut config, &mut report);
+    }
+    for unknown in mem::take(&mut report.unknown) {
+        report.error(unknown.mark, &unknown.key, hint(&unknown));
     }
     if report.errors.is_empty() {
         consistency::check(&config, &mut report);
@@ -145,66 +149,19 @@ fn check_identity(name: &str, node: Node<'_>, report: &mut Report) {
     );
 }
 
-/// The entries of a mapping whose keys are among `known`, under the known spelling and
-/// without those that are null; whatever else is there is reported.
-pub(super) fn entries<'a, 'k>(
-    node: Node<'a>,
-    path: &str,
-    known: &[&'k str],
-    report: &mut Report,
-) -> Vec<(&'k str, Node<'a>)> {
-    match node.kind() {
-        Kind::Mapping => {}
-        Kind::Null => return Vec::new(),
-        Kind::Bool(_) | Kind::Number(_) | Kind::String(_) | Kind::Sequence => {
-            let found = described(&node);
-            report.error(
-                node.mark(),
-                path,
-                format!("must be a mapping of keys; found {found}"),
-            );
-            return Vec::new();
-        }
-    }
-    let mut found = Vec::new();
-    let mut seen: BTreeMap<&str, Mark> = BTreeMap::new();
-    for (written, value) in node.entries() {
-        let Some(name) = spelling(written, known) else {
-            let key = join(path, written);
-            report.error(value.key_mark(), &key, unknown(path, written, known));
-            continue;
-        };
-        if let Some(first) = seen.insert(name, value.key_mark()) {
-            let message = format!("is already on line {} in another case", first.line);
-            report.error(value.key_mark(), &join(path, name), message);
-        } else if value.kind() != Kind::Null {
-            found.push((name, value));
-        }
-    }
-    found
-}
-
-/// Go matches the keys of a file without regard to case, and EdgeMesh's own example has
-/// a `TunnelPeerBaseStreamIn` (docs/reference/config-items.md).
-fn spelling<'k>(written: &str, known: &[&'k str]) -> Option<&'k str> {
-    let exact = known.iter().find(|name| **name == written);
-    let any_case = || known.iter().find(|name| name.eq_ignore_ascii_case(written));
-    exact.or_else(any_case).copied()
-}
-
-fn unknown(path: &str, written: &str, known: &[&str]) -> String {
-    let full = join(path, written);
-    if let Some(hint) = keys::former(&full) {
+/// What is meant, if that can be told, else what is known there.
+fn hint(unknown: &UnknownKey) -> String {
+    if let Some(hint) = keys::former(&unknown.key) {
         return format!("unknown key: {hint}");
     }
-    if let Some(meant) = nearest(written, known.iter().copied()) {
+    let name = unknown.name.as_str();
+    let known: Vec<&str> = unknown.known.iter().map(String::as_str).collect();
+    if let Some(meant) = nearest(name, known.iter().copied()) {
         return format!("unknown key; did you mean {meant}?");
     }
-    if let Some(elsewhere) = only_place_of(written) {
+    if let Some(elsewhere) = only_place_of(name) {
         return format!("unknown key here; it belongs at {elsewhere}");
     }
-    let known: BTreeSet<&str> = known.iter().copied().collect();
-    let known: Vec<&str> = known.into_iter().collect();
     format!("unknown key; known here are {}", known.join(", "))
 }
 
@@ -216,12 +173,4 @@ fn only_place_of(name: &str) -> Option<&'static str> {
         .next()
         .filter(|_| places.next().is_none())
         .map(|key| key.path)
-}
-
-fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
 }

@@ -10,7 +10,7 @@ use edgemesh_yaml::{Kind, Node};
 use ipnet::IpNet;
 
 use super::findings::Report;
-use super::parse::entries;
+use super::mapping::entries;
 use super::values::{OneOf, Reader, Scalar, described, quoted, text};
 
 /// `modules.edgeProxy.reachability`.
@@ -103,7 +103,7 @@ impl Reader for Overrides {
 }
 
 fn rule(node: Node<'_>, path: &str, report: &mut Report) -> Option<OverrideRule> {
-    let mistakes = report.errors.len();
+    let mistakes = report.mistakes();
     let mark = node.mark();
     let (mut labels, mut networks, mut way) = (None, None, None);
     for (key, value) in entries(node, path, &["nodeSelector", "cidrs", "way"], report) {
@@ -114,7 +114,7 @@ fn rule(node: Node<'_>, path: &str, report: &mut Report) -> Option<OverrideRule>
             _ => way = WAY.read(value, &path, report),
         }
     }
-    if report.errors.len() > mistakes {
+    if report.mistakes() > mistakes {
         return None;
     }
     let of = match (labels, networks) {
@@ -144,7 +144,7 @@ fn rule(node: Node<'_>, path: &str, report: &mut Report) -> Option<OverrideRule>
 /// The labels that a node must have, all of them.
 fn selector(node: Node<'_>, path: &str, report: &mut Report) -> BTreeMap<Arc<str>, Arc<str>> {
     let mark = node.mark();
-    let mistakes = report.errors.len();
+    let mistakes = report.mistakes();
     let mut labels = BTreeMap::new();
     for (key, value) in entries(node, path, &["matchLabels"], report) {
         let path = format!("{path}.{key}");
@@ -165,7 +165,7 @@ fn selector(node: Node<'_>, path: &str, report: &mut Report) -> BTreeMap<Arc<str
             }
         }
     }
-    if labels.is_empty() && report.errors.len() == mistakes {
+    if labels.is_empty() && report.mistakes() == mistakes {
         let message = "selects by no label; set matchLabels, or for all nodes cidrs of all \
                        addresses, 0.0.0.0/0 and ::/0";
         report.error(mark, path, message);

@@ -7,7 +7,28 @@ use std::time::Duration;
 use edgemesh_yaml::{Kind, Node};
 
 use super::duration;
-use super::values::{Scalar, quoted, text, whole};
+use super::values::{Scalar, Whole, quoted, text, whole};
+
+/// A port to listen at.
+pub(super) const PORT: Whole<u16> = Whole {
+    what: "a port",
+    least: 1,
+    most: u16::MAX,
+};
+
+/// A number of something, as EdgeMesh takes it.
+pub(super) const COUNT: Whole<i32> = Whole {
+    what: "a number",
+    least: 0,
+    most: i32::MAX,
+};
+
+/// A time as EdgeMesh takes it.
+pub(super) const SECONDS: Whole<i32> = Whole {
+    what: "a number of seconds",
+    least: 0,
+    most: i32::MAX,
+};
 
 /// A duration with its bounds, both included.
 pub(super) struct Span {

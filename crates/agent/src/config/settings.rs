@@ -1,6 +1,5 @@
 //! The configuration as the agent uses it: typed, complete, checked.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,8 +8,6 @@ use edgemesh_forward::Strategy;
 use edgemesh_plan::{DatapathMode, FilterMode};
 
 use super::edge_tunnel::EdgeTunnelConfig;
-use super::key::{Reload, Role};
-use super::keys;
 use super::reachability::ReachabilityConfig;
 use crate::log_output::Form;
 
@@ -241,49 +238,5 @@ impl Config {
         let mut config = Self::default();
         config.edge_proxy.enable = true;
         config
-    }
-
-    /// The keys whose values differ in `new` and that take effect only at the next start,
-    /// in the order of the reference.
-    #[must_use]
-    pub(crate) fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
-        keys::all()
-            .filter_map(|key| match &key.role {
-                Role::Honoured {
-                    same,
-                    reload: Reload::Restart,
-                    ..
-                } => (!same(self, new)).then_some(key.path),
-                Role::Honoured {
-                    reload: Reload::Live,
-                    ..
-                }
-                | Role::NotHonoured { .. } => None,
-            })
-            .collect()
-    }
-}
-
-impl fmt::Display for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut open: Vec<&str> = Vec::new();
-        for key in keys::all() {
-            let Role::Honoured { show, .. } = &key.role else {
-                continue;
-            };
-            let mut sections: Vec<&str> = key.path.split('.').collect();
-            let name = sections.pop().unwrap_or_default();
-            let shared = open
-                .iter()
-                .zip(&sections)
-                .take_while(|(a, b)| a == b)
-                .count();
-            for (depth, section) in sections.iter().enumerate().skip(shared) {
-                writeln!(f, "{}{section}:", "  ".repeat(depth))?;
-            }
-            writeln!(f, "{}{name}: {}", "  ".repeat(sections.len()), show(self))?;
-            open = sections;
-        }
-        Ok(())
     }
 }

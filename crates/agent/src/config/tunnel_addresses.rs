@@ -6,7 +6,7 @@ use edgemesh_yaml::{Kind, Node};
 
 use super::edge_tunnel::{AdvertisedAddress, RelayNode};
 use super::findings::Report;
-use super::parse::entries;
+use super::mapping::entries;
 use super::values::{List, Reader, Scalar, Text, described, quoted, text, whole};
 
 /// A port, or 0 for another key's.
@@ -133,7 +133,7 @@ impl Reader for RelayNodes {
             return None;
         }
         let mut nodes: Vec<RelayNode> = Vec::new();
-        let mistakes = report.errors.len();
+        let mistakes = report.mistakes();
         for (i, item) in node.items().enumerate() {
             let path = format!("{path}[{i}]");
             let mark = item.mark();
@@ -147,7 +147,7 @@ impl Reader for RelayNodes {
             }
             nodes.push(relay);
         }
-        (report.errors.len() == mistakes).then_some(nodes)
+        (report.mistakes() == mistakes).then_some(nodes)
     }
 
     fn show(&self, value: &Vec<RelayNode>) -> String {
@@ -168,7 +168,7 @@ impl Reader for RelayNodes {
 fn relay_node(node: Node<'_>, path: &str, report: &mut Report) -> Option<RelayNode> {
     const NAME: Text = Text("the name of a node");
     const ADDRESSES: List<AddressOfRelay> = List(AddressOfRelay);
-    let mistakes = report.errors.len();
+    let mistakes = report.mistakes();
     let mark = node.mark();
     let mut relay = RelayNode {
         node_name: String::new(),
@@ -182,7 +182,7 @@ fn relay_node(node: Node<'_>, path: &str, report: &mut Report) -> Option<RelayNo
             relay.advertise_address = ADDRESSES.read(value, &path, report).unwrap_or_default();
         }
     }
-    if report.errors.len() > mistakes {
+    if report.mistakes() > mistakes {
         return None;
     }
     if relay.node_name.is_empty() {
