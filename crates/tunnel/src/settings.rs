@@ -35,7 +35,7 @@ pub struct Settings {
     /// Whether connections with peers stay when nobody uses them. Default false.
     pub keep_alive: bool,
     /// Whether streams that move much may have TCP connections of their own with peers where
-    /// one can dial the other. Default false.
+    /// one can dial the other. Default true.
     pub tcp_carrier: bool,
     /// Firewall mark (`SO_MARK`) of the exit's sockets. Default none.
     pub mark: Option<u32>,
@@ -59,7 +59,7 @@ impl Settings {
             never: Vec::new(),
             version: "".into(),
             keep_alive: false,
-            tcp_carrier: false,
+            tcp_carrier: true,
             mark: None,
             limits: Limits::default(),
             timing: Timing::default(),

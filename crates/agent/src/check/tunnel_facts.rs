@@ -18,14 +18,26 @@ use crate::tunnel::TunnelReport;
 /// of use on, a round trip takes less than one second.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// A port that the tunnel wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TunnelPort {
+    /// The port.
+    pub(super) port: u16,
+    /// How it would have it.
+    pub(super) bound: Bound,
+    /// The configuration's key for it.
+    pub(super) key: &'static str,
+    /// Whether there is no tunnel without it.
+    pub(super) is_needed: bool,
+}
+
 /// The tunnel on this host.
 #[derive(Clone, Debug)]
 pub(super) struct TunnelFacts {
     /// This node's key: none is there before the first start.
     pub(super) key: Result<Option<PublicKey>, String>,
-    /// Ports of it that somebody listens on, with their transport protocol and the
-    /// configuration's key for them.
-    pub(super) taken: Vec<(u16, Bound, &'static str)>,
+    /// Ports of it that somebody listens on.
+    pub(super) taken: Vec<TunnelPort>,
     /// Whether this node is to be a relay.
     pub(super) is_relay: bool,
     /// The other relay nodes, each with the first address that took a connection, or what
@@ -56,35 +68,56 @@ pub(super) fn tunnel_facts(
     }
 }
 
-fn taken(config: &Config, is_relay: bool) -> Vec<(u16, Bound, &'static str)> {
+fn taken(config: &Config, is_relay: bool) -> Vec<TunnelPort> {
+    let mut wanted = wanted(config, is_relay);
+    wanted.retain(
+        |TunnelPort {
+             port, bound: kind, ..
+         }| {
+            let files: [&str; 2] = match kind {
+                Bound::TcpListening => ["tcp", "tcp6"],
+                Bound::Udp => ["udp", "udp6"],
+            };
+            let texts = files.into_iter().filter_map(|name| {
+                fs::read_to_string(format!("/proc/thread-self/net/{name}")).ok()
+            });
+            let all: Vec<SocketAddr> = texts.flat_map(|text| bound(&text, *kind)).collect();
+            is_taken((Ipv6Addr::UNSPECIFIED, *port).into(), &all)
+                || all.iter().any(|at| at.port() == *port)
+        },
+    );
+    wanted
+}
+
+/// The ports that the tunnel takes with this configuration.
+fn wanted(config: &Config, is_relay: bool) -> Vec<TunnelPort> {
     let (tunnel, reachability) = (&config.edge_tunnel, &config.edge_proxy.reachability);
-    let mut wanted = vec![(
-        tunnel.listen_port,
-        Bound::Udp,
-        "modules.edgeTunnel.listenPort",
-    )];
+    let needed = |port, bound, key| TunnelPort {
+        port,
+        bound,
+        key,
+        is_needed: true,
+    };
+    let key = "modules.edgeTunnel.listenPort";
+    let mut wanted = vec![needed(tunnel.listen_port, Bound::Udp, key)];
+    // A relay hands over what comes to its own door.
+    let at_the_door = is_relay && tunnel.relay_port() == tunnel.listen_port;
+    if tunnel.tcp_carrier && !at_the_door {
+        wanted.push(TunnelPort {
+            is_needed: false,
+            ..needed(tunnel.listen_port, Bound::TcpListening, key)
+        });
+    }
     if reachability.probe {
         let key = "modules.edgeProxy.reachability.probePort";
-        wanted.push((reachability.probe_port, Bound::Udp, key));
+        wanted.push(needed(reachability.probe_port, Bound::Udp, key));
     }
     if is_relay {
         let key = "modules.edgeTunnel.relayListenPort";
-        wanted.push((tunnel.relay_port(), Bound::TcpListening, key));
+        wanted.push(needed(tunnel.relay_port(), Bound::TcpListening, key));
         let key = "modules.edgeTunnel.addressDiscoveryPort";
-        wanted.push((tunnel.address_discovery_port, Bound::Udp, key));
+        wanted.push(needed(tunnel.address_discovery_port, Bound::Udp, key));
     }
-    wanted.retain(|(port, kind, _)| {
-        let files: [&str; 2] = match kind {
-            Bound::TcpListening => ["tcp", "tcp6"],
-            Bound::Udp => ["udp", "udp6"],
-        };
-        let texts = files
-            .into_iter()
-            .filter_map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).ok());
-        let all: Vec<SocketAddr> = texts.flat_map(|text| bound(&text, *kind)).collect();
-        is_taken((Ipv6Addr::UNSPECIFIED, *port).into(), &all)
-            || all.iter().any(|at| at.port() == *port)
-    });
     wanted
 }
 
@@ -190,13 +223,39 @@ mod tests {
         let mut config = Config::without_file();
         config.edge_proxy.reachability.probe = false;
         config.edge_tunnel.listen_port = port;
-        let key = "modules.edgeTunnel.listenPort";
-        assert_eq!(taken(&config, false), [(port, Bound::Udp, key)]);
+        let of_tunnel = TunnelPort {
+            port,
+            bound: Bound::Udp,
+            key: "modules.edgeTunnel.listenPort",
+            is_needed: true,
+        };
+        assert_eq!(taken(&config, false), [of_tunnel]);
         config.edge_proxy.reachability.probe = true;
         config.edge_proxy.reachability.probe_port = port;
         assert_eq!(taken(&config, false).len(), 2);
         drop(somebody);
         assert_eq!(taken(&config, false), []);
+    }
+
+    #[test]
+    fn only_the_tunnel_itself_needs_its_port_and_a_relay_has_one_door() {
+        let mut config = Config::without_file();
+        config.edge_proxy.reachability.probe = false;
+        let by_tcp = |config: &Config, is_relay| {
+            let all = wanted(config, is_relay).into_iter();
+            let by_tcp = all.filter(|port| port.bound == Bound::TcpListening);
+            by_tcp
+                .map(|port| (port.key, port.is_needed))
+                .collect::<Vec<_>>()
+        };
+        let lanes = ("modules.edgeTunnel.listenPort", false);
+        let relay = ("modules.edgeTunnel.relayListenPort", true);
+        assert_eq!(by_tcp(&config, false), [lanes]);
+        assert_eq!(by_tcp(&config, true), [relay]);
+        config.edge_tunnel.relay_listen_port = Some(443);
+        assert_eq!(by_tcp(&config, true), [lanes, relay]);
+        config.edge_tunnel.tcp_carrier = false;
+        assert_eq!(by_tcp(&config, false), []);
     }
 
     #[test]

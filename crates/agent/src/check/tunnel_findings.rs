@@ -1,7 +1,7 @@
 //! What is said of the tunnel. Pure.
 
 use super::finding::{Finding, fails, ok, warning};
-use super::tunnel_facts::TunnelFacts;
+use super::tunnel_facts::{TunnelFacts, TunnelPort};
 
 const TOPIC: &str = "tunnel";
 
@@ -16,17 +16,28 @@ pub(super) fn tunnel_findings(facts: Option<&TunnelFacts>, agent_runs: bool) -> 
     };
     let mut all = vec![key(facts)];
     if !agent_runs {
-        all.extend(facts.taken.iter().map(|(port, kind, key)| {
-            fails(
-                TOPIC,
-                format!("somebody has {port}/{kind}, which is {key}"),
-                "stop it, or set that key to a port that is free and open in the firewall",
-            )
-        }));
+        all.extend(facts.taken.iter().map(taken));
     }
     all.extend(relays(facts));
     all.extend(running(facts));
     all
+}
+
+fn taken(port: &TunnelPort) -> Finding {
+    let TunnelPort {
+        port,
+        bound,
+        key,
+        is_needed,
+    } = port;
+    let says = format!("somebody has {port}/{bound}, which is {key}");
+    let remedy = "stop it, or set that key to a port that is free and open in the firewall";
+    if *is_needed {
+        fails(TOPIC, says, remedy)
+    } else {
+        let says = format!("{says}: what peers move goes by QUIC unless this node can dial them");
+        warning(TOPIC, says, remedy)
+    }
 }
 
 fn key(facts: &TunnelFacts) -> Finding {
@@ -152,6 +163,15 @@ mod tests {
         }
     }
 
+    fn listen_port(bound: Bound) -> TunnelPort {
+        TunnelPort {
+            port: 20006,
+            bound,
+            key: "modules.edgeTunnel.listenPort",
+            is_needed: bound == Bound::Udp,
+        }
+    }
+
     /// What is not ok.
     fn wrong(change: impl FnOnce(&mut TunnelFacts)) -> Vec<(Grade, String)> {
         let mut facts = good();
@@ -172,14 +192,17 @@ mod tests {
     fn a_key_that_cannot_be_used_and_a_port_of_another_fail() {
         let found = wrong(|facts| {
             facts.key = Err("others can read it".to_owned());
-            facts.taken = vec![(20006, Bound::Udp, "modules.edgeTunnel.listenPort")];
+            facts.taken = vec![listen_port(Bound::Udp), listen_port(Bound::TcpListening)];
         });
         let port = "somebody has 20006/udp, which is modules.edgeTunnel.listenPort";
+        let lanes = "somebody has 20006/tcp, which is modules.edgeTunnel.listenPort: what peers \
+                     move goes by QUIC unless this node can dial them";
         assert_eq!(
             found,
             [
                 (Grade::Fails, "others can read it".to_owned()),
                 (Grade::Fails, port.to_owned()),
+                (Grade::Warning, lanes.to_owned()),
             ]
         );
     }
@@ -187,7 +210,7 @@ mod tests {
     #[test]
     fn ports_of_a_running_agent_are_its_own() {
         let mut facts = good();
-        facts.taken = vec![(20006, Bound::Udp, "modules.edgeTunnel.listenPort")];
+        facts.taken = vec![listen_port(Bound::Udp)];
         let found = tunnel_findings(Some(&facts), true);
         assert!(found.iter().all(|finding| finding.grade == Grade::Ok));
     }

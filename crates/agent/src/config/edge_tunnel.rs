@@ -71,7 +71,7 @@ impl Default for EdgeTunnelConfig {
             relay_listen_port: None,
             address_discovery_port: 20009,
             keep_alive: false,
-            tcp_carrier: false,
+            tcp_carrier: true,
             limits: TunnelLimits::default(),
         }
     }

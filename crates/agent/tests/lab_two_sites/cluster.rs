@@ -135,15 +135,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// The same with the usual relays, and `more` below `modules.edgeTunnel`.
-    pub(crate) fn configure_also(&self, more: &str) -> Result<()> {
-        for member in &self.members {
-            let text = self.configuration(&RELAYS) + more;
-            member.agent.configure(&text)?;
-        }
-        Ok(())
-    }
-
     /// The same, with agents that let connections go on for `grace` when they end.
     pub(crate) fn configure_with_grace(&self, grace: &str) -> Result<()> {
         for member in &self.members {

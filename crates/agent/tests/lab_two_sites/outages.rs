@@ -100,6 +100,12 @@ fn through_a_cut(cluster: &Cluster) -> Result<[Watched; 5]> {
         Watched::begin(cluster, On::Edge1, On::Edge2)?,
     ];
     cluster.await_way(On::Edge1, On::Edge2, "direct")?;
+    cut_uplinks(cluster)?;
+    Ok(watched)
+}
+
+/// Takes both edges' uplinks away and brings them back.
+pub(crate) fn cut_uplinks(cluster: &Cluster) -> Result<()> {
     let uplinks = [
         (cluster.sites.edge1_site().uplink(), Cut::Silent),
         (cluster.sites.edge2_site().uplink(), Cut::Unplugged),
@@ -117,7 +123,7 @@ fn through_a_cut(cluster: &Cluster) -> Result<[Watched; 5]> {
     for (uplink, _) in uplinks {
         uplink.restore()?;
     }
-    Ok(watched)
+    Ok(())
 }
 
 /// Since now.

@@ -28,6 +28,9 @@ const PER_ADDRESS: usize = 32;
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// Between two attempts to open a socket, and after a failure to accept.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Attempts after which it is told that there is none: an agent that hands over has the port
+/// until its connections have had their time.
+const TOLD_AFTER: u32 = 30;
 /// Connections that the kernel keeps until they are taken.
 const BACKLOG: i32 = 128;
 /// Connections from the relay's door that wait to be taken.
@@ -84,12 +87,12 @@ pub(crate) async fn keep_listening(
 /// Accepts at one address. A port that somebody else has is tried again: peers that cannot
 /// dial this node are dialled by it.
 async fn accept_at(address: SocketAddr, into: mpsc::Sender<TcpStream>) {
-    let mut told = false;
+    let mut attempts = 0;
     let listener = loop {
+        attempts += 1;
         match listen(address) {
             Ok(listener) => break listener,
-            Err(error) if !told => {
-                told = true;
+            Err(error) if attempts == TOLD_AFTER => {
                 warn!(%address, %error, "no TCP socket for lanes there; it is tried again, and \
                       what peers move goes by QUIC unless this node can dial them");
             }

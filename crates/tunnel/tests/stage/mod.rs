@@ -149,7 +149,6 @@ impl Cluster {
         let mut settings = Settings::of(name.clone());
         settings.bind = vec![[10, 1, 200, self.started].into()];
         settings.listen_port = 0;
-        settings.tcp_carrier = true;
         change(&mut settings);
         let view = watch::Sender::new(self.view_of(&name));
         let seen = view.subscribe();

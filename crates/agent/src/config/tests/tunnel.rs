@@ -23,7 +23,7 @@ fn limits_and_ports_are_edgemeshs_by_default() {
     assert_eq!(tunnel.listen_port, 20006);
     assert_eq!(tunnel.relay_port(), 20006);
     assert!(!tunnel.keep_alive && tunnel.relay_nodes.is_empty());
-    assert!(!tunnel.tcp_carrier);
+    assert!(tunnel.tcp_carrier);
     assert_eq!(
         tunnel.limits,
         TunnelLimits {
@@ -39,7 +39,7 @@ fn limits_and_ports_are_edgemeshs_by_default() {
 #[test]
 fn every_key_is_taken() {
     let tunnel = tunnel(
-        "listenPort: 30006, keepAlive: true, tcpCarrier: auto, relayListenPort: 443, addressDiscoveryPort: 30009, \
+        "listenPort: 30006, keepAlive: true, tcpCarrier: off, relayListenPort: 443, addressDiscoveryPort: 30009, \
          advertiseAddress: [203.0.113.5, '[2001:db8::5]:40000'], \
          tunnelLimitConfig: {enable: no, tunnelBaseStreamIn: 1, tunnelBaseStreamOut: 2, \
          tunnelPeerBaseStreamIn: 3, tunnelPeerBaseStreamOut: 0}",
@@ -52,7 +52,7 @@ fn every_key_is_taken() {
         ),
         (30006, 443, 30009)
     );
-    assert!(tunnel.keep_alive && tunnel.tcp_carrier);
+    assert!(tunnel.keep_alive && !tunnel.tcp_carrier);
     let advertised: Vec<String> = tunnel.advertised().map(|at| at.to_string()).collect();
     assert_eq!(advertised, ["203.0.113.5:30006", "[2001:db8::5]:40000"]);
     assert_eq!(
