@@ -1,7 +1,7 @@
-//! What is read as a move, a resume or a word about a lane is exactly what is written for it.
+//! What is read as a move, a resume, a question how far was read, or a word about a lane is exactly what is written for it.
 #![no_main]
 
-use edgemesh_wire::{LaneWord, Move, REQUEST_HEADER, Resume};
+use edgemesh_wire::{LaneWord, Move, REQUEST_HEADER, ReadUpTo, Resume};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -11,6 +11,10 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(read) = Resume::decode(bytes) {
         assert!(Resume::is_one(bytes) && !Move::is_one(bytes));
+        assert_eq!(&read.encode()[REQUEST_HEADER..], bytes);
+    }
+    if let Ok(read) = ReadUpTo::decode(bytes) {
+        assert!(ReadUpTo::is_one(bytes) && !Move::is_one(bytes) && !Resume::is_one(bytes));
         assert_eq!(&read.encode()[REQUEST_HEADER..], bytes);
     }
     if let Ok(bytes) = <[u8; LaneWord::LENGTH]>::try_from(bytes)

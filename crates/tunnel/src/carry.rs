@@ -17,6 +17,7 @@ use std::pin::pin;
 
 use bytes::Bytes;
 use edgemesh_sockets::{StreamBuffer, broken, end_stream};
+use edgemesh_wire::ReadUpTo;
 use iroh::endpoint::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -26,6 +27,7 @@ use tokio::time::{Instant, sleep};
 use crate::chunk_run::{pass_on_rest, take_run};
 use crate::course::{Course, FORGOTTEN_AFTER, Inbound, Outbound};
 use crate::peer_stream::PeerStream;
+use crate::readings::read_by_peer;
 use crate::session::Session;
 use crate::tcp_carrier::{
     Guided, LaneIn, LaneOut, Lanes, Progress, receive_by_lane, send_by_lane, switch,
@@ -34,6 +36,8 @@ use crate::tcp_carrier::{
 /// Bytes taken from a stream at once. They are not copied; this bounds how long one stream
 /// keeps the others of its worker waiting.
 const CHUNK: usize = 64 * 1024;
+/// Pieces given to a stream at once, where more than one is waiting.
+const TOGETHER: usize = 64;
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +70,10 @@ pub(crate) async fn carry(
     session: &Session,
     moved: impl Fn(Way, usize),
 ) -> Result<(), Broken> {
+    let number = stream.number();
     let PeerStream { send, recv, .. } = stream;
     let Course { outbound, inbound } = course;
+    let _being_read = session.readings.register(number, inbound.reading());
     let guided = Guided::new(lanes);
     let progress = &guided.progress;
     let outgoing = Lane {
@@ -138,9 +144,20 @@ async fn pump_in(
 ) -> Result<(), Broken> {
     let mut stop = pin!(send.stopped());
     let mut forget = pin!(sleep(FORGOTTEN_AFTER));
+    // Boxed: most streams never ask.
+    let mut asking = None;
+    outbound.unread.forget_question();
     // What was kept when another stream took over from the last one.
     write_kept(tcp, send, outbound, lane.progress).await?;
     while !outbound.ended {
+        if outbound.unread.is_to_ask() {
+            let asked = ReadUpTo {
+                stream: send.id().into(),
+                position: outbound.written(),
+            };
+            asking = Some(Box::pin(read_by_peer(lane.session, asked)));
+            outbound.unread.ask();
+        }
         tokio::select! {
             biased;
             // The peer's side may be reset while ours has nothing to say.
@@ -152,7 +169,14 @@ async fn pump_in(
                 write_kept(tcp, send, outbound, lane.progress).await?;
                 continue;
             }
-            ready = tcp.readable() => ready.map_err(Broken::Socket)?,
+            () = answered(&mut asking), if asking.is_some() => {
+                asking = None;
+                outbound.unread.answered();
+                continue;
+            }
+            // Nobody reads the socket while we wait.
+            error = broken(tcp), if outbound.unread.are_many() => return Err(Broken::Socket(error)),
+            ready = tcp.readable(), if !outbound.unread.are_many() => ready.map_err(Broken::Socket)?,
             () = &mut forget => {
                 let next = match lane.session.is_worn() {
                     false => outbound.forget_before(std::time::Instant::now()),
@@ -164,7 +188,7 @@ async fn pump_in(
             }
         }
         let mut buffer = StreamBuffer::lend();
-        while lane.offered.is_empty() {
+        while lane.offered.is_empty() && !outbound.unread.are_many() {
             match tcp.try_read(&mut buffer) {
                 Ok(0) => {
                     outbound.ended = true;
@@ -192,8 +216,12 @@ async fn write_kept(
     outbound: &mut Outbound,
     progress: &Progress,
 ) -> Result<(), Broken> {
-    while let Some(bytes) = outbound.next() {
-        let mut pieces = &mut [bytes][..];
+    loop {
+        let mut pieces: Vec<Bytes> = outbound.unwritten().take(TOGETHER).collect();
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let mut pieces = &mut pieces[..];
         let written = tokio::select! {
             biased;
             written = send.write_many_chunks(&mut pieces) => written.map_err(write_error)?,
@@ -203,7 +231,14 @@ async fn write_kept(
         outbound.wrote(written);
         progress.count(written);
     }
-    Ok(())
+}
+
+/// Waits until what was asked is answered.
+async fn answered(asking: &mut Option<impl Future<Output = ()> + Unpin>) {
+    match asking {
+        Some(asking) => asking.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Ends the stream and waits until the peer has all of it.

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::endpoint_options::STREAM_WINDOW;
+use crate::readings::Reading;
 use crate::replay::{OutOfPlace, Replay};
+use crate::unread_pieces::UnreadPieces;
 
 /// Bytes that all streams of a node together may keep. A stream beyond it keeps nothing.
 const IN_ALL: usize = 64 << 20;
@@ -57,6 +59,8 @@ pub(crate) struct Outbound {
     all: KeptBytes,
     /// What goes by a lane, while it does; it begins where the pieces end.
     lane: Option<Replay>,
+    /// What of it may wait in small pieces.
+    pub(crate) unread: UnreadPieces,
     /// Whether the socket has come to its end.
     pub(crate) ended: bool,
     /// Whether the transport was told so.
@@ -74,6 +78,8 @@ struct Piece {
 pub(crate) struct Inbound {
     /// Position after the last byte that came.
     at: u64,
+    /// The same, for the other end that asks.
+    reading: Arc<Reading>,
     /// What came and is not passed on yet.
     pub(crate) rest: Vec<Bytes>,
     /// Whether it comes by a lane.
@@ -131,6 +137,7 @@ impl Outbound {
             cost: 0,
             all,
             lane: None,
+            unread: UnreadPieces::default(),
             ended: false,
             finished: false,
         }
@@ -148,22 +155,30 @@ impl Outbound {
         self.pieces.push_back(Piece { bytes, since: now });
     }
 
-    /// What is to be given to the transport next.
-    pub(crate) fn next(&self) -> Option<Bytes> {
-        let Piece { bytes, .. } = self.pieces.get(self.unwritten)?;
-        let taken = usize::try_from(self.written - self.unwritten_at).unwrap_or(usize::MAX);
-        Some(bytes.slice(taken.min(bytes.len())..))
+    /// What is to be given to the transport next, in order.
+    pub(crate) fn unwritten(&self) -> impl Iterator<Item = Bytes> + '_ {
+        let mut taken = usize::try_from(self.written - self.unwritten_at).unwrap_or(usize::MAX);
+        self.pieces.range(self.unwritten..).map(move |piece| {
+            let taken = std::mem::take(&mut taken);
+            piece.bytes.slice(taken.min(piece.bytes.len())..)
+        })
     }
 
-    /// The transport has taken so many bytes of [`Self::next`].
+    /// The transport has taken so many bytes of [`Self::unwritten`] by one write.
     pub(crate) fn wrote(&mut self, bytes: usize) {
+        self.unread.wrote();
         self.written += bytes as u64;
-        if let Some(piece) = self.pieces.get(self.unwritten)
+        while let Some(piece) = self.pieces.get(self.unwritten)
             && self.unwritten_at + piece.bytes.len() as u64 <= self.written
         {
             self.unwritten_at += piece.bytes.len() as u64;
             self.unwritten += 1;
         }
+    }
+
+    /// Position up to which bytes were given to the transport.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
     }
 
     /// Position of the first byte that can be sent again.
@@ -223,6 +238,7 @@ impl Outbound {
         }
         self.written = position;
         self.finished = false;
+        self.unread = UnreadPieces::default();
     }
 
     /// Forgets what the other end has read for certain, and everything when all streams keep
@@ -279,11 +295,17 @@ impl Inbound {
     pub(crate) fn take(&mut self, length: usize, rest: Vec<Bytes>) {
         self.at += length as u64;
         self.rest = rest;
+        self.reading.is_at(self.at);
     }
 
     /// Position after the last byte that came.
     pub(crate) fn at(&self) -> u64 {
         self.at
+    }
+
+    /// How far it was read, for the other end that asks.
+    pub(crate) fn reading(&self) -> Arc<Reading> {
+        Arc::clone(&self.reading)
     }
 
     /// From now on it comes by a lane.
@@ -294,6 +316,7 @@ impl Inbound {
     /// So many bytes came by a lane and were passed on.
     pub(crate) fn passed(&mut self, bytes: usize) {
         self.at += bytes as u64;
+        self.reading.is_at(self.at);
     }
 
     /// From now on it comes by the stream again.

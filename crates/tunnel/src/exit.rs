@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::{Exits, NotExitable};
 use edgemesh_sockets::{EndpointAddr, OutwardSockets};
-use edgemesh_wire::{Answer, Move, REQUEST_HEADER, Request, Resume, WireError, request_length};
+use edgemesh_wire::{
+    Answer, Move, REQUEST_HEADER, ReadUpTo, Request, Resume, WireError, request_length,
+};
 use iroh::endpoint::{ReadExactError, RecvStream};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -98,6 +100,9 @@ impl Exit {
             Ok(Ok(Opening::Request(request))) => request,
             Ok(Ok(Opening::Move(asked))) => return self.agree(asked, stream, &of).await,
             Ok(Ok(Opening::Resume(asked))) => return self.resume(asked, stream, &of).await,
+            Ok(Ok(Opening::ReadUpTo(asked))) => {
+                return self.tell_when_reached(asked, stream, &of).await;
+            }
             Ok(Err(NoRequest::Broken(error))) => {
                 of.session().offended(&error);
                 return self.refuse(stream, Answer::Malformed).await;
@@ -202,9 +207,29 @@ impl Exit {
         }
     }
 
+    /// A peer wants to know when one of the streams with it was read up to a position.
+    async fn tell_when_reached(&self, asked: ReadUpTo, words: PeerStream, of: &StreamOfSession) {
+        let Some(reading) = of.session().readings.of(asked.stream) else {
+            // It has not begun to be read, or is over, which the peer learns by itself.
+            return self.say_at_last(words, Answer::NotAnEndpoint).await;
+        };
+        tokio::select! {
+            biased;
+            () = reading.reached(asked.position) => {}
+            // Who asked has given up.
+            _ = words.send.stopped() => return,
+        }
+        self.say_at_last(words, Answer::Connected).await;
+    }
+
     /// Says no. Nothing more is read, and what was sent after the request is dropped.
-    async fn refuse(&self, mut stream: PeerStream, answer: Answer) {
+    async fn refuse(&self, stream: PeerStream, answer: Answer) {
         self.counters.answer_given(answer);
+        self.say_at_last(stream, answer).await;
+    }
+
+    /// Says `answer` and nothing more.
+    async fn say_at_last(&self, mut stream: PeerStream, answer: Answer) {
         let said = async {
             write_answer(&mut stream, answer).await?;
             stream.send.finish().map_err(io::Error::other)?;
@@ -248,6 +273,7 @@ enum Opening {
     Request(Request),
     Move(Move),
     Resume(Resume),
+    ReadUpTo(ReadUpTo),
 }
 
 async fn read_opening(recv: &mut RecvStream) -> Result<Opening, NoRequest> {
@@ -260,6 +286,8 @@ async fn read_opening(recv: &mut RecvStream) -> Result<Opening, NoRequest> {
         Move::decode(&body).map(Opening::Move)
     } else if Resume::is_one(&body) {
         Resume::decode(&body).map(Opening::Resume)
+    } else if ReadUpTo::is_one(&body) {
+        ReadUpTo::decode(&body).map(Opening::ReadUpTo)
     } else {
         Request::decode(&body).map(Opening::Request)
     };

@@ -41,6 +41,7 @@ mod peer_status;
 mod peer_stream;
 mod presence;
 mod raw_key_verifier;
+mod readings;
 mod relay_access;
 mod relay_address;
 mod relay_book;
@@ -65,6 +66,7 @@ mod settings;
 mod tcp_carrier;
 mod tunnel;
 mod udp_flow;
+mod unread_pieces;
 mod ways_named;
 mod ways_to_dial;
 

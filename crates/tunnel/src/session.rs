@@ -21,6 +21,7 @@ use crate::datagram_traffic::{DatagramTraffic, NotSent};
 use crate::exit::{Exit, Quota};
 use crate::flow_table::FlowTable;
 use crate::peer_stream::PeerStream;
+use crate::readings::Readings;
 use crate::tcp_carrier::LaneTable;
 
 /// How often is looked for datagrams that nobody wants.
@@ -42,6 +43,8 @@ pub(crate) struct Session {
     pub(crate) flows: Arc<FlowTable>,
     /// Streams of the peer that may be given a lane.
     pub(crate) lanes: Arc<LaneTable>,
+    /// How far this end has read its streams.
+    pub(crate) readings: Readings,
     counters: Arc<Counters>,
     hello: OnceLock<Hello>,
     /// Since when nothing is heard, once that is a while.
@@ -108,6 +111,7 @@ impl Session {
             connection,
             flows: Arc::default(),
             lanes: Arc::default(),
+            readings: Readings::default(),
             datagrams: DatagramTraffic::new(Arc::clone(&counters)),
             counters,
             hello: OnceLock::new(),

@@ -291,7 +291,10 @@ impl Inner {
         Serving {
             exit: Arc::clone(&self.exit),
             quota: Quota::of_one_peer(&self.limits),
-            most_streams: self.limits.streams_in_per_peer + REFUSED_AT_ONCE,
+            // With a question about each one, of either side (see `unread_pieces`).
+            most_streams: 2 * self.limits.streams_in_per_peer
+                + self.limits.streams_out_per_peer
+                + REFUSED_AT_ONCE,
             hello: self.hello,
             quiet_after: self.timing.quiet,
             unused_after: (!self.keep_alive).then_some(self.timing.unused),

@@ -7,7 +7,8 @@
 //!     opener <───────────────────── Answer ──── exit
 //!     TCP: the two directions carry the bytes as they are
 //!     UDP: the two directions carry Messages, those datagrams that fit into no packet
-//!     or, instead of a request: Move (a lane for a TCP stream), Resume (a TCP stream goes on)
+//!     or, instead of a request: Move (a lane for a TCP stream), Resume (a TCP stream goes on),
+//!     ReadUpTo (has the other end read so far?)
 //! QUIC datagram: Datagram, one UDP datagram of the flow with that stream
 //! ```
 //!
@@ -22,6 +23,7 @@ mod hello;
 mod lane;
 mod message;
 mod probe;
+mod read_up_to;
 mod request;
 mod resume;
 mod varint;
@@ -32,6 +34,7 @@ pub use hello::Hello;
 pub use lane::{Dialler, LANE_ALPN, LANE_OPEN, LaneToken, LaneWord, Move};
 pub use message::{MAX_MESSAGE, MESSAGE_HEADER, message_header, message_length};
 pub use probe::{Probe, ProbeAnswer};
+pub use read_up_to::ReadUpTo;
 pub use request::{MAX_REQUEST, REQUEST_HEADER, Request, request_length};
 pub use resume::{Resume, StreamName};
 
