@@ -1,11 +1,12 @@
 //! What the kernel shall have, made from the plan and the forwarder's ports. Pure.
 
 use std::collections::BTreeSet;
+use std::iter::Peekable;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{Datapath, OwnPods, Plan, Portal, ServicePortPlan, Target, UserMode};
+use edgemesh_plan::{Datapath, Frontend, OwnPods, Plan, Portal, ServicePortPlan, Target, UserMode};
 use edgemesh_rules::{
     Family, KernelEndpoint, KernelPath, PortalRule, RuleComment, Ruleset, Sharing,
 };
@@ -22,11 +23,16 @@ pub(crate) fn ruleset(
     destinations: &Destinations,
     before: Option<&Ruleset>,
 ) -> Ruleset {
-    for (port, portal) in served(plan, destinations, empty.family()) {
-        let Some(&to_port) = destinations.ports.get(&portal.frontend) else {
+    let mut served: Vec<_> = served(plan, destinations, empty.family()).collect();
+    // In the order of all the others, so that nothing is searched for.
+    served.sort_unstable_by_key(|(_, portal)| portal.frontend);
+    let mut ports = destinations.ports.iter().peekable();
+    let mut known = before.into_iter().flat_map(Ruleset::portals).peekable();
+    for (port, portal) in served {
+        let Some(&to_port) = advance_to(&mut ports, &portal.frontend) else {
             continue;
         };
-        let known = before.and_then(|before| before.portals().get(&portal.frontend));
+        let known = advance_to(&mut known, &portal.frontend);
         let known_comment = known.map(|known| &known.comment);
         let rule = PortalRule {
             comment: known_comment
@@ -46,6 +52,16 @@ pub(crate) fn ruleset(
         }
     }
     empty
+}
+
+/// What a sorted list has for `frontend`, which comes after all that was asked for before.
+fn advance_to<'a, V>(
+    sorted: &mut Peekable<impl Iterator<Item = (&'a Frontend, &'a V)>>,
+    frontend: &Frontend,
+) -> Option<&'a V> {
+    while sorted.next_if(|(next, _)| *next < frontend).is_some() {}
+    let (_, value) = sorted.next_if(|(next, _)| *next == frontend)?;
+    Some(value)
 }
 
 /// How the kernel serves a portal, if it has a part in it.

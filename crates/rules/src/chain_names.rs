@@ -12,6 +12,9 @@ pub const KUBE_SERVICES: &str = "KUBE-SERVICES";
 /// What the names of all our chains begin with.
 pub(crate) const OWN_PREFIX: &str = "EDGEMESH-";
 
+/// What the names of the chains begin with that hold portals by the last bits of their address.
+pub(crate) const BUCKET_PREFIX: &str = "EDGEMESH-PORTALS-";
+
 /// What the names of the chains begin with that share a portal's connections among
 /// endpoints; what follows tells the portal.
 pub(crate) const SERVICE_PREFIX: &str = "EDGEMESH-SVC-";

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use edgemesh_plan::Frontend;
 
 use crate::ip_set::{IpSets, SetKind, SetName};
+use crate::merged::merged;
 use crate::{Family, Ruleset};
 
 /// Seconds after which the gate closes by itself.
@@ -162,14 +163,13 @@ impl GateSets {
     /// What the set held before is unknown at first. It is exchanged then, in one step, since
     /// the rules of an agent before this one may still ask it.
     pub(crate) fn add_portals(&mut self, rules: &Ruleset) -> io::Result<()> {
-        let wanted = rules.portals().keys().copied();
         let Some(mut held) = self.portals.take() else {
-            let wanted: BTreeSet<Frontend> = wanted.collect();
+            let wanted: BTreeSet<Frontend> = rules.portals().keys().copied().collect();
             self.make_portals_anew(&wanted)?;
             self.portals = Some(wanted);
             return Ok(());
         };
-        let new: Vec<Frontend> = wanted.filter(|portal| !held.contains(portal)).collect();
+        let new = only_in(rules.portals().keys(), held.iter());
         let set = portals_set(self.pulse.family);
         self.pulse.sets.add_portals(set, &new)?;
         held.extend(new);
@@ -183,11 +183,7 @@ impl GateSets {
         let Some(mut held) = self.portals.take() else {
             return Ok(());
         };
-        let gone: Vec<Frontend> = held
-            .iter()
-            .filter(|portal| !rules.portals().contains_key(*portal))
-            .copied()
-            .collect();
+        let gone = only_in(held.iter(), rules.portals().keys());
         let set = portals_set(self.pulse.family);
         self.pulse.sets.remove_portals(set, &gone)?;
         for portal in gone {
@@ -230,6 +226,20 @@ impl GateSets {
             .and_then(|()| sets.swap(set, next));
         exchanged.and(sets.destroy(next).map(|_| ()))
     }
+}
+
+/// The portals that are in the one and not in the other, both of which are sorted.
+fn only_in<'a>(
+    one: impl Iterator<Item = &'a Frontend>,
+    other: impl Iterator<Item = &'a Frontend>,
+) -> Vec<Frontend> {
+    merged(
+        one.map(|portal| (portal, ())),
+        other.map(|portal| (portal, ())),
+    )
+    .filter(|(_, _, in_other)| in_other.is_none())
+    .map(|(portal, _, _)| *portal)
+    .collect()
 }
 
 /// Removes the sets, which no rule may ask any more; whether any was there.

@@ -14,7 +14,7 @@ use nix::sys::socket::SockProtocol;
 use crate::chain_names::MASQUERADE;
 use crate::netlink::{Message, NetlinkSocket, Outgoing, push_attribute};
 use crate::nf_hook::{Content, Fault, HookRule};
-use crate::{Family, OwnChain};
+use crate::{Bucket, Family, OwnChain};
 
 /// What frames a transaction (`NFNL_MSG_BATCH_*`).
 const BATCH_BEGIN: u16 = 0x10;
@@ -57,6 +57,10 @@ pub(crate) struct NfTables {
 pub(crate) struct Standing {
     table: u64,
     chains: [Option<ChainSize>; 2],
+    /// The chains of portals by address, with the jumps to them; none when the first is not
+    /// there, for they are there all together or not at all. None can be deleted while a rule
+    /// leads to it, and a rule less is noticed.
+    buckets: Vec<Option<ChainSize>>,
     /// With the jump to it, wherever that stands.
     masquerade: Option<ChainSize>,
     hooks: [Vec<HookRule>; 2],
@@ -79,7 +83,8 @@ impl Standing {
     /// Whether nothing was added to our chains or taken from them, whatever happened in
     /// the hooks.
     pub(crate) fn same_chains(&self, other: &Self) -> bool {
-        (self.table, self.chains, self.masquerade) == (other.table, other.chains, other.masquerade)
+        let chains = |standing: &Self| (standing.table, standing.chains, standing.masquerade);
+        chains(self) == chains(other) && self.buckets == other.buckets
     }
 }
 
@@ -125,6 +130,7 @@ impl NfTables {
         let mut standing = Standing {
             table: self.table_handle(family, NAT)?,
             chains: [None; 2],
+            buckets: self.bucket_sizes(family)?,
             masquerade: self.chain_size(family, MASQUERADE)?,
             hooks: [Vec::new(), Vec::new()],
         };
@@ -194,6 +200,18 @@ impl NfTables {
                 tracing::debug!(message = refused.at, error = %refused.error, "not moved");
                 refused.error
             })
+    }
+
+    fn bucket_sizes(&mut self, family: Family) -> io::Result<Vec<Option<ChainSize>>> {
+        let mut sizes = Vec::new();
+        for bucket in Bucket::all() {
+            let size = self.chain_size(family, &bucket.to_string())?;
+            if size.is_none() && sizes.is_empty() {
+                break;
+            }
+            sizes.push(size);
+        }
+        Ok(sizes)
     }
 
     /// How many rules are in the chain or lead to it; none when there is no such chain.

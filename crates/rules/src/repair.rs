@@ -5,20 +5,27 @@ use std::fmt;
 use edgemesh_plan::Frontend;
 
 use crate::chain_names::{MASQUERADE, POSTROUTING};
-use crate::{Misplacement, OwnChain};
+use crate::{Misplacement, OwnChain, PortalChain};
 
 /// One thing that was put right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repair {
     /// A chain of ours was gone; it was made again, with all its rules.
-    ChainMissing(OwnChain),
+    ChainMissing(PortalChain),
     /// A chain of ours was made anew because its first rules were not the ones that must
     /// stand there, or because too much differed.
-    ChainRewritten(OwnChain),
+    ChainRewritten(PortalChain),
+    /// Chains of portals were there that nothing of ours leads to any more.
+    ChainsSurplus {
+        /// One of them.
+        first: PortalChain,
+        /// How many there were in all.
+        count: usize,
+    },
     /// Rules of portals were gone.
     RulesMissing {
         /// The chain that they belong into.
-        chain: OwnChain,
+        chain: PortalChain,
         /// One of the portals.
         first: Frontend,
         /// How many there were in all.
@@ -28,7 +35,7 @@ pub enum Repair {
     /// of portals that are no more.
     RulesSurplus {
         /// The chain that they were in.
-        chain: OwnChain,
+        chain: PortalChain,
         /// The text of one of them, as read.
         first: String,
         /// How many there were in all.
@@ -74,6 +81,10 @@ impl fmt::Display for Repair {
                     "chain {chain} did not begin with its own rules, or differed too much"
                 )
             }
+            Repair::ChainsSurplus { first, count } => write!(
+                f,
+                "{count} chains were there that no rule leads to any more, among them {first}"
+            ),
             Repair::RulesMissing {
                 chain,
                 first,

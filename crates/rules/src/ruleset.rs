@@ -9,9 +9,9 @@ use edgemesh_catalog::{Protocol, ServicePortName};
 use edgemesh_plan::Frontend;
 use ipnet::IpNet;
 
-use crate::{Extensions, Family, Gate, KernelPath};
+use crate::{Extensions, Family, Gate, KernelPath, PortalLayout};
 
-/// The rules of one family. Both chains hold the same ones.
+/// The rules of one family. Both hooks have the same ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
     intercept: IpAddr,
@@ -19,10 +19,12 @@ pub struct Ruleset {
     mark: Mark,
     gate: Gate,
     extensions: Extensions,
+    layout: PortalLayout,
     pods: Arc<[IpNet]>,
-    portals: BTreeMap<Frontend, PortalRule>,
+    /// Shared by all copies until one of them is changed.
+    portals: Arc<BTreeMap<Frontend, PortalRule>>,
     /// How many portals lead to each pod of this node by the kernel.
-    hairpins: BTreeMap<IpAddr, u32>,
+    hairpins: Arc<BTreeMap<IpAddr, u32>>,
 }
 
 /// Where the traffic of one portal is sent to.
@@ -74,9 +76,10 @@ impl Ruleset {
             mark,
             gate: Gate::None,
             extensions: Extensions::default(),
+            layout: PortalLayout::default(),
             pods: Arc::default(),
-            portals: BTreeMap::new(),
-            hairpins: BTreeMap::new(),
+            portals: Arc::default(),
+            hairpins: Arc::default(),
         }
     }
 
@@ -114,12 +117,14 @@ impl Ruleset {
         }
         match frontend.protocol {
             Protocol::Tcp | Protocol::Udp => {
-                self.remove(&frontend);
                 for pod in rule.kernel.iter().flat_map(|path| path.hairpins()) {
-                    *self.hairpins.entry(pod).or_default() += 1;
+                    *Arc::make_mut(&mut self.hairpins).entry(pod).or_default() += 1;
                 }
                 self.extensions.kernel_path |= rule.kernel.is_some();
-                self.portals.insert(frontend, rule);
+                let portals = Arc::make_mut(&mut self.portals);
+                if let Some(before) = portals.insert(frontend, rule) {
+                    self.forget_hairpins(&before);
+                }
                 Ok(())
             }
             Protocol::Sctp => Err(Misplaced::Protocol(frontend)),
@@ -128,16 +133,21 @@ impl Ruleset {
 
     /// Takes a portal out.
     pub fn remove(&mut self, frontend: &Frontend) -> Option<PortalRule> {
-        let rule = self.portals.remove(frontend)?;
+        let rule = Arc::make_mut(&mut self.portals).remove(frontend)?;
+        self.forget_hairpins(&rule);
+        Some(rule)
+    }
+
+    fn forget_hairpins(&mut self, rule: &PortalRule) {
         for pod in rule.kernel.iter().flat_map(|path| path.hairpins()) {
-            if let Some(portals) = self.hairpins.get_mut(&pod) {
+            let hairpins = Arc::make_mut(&mut self.hairpins);
+            if let Some(portals) = hairpins.get_mut(&pod) {
                 *portals -= 1;
                 if *portals == 0 {
-                    self.hairpins.remove(&pod);
+                    hairpins.remove(&pod);
                 }
             }
         }
-        Some(rule)
     }
 
     /// The family of all its rules.
@@ -190,6 +200,20 @@ impl Ruleset {
     #[must_use]
     pub fn extensions(&self) -> Extensions {
         self.extensions
+    }
+
+    /// The same rules laid out otherwise, with iptables. [`Backend`](crate::Backend) chooses
+    /// that, whatever is given.
+    #[must_use]
+    pub fn laid_out(mut self, layout: PortalLayout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// Which chains of iptables the rules of portals stand in.
+    #[must_use]
+    pub fn layout(&self) -> PortalLayout {
+        self.layout
     }
 
     /// The networks of this node's pods; empty where they are not known.

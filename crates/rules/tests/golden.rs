@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 use edgemesh_catalog::Protocol::{self, Tcp, Udp};
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
-    Extensions, Gate, KernelEndpoint, KernelPath, Mark, PortalRule, RuleComment, Ruleset, Sharing,
-    render, render_nftables, render_refusing,
+    Extensions, Gate, KernelEndpoint, KernelPath, Mark, PortalLayout, PortalRule, RuleComment,
+    Ruleset, Sharing, render, render_nftables, render_refusing,
 };
 
 /// ClusterIP, protocol, port, name, port of the agent that it leads to.
@@ -36,8 +36,33 @@ fn ipv6_rules_are_as_agreed() -> Result<()> {
     check("ipv6", "fd00:ed6e:6d65:7368::1", Gate::Refuse, &portals)
 }
 
+#[test]
+fn rules_of_many_portals_are_as_agreed() -> Result<()> {
+    let portals = [
+        ("10.96.10.1", Tcp, 80, "default/web:http", 20007),
+        ("10.96.10.3", Tcp, 80, "default/two-port:http", 20007),
+        ("10.96.10.3", Tcp, 5201, "default/two-port:iperf", 20007),
+        ("10.96.10.65", Udp, 7, "default/udp-echo:udp", 41234),
+    ];
+    let rules = rules_of("169.254.96.16", &portals)?.laid_out(PortalLayout::ByAddress);
+    compare("by-address-ipv4.rules", &render(&rules))?;
+    let portals = [
+        ("fd00:10:96::a01", Tcp, 80, "default/web:http", 20007),
+        ("fd00:10:96::a41", Udp, 7, "default/udp-echo:udp", 41234),
+    ];
+    let rules = rules_of("fd00:ed6e:6d65:7368::1", &portals)?.laid_out(PortalLayout::ByAddress);
+    compare("by-address-ipv6.rules", &render(&rules))
+}
+
 fn check(name: &str, intercept: &str, gate: Gate, portals: &[Portal]) -> Result<()> {
-    let mut rules = Ruleset::new(intercept.parse()?, 20008, Mark::AGENT).gated(gate);
+    let rules = rules_of(intercept, portals)?.gated(gate);
+    compare(&format!("{name}.rules"), &render(&rules))?;
+    compare(&format!("{name}.nft"), &render_nftables(&rules))?;
+    compare(&format!("{name}-refuse.nft"), &render_refusing(&rules))
+}
+
+fn rules_of(intercept: &str, portals: &[Portal]) -> Result<Ruleset> {
+    let mut rules = Ruleset::new(intercept.parse()?, 20008, Mark::AGENT);
     for &(ip, protocol, port, name, to_port) in portals {
         let frontend = Frontend {
             ip: ip.parse()?,
@@ -54,9 +79,7 @@ fn check(name: &str, intercept: &str, gate: Gate, portals: &[Portal]) -> Result<
             },
         )?;
     }
-    compare(&format!("{name}.rules"), &render(&rules))?;
-    compare(&format!("{name}.nft"), &render_nftables(&rules))?;
-    compare(&format!("{name}-refuse.nft"), &render_refusing(&rules))
+    Ok(rules)
 }
 
 /// Endpoints of a portal, and whether each is a pod of this node.

@@ -244,7 +244,7 @@ fn a_chain_that_was_emptied_before_a_service_is_added_is_made_anew() -> Result<(
             let applied = backend.apply(&rules).await?;
             let verified = backend.verify(&rules).await?;
             let repairs = [applied.repairs, verified.repairs].concat();
-            assert!(repairs.contains(&Repair::ChainRewritten(OwnChain::Host)));
+            assert!(repairs.contains(&Repair::ChainRewritten(OwnChain::Host.into())));
             check(&node, flavour, Family::V4, 6)
         })?
     })
@@ -255,7 +255,7 @@ fn what_others_change_in_their_own_chains_does_not_count_as_a_change_of_ours() -
     test(|lab| {
         let flavour = Flavour::Nft;
         let node = node_with_kube_proxy(lab, flavour)?;
-        let rules = rules_for(Family::V4, 1000)?;
+        let rules = rules_for(Family::V4, 2000)?;
         on_node(&node, async || -> Result<()> {
             let mut backend = backend(Family::V4, flavour).await?;
             backend.apply(&rules).await?;
@@ -264,7 +264,7 @@ fn what_others_change_in_their_own_chains_does_not_count_as_a_change_of_ours() -
             flavour.command(&node, labs(Family::V4), foreign)?;
             assert!(!backend.verify(&rules).await?.read_back);
             flavour.command(&node, labs(Family::V4), foreign)?;
-            let more = rules_for(Family::V4, 1001)?;
+            let more = rules_for(Family::V4, 2001)?;
             assert_eq!(backend.apply(&more).await?.change, Change::Incremental);
 
             // In the end somebody has a look whether a rule was exchanged for another.

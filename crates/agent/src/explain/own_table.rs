@@ -32,6 +32,7 @@ pub(super) fn by_own_table(
         map: Some(map),
         text: shared.map_or(&element.text, |shared| &shared.text).clone(),
         packets: shared.map_or(element.packets, |shared| shared.packets),
+        of_both: true,
     };
     let mut verdict = by(
         Handler::Edgemesh,

@@ -171,10 +171,9 @@ fn show_verdict(page: &mut Paragraph, verdict: &Verdict) {
             None => format!("{} rule {}", rule.chain, rule.place),
             Some(map) => format!("{} rule {} by the map {map}", rule.chain, rule.place),
         };
-        // Both hooks ask the same map.
-        let whose = match (&rule.map, rule.packets) {
-            (Some(_), 1..) => " (pods and host)",
-            (Some(_), 0) | (None, _) => "",
+        let whose = match (rule.of_both, rule.packets) {
+            (true, 1..) => " (pods and host)",
+            (true, 0) | (false, _) => "",
         };
         page.line("", &format!("{place}, {counted}{whose}:"));
         page.verbatim(&rule.text);

@@ -70,9 +70,12 @@ pub(crate) struct RuleShown {
     pub(crate) command: String,
     /// Its text, or the element's.
     pub(crate) text: String,
-    /// Connections (in the filter table: packets) that it took; an element counts those of
-    /// pods and of the host together.
+    /// Connections (in the filter table: packets) that it took.
     pub(crate) packets: u64,
+    /// Whether those of pods and of the host count together: an element's, and those of a rule in
+    /// a chain that both come to.
+    #[serde(default)]
+    pub(crate) of_both: bool,
 }
 
 /// What is known of the agent.
@@ -90,6 +93,8 @@ struct Seen<'a> {
     family: Family,
     hook: &'a Hook,
     own: Option<&'a PortalFound>,
+    /// The rule of the hook's own chain by which connections come to `own`.
+    led_by: Option<&'a StandingRule>,
     sent: Vec<SentTo>,
     gates: &'a [StandingRule],
     kube: Option<&'a KubeRule>,
@@ -141,6 +146,7 @@ fn see<'a>(
         family,
         hook: view.hook(chain),
         own,
+        led_by: own.map(|found| view.led_by(chain, found)),
         sent: own.map(|found| view.sent_to(found)).unwrap_or_default(),
         gates: view.other_own_rules(chain),
         kube: view.kube_rule(frontend),
@@ -150,7 +156,7 @@ fn see<'a>(
 /// Our rule decides if a jump leads to it before kube-proxy has taken the connection.
 fn ours(seen: &Seen<'_>, agent: Agent) -> Option<Verdict> {
     let (found, jump) = (seen.own?, seen.hook.own_jump.as_ref()?);
-    if overtaken(seen) || (agent == Agent::Silent && passes_gate(seen, found)) {
+    if overtaken(seen) || (agent == Agent::Silent && passes_gate(seen)) {
         return None;
     }
     let kube = match &seen.hook.kube_jump {
@@ -165,7 +171,10 @@ fn ours(seen: &Seen<'_>, agent: Agent) -> Option<Verdict> {
             seen.hook_name(jump),
             jump.place
         ),
-        Some(shown(seen, &found.rule, "nat")),
+        Some(RuleShown {
+            of_both: seen.led_by.is_some_and(|entry| *entry != found.rule),
+            ..shown(seen, &found.rule, "nat")
+        }),
     );
     if seen.sent.len() > 1 {
         verdict.sends = seen.sent.iter().map(sends).collect();
@@ -218,9 +227,11 @@ fn overtaken(seen: &Seen<'_>) -> bool {
     }
 }
 
-/// Whether a rule stands before `found` that lets connections pass while no agent lives.
-fn passes_gate(seen: &Seen<'_>, found: &PortalFound) -> bool {
-    seen.gates.iter().any(|gate| gate.place < found.rule.place)
+/// Whether a rule stands before ours that lets connections pass while no agent lives.
+fn passes_gate(seen: &Seen<'_>) -> bool {
+    let gates = || seen.gates.iter();
+    seen.led_by
+        .is_some_and(|rule| gates().any(|gate| gate.place < rule.place))
 }
 
 fn kube_proxys(seen: &Seen<'_>) -> Option<Verdict> {
@@ -320,6 +331,7 @@ fn shown(seen: &Seen<'_>, rule: &StandingRule, table: &str) -> RuleShown {
         place: rule.place,
         text: rule.text.clone(),
         packets: rule.packets,
+        of_both: false,
     }
 }
 

@@ -278,3 +278,23 @@ fn nat_of_others_that_comes_first_is_noted() {
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(notes[0].contains("mine chain (priority -150)"), "{notes:?}");
 }
+
+#[test]
+fn a_rule_in_a_chain_of_its_address_is_told_with_the_gate_before_the_way_there() {
+    const ENTRY: &str = "[3:180] -A EDGEMESH-PORTALS-CONTAINER -d 0.0.0.1/0.0.0.63 \
+                         -j EDGEMESH-PORTALS-01\n";
+    let by_address = OUR_RULE.replace("PORTALS-CONTAINER", "PORTALS-01");
+    let nat = [OURS, KUBES, GATE, ENTRY, &by_address, KUBES_RULE];
+    let running = from_pods(&kernel(&nat, &[]), RUNS);
+    assert_eq!(running.handler, Handler::Edgemesh);
+    let rule = running.rule.unwrap();
+    assert_eq!(
+        (rule.chain.as_str(), rule.place),
+        ("EDGEMESH-PORTALS-01", 1)
+    );
+    assert!(rule.of_both);
+    let silent = from_pods(&kernel(&nat, &[]), Agent::Silent);
+    assert_eq!(silent.handler, Handler::KubeProxy);
+    let in_the_hooks_chain = from_pods(&kernel(&[OURS, KUBES, OUR_RULE], &[]), RUNS);
+    assert!(!in_the_hooks_chain.rule.unwrap().of_both);
+}

@@ -10,7 +10,7 @@ use crate::inspect::kernel_path_view::{KernelPathView, MasqueradeFound, PortalLe
 use crate::iptables::own_rule::{OwnRule, recognise};
 use crate::iptables::service_chain::PortalTarget;
 use crate::iptables::words::Words;
-use crate::{KUBE_SERVICES, OwnChain};
+use crate::{Bucket, KUBE_SERVICES, OwnChain};
 
 /// A rule as it stands in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,10 @@ pub enum KubeAction {
 pub struct NatView {
     hooks: [Hook; 2],
     own: [BTreeMap<Frontend, PortalFound>; 2],
+    /// In the chains that both hooks' chains lead to, by the portal's address.
+    by_address: BTreeMap<Frontend, PortalFound>,
+    /// The rules of the hooks' chains that lead there.
+    entries: [BTreeMap<Bucket, StandingRule>; 2],
     unknown: [Vec<StandingRule>; 2],
     kube: BTreeMap<Frontend, KubeRule>,
     chains: BTreeSet<String>,
@@ -100,10 +104,32 @@ impl NatView {
         &self.hooks[chain.index()]
     }
 
-    /// Our rule for a portal in one of our chains.
+    /// Our rule for a portal in one of our chains, or in the one that the last bits of its
+    /// address pick, if that chain leads there.
     #[must_use]
     pub fn own_rule(&self, chain: OwnChain, frontend: &Frontend) -> Option<&PortalFound> {
-        self.own[chain.index()].get(frontend)
+        self.own[chain.index()].get(frontend).or_else(|| {
+            self.entry(chain, frontend)?;
+            self.by_address.get(frontend)
+        })
+    }
+
+    /// The rule of one of our chains by which it comes to `found`, our rule for a portal: that
+    /// rule itself, or the one that leads to its chain. Connections of both hooks come by a rule
+    /// that another leads to, and count together there.
+    #[must_use]
+    pub fn led_by<'v>(&'v self, chain: OwnChain, found: &'v PortalFound) -> &'v StandingRule {
+        if found.rule.chain == chain.name() {
+            return &found.rule;
+        }
+        let bucket = Bucket::by_name(&found.rule.chain);
+        bucket
+            .and_then(|bucket| self.entries[chain.index()].get(&bucket))
+            .unwrap_or(&found.rule)
+    }
+
+    fn entry(&self, chain: OwnChain, frontend: &Frontend) -> Option<&StandingRule> {
+        self.entries[chain.index()].get(&Bucket::of(frontend.ip))
     }
 
     /// To whom the kernel sends the connections that a rule of ours takes.
@@ -127,10 +153,12 @@ impl NatView {
         &self.kernel_path.masquerade
     }
 
-    /// How many portals one of our chains has rules for.
+    /// How many portals one of our chains has rules for, or leads to.
     #[must_use]
     pub fn own_portals(&self, chain: OwnChain) -> usize {
-        self.own[chain.index()].len()
+        let led_to = self.by_address.keys();
+        let led_to = led_to.filter(|frontend| self.entry(chain, frontend).is_some());
+        self.own[chain.index()].len() + led_to.count()
     }
 
     /// Rules in one of our chains that are for no portal and for no traffic of our own: the
@@ -160,7 +188,7 @@ impl NatView {
     /// Every portal that we or kube-proxy have a rule for, with the name of its service port,
     /// sorted by frontend.
     pub fn portals(&self) -> impl Iterator<Item = (&Frontend, &str)> {
-        let own = self.own.iter().flatten();
+        let own = self.own.iter().flatten().chain(&self.by_address);
         let kube = self.kube.iter();
         own.map(|(frontend, found)| (frontend, found.comment.as_str()))
             .chain(kube.map(|(frontend, rule)| (frontend, rule.service_port.as_str())))
@@ -182,6 +210,7 @@ impl NatView {
             let place = places.entry(chain).or_insert(0);
             *place += 1;
             let concerns_us = OwnChain::by_name(chain).is_some()
+                || Bucket::by_name(chain).is_some()
                 || OwnChain::by_hook(chain).is_some()
                 || KernelPathView::concerns(chain)
                 || chain == KUBE_SERVICES;
@@ -197,7 +226,8 @@ impl NatView {
         }
         // The refusal port is told by a rule that may stand behind those that lead there.
         if let Some(at) = self.refused_at {
-            for found in self.own.iter_mut().flat_map(BTreeMap::values_mut) {
+            let own = self.own.iter_mut().chain([&mut self.by_address]);
+            for found in own.flat_map(BTreeMap::values_mut) {
                 found.refused = found.to == PortalLeads::To(at);
             }
         }
@@ -210,6 +240,8 @@ impl NatView {
             // Only kube-proxy refuses in the filter table.
         } else if let Some(chain) = OwnChain::by_name(&rule.chain) {
             self.take_in_own(chain, rule);
+        } else if let Some(bucket) = Bucket::by_name(&rule.chain) {
+            self.take_in_by_address(bucket, rule);
         } else if let Some(chain) = OwnChain::by_hook(&rule.chain) {
             self.hooks[chain.index()].take_in(chain, rule);
         } else {
@@ -218,12 +250,21 @@ impl NatView {
     }
 
     fn take_in_own(&mut self, chain: OwnChain, rule: StandingRule) {
-        let own = match recognise(&rule.text) {
+        match recognise(&rule.text) {
+            // Of several the first one counts.
             Some(OwnRule::Portal {
                 frontend,
                 to,
                 comment,
-            }) => Some((frontend, to, comment.into_owned())),
+            }) => {
+                let comment = comment.into_owned();
+                self.own[chain.index()]
+                    .entry(frontend)
+                    .or_insert(PortalFound::new(to, comment, rule));
+            }
+            Some(OwnRule::ByAddress(_, bucket)) => {
+                self.entries[chain.index()].entry(bucket).or_insert(rule);
+            }
             // While no agent lives it refuses, as the listener that is gone would.
             Some(
                 OwnRule::OwnTraffic(_)
@@ -232,29 +273,26 @@ impl NatView {
                 | OwnRule::ThroughPortal
                 | OwnRule::LetPass
                 | OwnRule::NotLetPass(_),
-            ) => return,
+            ) => {}
             Some(OwnRule::NotThroughPortal { refused_at, .. }) => {
                 self.refused_at = Some(refused_at);
-                return;
             }
-            Some(OwnRule::LeftWhileDead(_)) | None => None,
-        };
-        match own {
-            Some((frontend, to, comment)) => {
-                // Of several the first one counts.
-                self.own[chain.index()]
-                    .entry(frontend)
-                    .or_insert(PortalFound {
-                        to: match to {
-                            PortalTarget::Address(address) => PortalLeads::To(address),
-                            PortalTarget::Chain(chain) => PortalLeads::Into(chain),
-                        },
-                        refused: false,
-                        comment,
-                        rule,
-                    });
-            }
-            None => self.unknown[chain.index()].push(rule),
+            Some(OwnRule::LeftWhileDead(_)) | None => self.unknown[chain.index()].push(rule),
+        }
+    }
+
+    fn take_in_by_address(&mut self, bucket: Bucket, rule: StandingRule) {
+        if let Some(OwnRule::Portal {
+            frontend,
+            to,
+            comment,
+        }) = recognise(&rule.text)
+            && Bucket::of(frontend.ip) == bucket
+        {
+            let comment = comment.into_owned();
+            self.by_address
+                .entry(frontend)
+                .or_insert(PortalFound::new(to, comment, rule));
         }
     }
 
@@ -273,6 +311,20 @@ impl NatView {
             service_port: seen.service_port,
             rule,
         });
+    }
+}
+
+impl PortalFound {
+    fn new(to: PortalTarget, comment: String, rule: StandingRule) -> Self {
+        Self {
+            to: match to {
+                PortalTarget::Address(address) => PortalLeads::To(address),
+                PortalTarget::Chain(chain) => PortalLeads::Into(chain),
+            },
+            refused: false,
+            comment,
+            rule,
+        }
     }
 }
 

@@ -127,3 +127,39 @@ fn whom_a_chain_sends_connections_to_is_told_with_how_many() {
     assert_eq!(view.masquerade().jump.as_ref().unwrap().packets, 9);
     assert_eq!(view.masquerade().rules.len(), 1);
 }
+
+#[test]
+fn a_portal_in_a_chain_of_its_address_is_found_from_the_hooks_that_lead_there() {
+    const NAT: &str = r#"*nat
+[9:540] -A EDGEMESH-PORTALS-CONTAINER -d 0.0.0.1/0.0.0.63 -j EDGEMESH-PORTALS-01
+[0:0] -A EDGEMESH-PORTALS-HOST -m set ! --match-set EDGEMESH-ALIVE dst -m comment --comment "edgemesh: kube-proxy's while no agent lives" -j RETURN
+[4:240] -A EDGEMESH-PORTALS-HOST -d 0.0.0.2/0.0.0.63 -j EDGEMESH-PORTALS-02
+[7:420] -A EDGEMESH-PORTALS-01 -d 10.96.0.65/32 -p tcp -m comment --comment "default/web:http" -m tcp --dport 80 -j DNAT --to-destination 10.244.1.2:8080
+[1:60] -A EDGEMESH-PORTALS-02 -d 10.96.0.3/32 -p tcp -m comment --comment "default/lost:http" -m tcp --dport 80 -j DNAT --to-destination 10.244.1.2:8080
+COMMIT
+"#;
+    let view = NatView::from_saved(NAT, "");
+    let portal = |ip: &str| Frontend {
+        ip: ip.parse().unwrap(),
+        protocol: Protocol::Tcp,
+        port: 80,
+    };
+    let web = portal("10.96.0.65");
+    let found = view.own_rule(OwnChain::Container, &web).unwrap();
+    assert_eq!(
+        (found.comment.as_str(), found.rule.packets),
+        ("default/web:http", 7)
+    );
+    let entry = view.led_by(OwnChain::Container, found);
+    assert_eq!(
+        (entry.chain.as_str(), entry.place),
+        ("EDGEMESH-PORTALS-CONTAINER", 1)
+    );
+    assert_eq!(view.own_rule(OwnChain::Host, &web), None);
+    let in_anothers_chain = portal("10.96.0.3");
+    assert_eq!(view.own_rule(OwnChain::Host, &in_anothers_chain), None);
+    assert_eq!(OwnChain::BOTH.map(|chain| view.own_portals(chain)), [1, 0]);
+    assert_eq!(view.other_own_rules(OwnChain::Host).len(), 1);
+    let named: Vec<&str> = view.portals().map(|(_, name)| name).collect();
+    assert_eq!(named, ["default/web:http"]);
+}

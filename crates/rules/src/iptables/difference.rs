@@ -1,18 +1,20 @@
 //! What has to be changed so that the kernel holds what is wanted. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use edgemesh_plan::Frontend;
 
 use crate::chain_names::OwnChain;
+use crate::iptables::chain_content::{ChainContent, buckets, chains_of, portal_chains};
 use crate::iptables::kernel_path_difference::{
     kernel_path_against, kernel_path_between, remove_kernel_path,
 };
-use crate::iptables::own_rule::{OwnRule, fixed_rules, portal_rule};
+use crate::iptables::own_rule::{OwnRule, portal_rule};
 use crate::iptables::parse::{FoundRule, Table};
 use crate::iptables::transaction::Transaction;
+use crate::merged::merged;
 use crate::precedence::{correction, own_jumps};
-use crate::{PortalRule, Repair, Ruleset};
+use crate::{PortalChain, PortalLayout, PortalRule, Repair, Ruleset};
 
 /// From this many deletions on a chain is made anew: each deletion by text makes
 /// iptables search the chain, so that many cost more than a full rewrite.
@@ -38,9 +40,11 @@ pub(crate) enum Means {
 pub(crate) fn against(table: &Table<'_>, wanted: &Ruleset, means: Means) -> Difference {
     let mut difference = Difference::default();
     kernel_path_against(&mut difference, table, wanted);
-    for chain in OwnChain::BOTH {
-        chain_difference(&mut difference, chain, table.own(chain), wanted, means);
+    for content in portal_chains(wanted) {
+        let found = table.portal_chain(content.chain);
+        chain_difference(&mut difference, found, &content, means);
     }
+    surplus_buckets(&mut difference, table, wanted);
     for chain in OwnChain::BOTH {
         if let Some(correction) = correction(table.hook(chain)) {
             for spec in correction.delete {
@@ -66,28 +70,92 @@ pub(crate) fn between(known: &Ruleset, wanted: &Ruleset) -> Transaction {
         && known.pods() == wanted.pods();
     let changed = changed_portals(known, wanted, same_fixed_rules);
     kernel_path_between(&mut transaction, known, wanted, &changed);
-    let rules: Vec<_> = changed
-        .iter()
-        .map(|change| change.rules(known, wanted))
-        .filter(|(old, new)| old != new)
-        .collect();
-    let gone = rules.iter().filter(|(old, _)| old.is_some()).count();
-    let new = rules.iter().filter(|(_, new)| new.is_some()).count();
-    if !same_fixed_rules || too_much(gone, new, wanted) {
-        for chain in OwnChain::BOTH {
-            transaction.rewrite(chain, wanted);
+    match (known.layout(), wanted.layout()) {
+        (PortalLayout::ByAddress, PortalLayout::InBoth) if same_fixed_rules => {
+            move_to_both(&mut transaction, wanted);
         }
-        return transaction;
+        (old, new) if old == new => {
+            chains_between(&mut transaction, known, wanted, &changed, same_fixed_rules);
+        }
+        (PortalLayout::InBoth | PortalLayout::ByAddress, _) => {
+            for content in portal_chains(wanted) {
+                transaction.rewrite(&content);
+            }
+        }
     }
-    for chain in OwnChain::BOTH {
-        for old in rules.iter().filter_map(|(old, _)| old.as_ref()) {
-            transaction.delete(chain.name(), old);
-        }
-        for new in rules.iter().filter_map(|(_, new)| new.as_ref()) {
-            transaction.append(chain, new);
-        }
+    let kept: BTreeSet<_> = buckets(wanted.layout()).collect();
+    for gone in buckets(known.layout()).filter(|bucket| !kept.contains(bucket)) {
+        transaction.delete_chain(&gone.to_string());
     }
     transaction
+}
+
+/// Has both hooks' chains hold all portals, of which they hold none. The rules come before those
+/// that lead elsewhere go, so that no packet misses them even where this takes several steps.
+fn move_to_both(transaction: &mut Transaction, wanted: &Ruleset) {
+    for content in portal_chains(wanted) {
+        for (frontend, rule) in &content.portals {
+            transaction.append(content.chain, &portal_rule(wanted, frontend, rule));
+        }
+    }
+    for chain in OwnChain::BOTH {
+        for bucket in buckets(PortalLayout::ByAddress) {
+            let entry = OwnRule::ByAddress(wanted.family(), bucket);
+            transaction.delete(chain.name(), &entry);
+        }
+    }
+}
+
+/// Adds the changes of chains that are the same before and after, but for what they hold.
+fn chains_between(
+    transaction: &mut Transaction,
+    known: &Ruleset,
+    wanted: &Ruleset,
+    changed: &[ChangedPortal<'_>],
+    same_fixed_rules: bool,
+) {
+    let mut changes: BTreeMap<PortalChain, RuleChanges<'_>> = BTreeMap::new();
+    if !same_fixed_rules {
+        changes.extend(OwnChain::BOTH.map(|chain| (chain.into(), RuleChanges::default())));
+    }
+    for change in changed {
+        let (old, new) = change.rules(known, wanted);
+        if old == new {
+            continue;
+        }
+        for chain in chains_of(wanted.layout(), change.frontend) {
+            let changes = changes.entry(chain).or_default();
+            changes.gone.extend(old.clone());
+            changes.new.extend(new.clone());
+        }
+    }
+    for (chain, changes) in &changes {
+        let heads_differ = match chain {
+            PortalChain::Hook(_) => !same_fixed_rules,
+            PortalChain::Bucket(_) => false,
+        };
+        // Nothing of a chain has to be looked at for what only comes.
+        if heads_differ || !changes.gone.is_empty() {
+            let content = ChainContent::of(wanted, *chain);
+            if heads_differ || too_much(changes.gone.len(), changes.new.len(), content.len()) {
+                transaction.rewrite(&content);
+                continue;
+            }
+        }
+        for gone in &changes.gone {
+            transaction.delete(&chain.to_string(), gone);
+        }
+        for new in &changes.new {
+            transaction.append(*chain, new);
+        }
+    }
+}
+
+/// The rules that a chain loses and gets.
+#[derive(Debug, Default)]
+struct RuleChanges<'a> {
+    gone: Vec<OwnRule<'a>>,
+    new: Vec<OwnRule<'a>>,
 }
 
 /// A portal that is not the same before and after.
@@ -118,22 +186,9 @@ fn changed_portals<'a>(
     wanted: &'a Ruleset,
     same_fixed_rules: bool,
 ) -> Vec<ChangedPortal<'a>> {
-    let old = known.portals().iter().map(|(frontend, old)| ChangedPortal {
-        frontend,
-        old: Some(old),
-        new: wanted.portals().get(frontend),
-    });
-    let added = wanted
-        .portals()
-        .iter()
-        .filter(|(frontend, _)| !known.portals().contains_key(*frontend))
-        .map(|(frontend, new)| ChangedPortal {
-            frontend,
-            old: None,
-            new: Some(new),
-        });
-    old.filter(|change| !same_fixed_rules || change.old != change.new)
-        .chain(added)
+    merged(known.portals().iter(), wanted.portals().iter())
+        .map(|(frontend, old, new)| ChangedPortal { frontend, old, new })
+        .filter(|change| !same_fixed_rules || change.old != change.new)
         .collect()
 }
 
@@ -157,6 +212,9 @@ pub(crate) fn removal(table: &Table<'_>) -> Removal {
         if let Some(rules) = table.own(chain) {
             removal.remove_chain(table, chain.name(), rules.is_empty());
         }
+    }
+    for (bucket, rules) in &table.buckets {
+        removal.remove_chain(table, &bucket.to_string(), rules.is_empty());
     }
     remove_kernel_path(&mut removal, table);
     removal
@@ -191,51 +249,72 @@ pub(crate) fn referring_to<'t, 'a>(
     })
 }
 
+/// Deletes the chains of portals that no rule of ours leads to.
+fn surplus_buckets(difference: &mut Difference, table: &Table<'_>, wanted: &Ruleset) {
+    let kept: BTreeSet<_> = buckets(wanted.layout()).collect();
+    let mut surplus = Vec::new();
+    for (&bucket, rules) in table.buckets.iter().filter(|(b, _)| !kept.contains(b)) {
+        let name = bucket.to_string();
+        if referring_to(table, &name).next().is_none() {
+            difference.transaction.delete_chain(&name);
+        } else if rules.is_empty() {
+            continue;
+        } else {
+            difference.transaction.empty(&name);
+        }
+        surplus.push(bucket);
+    }
+    if let Some(&first) = surplus.first() {
+        difference.repairs.push(Repair::ChainsSurplus {
+            first: PortalChain::Bucket(first),
+            count: surplus.len(),
+        });
+    }
+}
+
 fn chain_difference(
     difference: &mut Difference,
-    chain: OwnChain,
     found: Option<&[FoundRule<'_>]>,
-    wanted: &Ruleset,
+    wanted: &ChainContent<'_>,
     means: Means,
 ) {
     let Some(found) = found else {
-        difference.transaction.rewrite(chain, wanted);
-        difference.repairs.push(Repair::ChainMissing(chain));
+        difference.transaction.rewrite(wanted);
+        difference.repairs.push(Repair::ChainMissing(wanted.chain));
         return;
     };
-    let Some((surplus, kept)) = surplus_and_kept(found, chain, wanted) else {
-        rewrite_found(difference, chain, wanted);
+    let Some((surplus, kept)) = surplus_and_kept(found, wanted) else {
+        rewrite_found(difference, wanted);
         return;
     };
     let missing: Vec<_> = wanted
-        .portals()
+        .portals
         .iter()
         .filter(|(frontend, _)| !kept.contains(*frontend))
+        .copied()
         .collect();
     if surplus.is_empty() && missing.is_empty() {
         return;
     }
-    if means == Means::Rewrite || too_much(surplus.len(), missing.len(), wanted) {
-        rewrite_found(difference, chain, wanted);
+    if means == Means::Rewrite || too_much(surplus.len(), missing.len(), wanted.len()) {
+        rewrite_found(difference, wanted);
         return;
     }
-    change_rules(difference, chain, wanted, &surplus, &missing);
+    change_rules(difference, wanted, &surplus, &missing);
 }
 
 fn change_rules(
     difference: &mut Difference,
-    chain: OwnChain,
-    wanted: &Ruleset,
+    wanted: &ChainContent<'_>,
     surplus: &[&str],
     missing: &[(&Frontend, &PortalRule)],
 ) {
+    let chain = wanted.chain;
     for spec in surplus {
-        difference.transaction.delete(chain.name(), spec);
+        difference.transaction.delete(&chain.to_string(), spec);
     }
-    for &(frontend, rule) in missing {
-        difference
-            .transaction
-            .append(chain, &portal_rule(wanted, frontend, rule));
+    for rule in missing.iter().filter_map(|(f, _)| wanted.rule_of(f)) {
+        difference.transaction.append(chain, &rule);
     }
     if let Some(first) = surplus.first() {
         difference.repairs.push(Repair::RulesSurplus {
@@ -254,19 +333,17 @@ fn change_rules(
 }
 
 /// The texts of rules that don't belong here, and the portals whose rule is right; none
-/// when the chain doesn't begin with the fixed rules, or one of them is there again
+/// when the chain doesn't begin with its head, or a rule of that is there again
 /// (deleting that by its text would take the first).
 fn surplus_and_kept<'a>(
     found: &[FoundRule<'a>],
-    chain: OwnChain,
-    wanted: &Ruleset,
+    wanted: &ChainContent<'_>,
 ) -> Option<(Vec<&'a str>, BTreeSet<Frontend>)> {
-    let fixed = fixed_rules(wanted, chain);
-    let (first, rest) = found.split_at_checked(fixed.len())?;
+    let (first, rest) = found.split_at_checked(wanted.head.len())?;
     if !first
         .iter()
         .map(|found| found.rule.as_ref())
-        .eq(fixed.iter().map(Some))
+        .eq(wanted.head.iter().map(Some))
     {
         return None;
     }
@@ -274,32 +351,24 @@ fn surplus_and_kept<'a>(
     let mut kept = BTreeSet::new();
     for found in rest {
         match &found.rule {
-            Some(rule) if fixed.contains(rule) => {
+            Some(rule) if wanted.head.contains(rule) => {
                 return None;
             }
             Some(rule @ OwnRule::Portal { frontend, .. })
-                if is_wanted(wanted, frontend, rule) && kept.insert(*frontend) => {}
+                if wanted.rule_of(frontend).as_ref() == Some(rule) && kept.insert(*frontend) => {}
             Some(_) | None => surplus.push(found.spec),
         }
     }
     Some((surplus, kept))
 }
 
-fn is_wanted(wanted: &Ruleset, frontend: &Frontend, found: &OwnRule<'_>) -> bool {
-    wanted
-        .portals()
-        .get(frontend)
-        .is_some_and(|rule| portal_rule(wanted, frontend, rule) == *found)
+fn too_much(deleted: usize, added: usize, all: usize) -> bool {
+    deleted > 0 && (deleted > MOST_DELETIONS || deleted + added > all)
 }
 
-fn too_much(deleted: usize, added: usize, wanted: &Ruleset) -> bool {
-    deleted > 0
-        && (deleted > MOST_DELETIONS
-            || deleted + added
-                > wanted.portals().len() + fixed_rules(wanted, OwnChain::Container).len())
-}
-
-fn rewrite_found(difference: &mut Difference, chain: OwnChain, wanted: &Ruleset) {
-    difference.transaction.rewrite(chain, wanted);
-    difference.repairs.push(Repair::ChainRewritten(chain));
+fn rewrite_found(difference: &mut Difference, wanted: &ChainContent<'_>) {
+    difference.transaction.rewrite(wanted);
+    difference
+        .repairs
+        .push(Repair::ChainRewritten(wanted.chain));
 }

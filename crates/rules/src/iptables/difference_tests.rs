@@ -7,13 +7,17 @@ use edgemesh_plan::Frontend;
 use proptest::prelude::*;
 
 use crate::chain_names::OwnChain;
+use crate::iptables::chain_content::portal_chains;
 use crate::iptables::difference::{Means, against, between, removal};
-use crate::iptables::own_rule::{fixed_rules, portal_rules, recognise};
+use crate::iptables::own_rule::{OwnRule, portal_rule, recognise};
 use crate::iptables::parse::Table;
 use crate::iptables::render;
 use crate::iptables::simulated::Simulated;
 use crate::iptables::transaction::Transaction;
-use crate::{JUMP_COMMENT, Mark, Misplacement, PortalRule, Repair, RuleComment, Ruleset};
+use crate::{
+    Bucket, JUMP_COMMENT, Mark, Misplacement, PortalChain, PortalLayout, PortalRule, Repair,
+    RuleComment, Ruleset,
+};
 
 const KUBE_JUMP: &str = "-m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES";
 const INTERCEPT: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 96, 16));
@@ -50,6 +54,13 @@ fn ruleset(portals: &[(u8, u16)]) -> Ruleset {
             .unwrap();
     }
     rules
+}
+
+fn portal_rules(rules: &Ruleset) -> impl Iterator<Item = OwnRule<'_>> {
+    rules
+        .portals()
+        .iter()
+        .map(|(frontend, rule)| portal_rule(rules, frontend, rule))
 }
 
 #[test]
@@ -109,7 +120,7 @@ fn fixed_rules_that_are_not_first_make_the_chain_anew() {
         .chain("EDGEMESH-PORTALS-HOST")
         .insert(0, "-j ACCEPT".to_owned());
     let (transaction, repairs) = table.difference(&wanted);
-    assert_eq!(repairs, [Repair::ChainRewritten(OwnChain::Host)]);
+    assert_eq!(repairs, [Repair::ChainRewritten(OwnChain::Host.into())]);
     table.restore(&transaction.text());
     assert_eq!(table, Simulated::holding(&wanted));
 }
@@ -140,7 +151,7 @@ fn a_stranger_in_our_chain_is_deleted_by_its_own_text() {
     assert_eq!(
         repairs,
         [Repair::RulesSurplus {
-            chain: OwnChain::Host,
+            chain: OwnChain::Host.into(),
             first: stranger.to_owned(),
             count: 1
         }]
@@ -156,7 +167,7 @@ fn so_many_deletions_are_rather_a_new_chain() {
         table.chain("EDGEMESH-PORTALS-HOST").push(stranger);
     }
     let (transaction, repairs) = table.difference(&wanted);
-    assert_eq!(repairs, [Repair::ChainRewritten(OwnChain::Host)]);
+    assert_eq!(repairs, [Repair::ChainRewritten(OwnChain::Host.into())]);
     assert!(!transaction.text().contains("-D "));
 }
 
@@ -208,8 +219,116 @@ fn removal_empties_but_keeps_a_chain_that_a_foreign_rule_leads_into() {
     assert!(table.chain("OUTPUT").is_empty());
 }
 
+/// The rule of ours that takes a packet for this portal, if it comes by the hook of `chain`.
+fn taken_by(table: &Simulated, chain: &str, packet: &Frontend) -> Option<String> {
+    table
+        .chains
+        .get(chain)?
+        .iter()
+        .find_map(|text| match recognise(text)? {
+            OwnRule::ByAddress(_, bucket) if bucket == Bucket::of(packet.ip) => {
+                taken_by(table, &bucket.to_string(), packet)
+            }
+            OwnRule::Portal { frontend, .. } => (frontend == *packet).then(|| text.clone()),
+            _ => None,
+        })
+}
+
+fn both_hooks(table: &Simulated, packet: &Frontend) -> [Option<String>; 2] {
+    OwnChain::BOTH.map(|chain| taken_by(table, chain.name(), packet))
+}
+
+fn of_both_layouts(portals: &[(u8, u16)]) -> [Ruleset; 2] {
+    [PortalLayout::InBoth, PortalLayout::ByAddress].map(|layout| ruleset(portals).laid_out(layout))
+}
+
+#[test]
+fn one_added_service_is_one_line_where_portals_are_laid_out_by_address() {
+    let [_, known] = of_both_layouts(&[(1, 0), (2, 0)]);
+    let [_, wanted] = of_both_layouts(&[(1, 0), (2, 0), (66, 0)]);
+    let text = between(&known, &wanted).text();
+    assert_eq!(
+        text,
+        "*nat\n-A EDGEMESH-PORTALS-02 -d 10.96.0.66/32 -p udp -m comment --comment \
+         \"default/s66:p0\" -m udp --dport 80 -j DNAT --to-destination 169.254.96.16:20007\n\
+         COMMIT\n"
+    );
+    let (read_back, _) = Simulated::holding(&known).difference(&wanted);
+    assert_eq!(read_back.text(), text);
+}
+
+#[test]
+fn who_meddles_with_a_chain_of_portals_is_undone_and_named() {
+    let [_, wanted] = of_both_layouts(&[(1, 0), (2, 0), (65, 0), (129, 0)]);
+    let right = Simulated::holding(&wanted);
+    let bucket = Bucket::of(frontend(1).ip);
+    let meddled = |meddle: &dyn Fn(&mut Simulated)| {
+        let mut table = right.clone();
+        meddle(&mut table);
+        let (transaction, repairs) = table.difference(&wanted);
+        table.restore(&transaction.text());
+        assert_eq!(table.difference(&wanted).0, Transaction::default());
+        repairs
+    };
+    let chain = PortalChain::Bucket(bucket);
+    let missing = Repair::RulesMissing {
+        chain,
+        first: frontend(129),
+        count: 1,
+    };
+    assert_eq!(
+        meddled(&|table| drop(table.chain("EDGEMESH-PORTALS-01").pop())),
+        [missing]
+    );
+    let stranger = "-j ACCEPT".to_owned();
+    let surplus = Repair::RulesSurplus {
+        chain,
+        first: stranger.clone(),
+        count: 1,
+    };
+    assert_eq!(
+        meddled(&|table| table
+            .chain("EDGEMESH-PORTALS-01")
+            .insert(0, stranger.clone())),
+        [surplus]
+    );
+    assert_eq!(
+        meddled(&|table| drop(table.chain("EDGEMESH-PORTALS-HOST").pop())),
+        [Repair::ChainRewritten(OwnChain::Host.into())]
+    );
+}
+
+#[test]
+fn chains_of_portals_that_lead_nowhere_go_unless_a_strangers_rule_leads_there() {
+    let [wanted, older] = of_both_layouts(&[(1, 0)]);
+    let mut table = Simulated::holding(&older);
+    table
+        .chain("MINE")
+        .push("-j EDGEMESH-PORTALS-01".to_owned());
+    let (transaction, repairs) = table.difference(&wanted);
+    assert!(repairs.contains(&Repair::ChainsSurplus {
+        first: PortalChain::Bucket(Bucket::of([0, 0, 0, 0].into())),
+        count: 64
+    }));
+    table.restore(&transaction.text());
+    assert!(table.chains["EDGEMESH-PORTALS-01"].is_empty());
+    assert!(!table.chains.contains_key("EDGEMESH-PORTALS-02"));
+    assert_eq!(
+        table.difference(&wanted),
+        (Transaction::default(), Vec::new())
+    );
+    let text = table.save();
+    let removal = removal(&Table::parse(&text));
+    assert_eq!(removal.kept_by, ["MINE -j EDGEMESH-PORTALS-01"]);
+}
+
+fn layout() -> impl Strategy<Value = PortalLayout> {
+    prop_oneof![Just(PortalLayout::InBoth), Just(PortalLayout::ByAddress)]
+}
+
 fn portals() -> impl Strategy<Value = Ruleset> {
-    proptest::collection::vec((1_u8..20, 0_u16..4), 0..20).prop_map(|portals| ruleset(&portals))
+    let portals = proptest::collection::vec((1_u8..80, 0_u16..4), 0..20);
+    (portals, layout()).prop_map(|(portals, layout)| ruleset(&portals).laid_out(layout))
 }
 
 fn hook(chain: OwnChain) -> impl Strategy<Value = Vec<String>> {
@@ -224,19 +343,31 @@ fn hook(chain: OwnChain) -> impl Strategy<Value = Vec<String>> {
     proptest::collection::vec(rule, 0..6)
 }
 
-/// A chain of ours as an earlier agent, and then somebody else, may have left it.
-fn own_chain() -> impl Strategy<Value = Option<Vec<String>>> {
+/// What an earlier agent, and then somebody else, may have left of chains of ours: those of the
+/// hook `own`, and those that it leads to.
+fn own_chains(own: OwnChain) -> impl Strategy<Value = Vec<(String, Vec<String>)>> {
     let stranger = prop_oneof![
         Just("-j ACCEPT".to_owned()),
         Just("-p udp -m comment --comment \"x y\" -j RETURN".to_owned()),
     ];
     let meddling =
         proptest::collection::vec((any::<prop::sample::Index>(), 0..3_u8, stranger), 0..5);
-    let chain = (portals(), meddling).prop_map(|(rules, meddling)| {
-        let fixed = fixed_rules(&rules, OwnChain::Host).into_iter();
-        let all = fixed.chain(portal_rules(&rules));
-        let mut lines: Vec<String> = all.map(|rule| rule.to_string()).collect();
+    let chains = (portals(), meddling).prop_map(move |(rules, meddling)| {
+        let mut chains: Vec<(String, Vec<String>)> = portal_chains(&rules)
+            .iter()
+            .filter(|content| {
+                !OwnChain::BOTH
+                    .iter()
+                    .any(|o| *o != own && content.chain == (*o).into())
+            })
+            .map(|content| {
+                let lines = content.rules().map(|rule| rule.to_string());
+                (content.chain.to_string(), lines.collect())
+            })
+            .collect();
         for (at, what, stranger) in meddling {
+            let chain = at.index(chains.len().min(4));
+            let lines = &mut chains[chain].1;
             let at = at.index(lines.len() + 1);
             match (what, lines.get(at).cloned()) {
                 (0, Some(_)) => {
@@ -246,14 +377,14 @@ fn own_chain() -> impl Strategy<Value = Option<Vec<String>>> {
                 _ => lines.insert(at, stranger),
             }
         }
-        lines
+        chains
     });
-    proptest::option::of(chain)
+    proptest::option::of(chains).prop_map(Option::unwrap_or_default)
 }
 
 fn table() -> impl Strategy<Value = Simulated> {
-    let container = (hook(OwnChain::Container), own_chain());
-    let host = (hook(OwnChain::Host), own_chain());
+    let of = |chain| (hook(chain), own_chains(chain));
+    let (container, host) = (of(OwnChain::Container), of(OwnChain::Host));
     (container, host).prop_map(|(container, host)| {
         let mut table = Simulated::new();
         table
@@ -261,8 +392,8 @@ fn table() -> impl Strategy<Value = Simulated> {
             .push("-j KUBE-NODEPORTS".to_owned());
         for (chain, (hook, own)) in OwnChain::BOTH.into_iter().zip([container, host]) {
             *table.chain(chain.hook()) = hook;
-            if let Some(own) = own {
-                *table.chain(chain.name()) = own;
+            for (name, rules) in own {
+                *table.chain(&name) = rules;
             }
         }
         table
@@ -284,11 +415,17 @@ proptest! {
         let mut after = before.clone();
         after.restore(&before.difference(&wanted).0.text());
         let right = Simulated::holding(&wanted);
-        for own in OwnChain::BOTH {
-            let chain = &after.chains[own.name()];
-            let expected = &right.chains[own.name()];
-            prop_assert_eq!(&chain[..4], &expected[..4]);
+        let names = |table: &Simulated| -> Vec<String> { table.chains.keys().cloned().collect() };
+        let ours = |name: &String| name.starts_with("EDGEMESH-");
+        prop_assert!(names(&after).into_iter().filter(ours).eq(names(&right).into_iter().filter(ours)));
+        for content in portal_chains(&wanted) {
+            let name = content.chain.to_string();
+            let (chain, expected) = (&after.chains[&name], &right.chains[&name]);
+            let head = content.head.len();
+            prop_assert_eq!(&chain[..head], &expected[..head]);
             prop_assert_eq!(sorted(chain), sorted(expected));
+        }
+        for own in OwnChain::BOTH {
             let hook = &after.chains[own.hook()];
             let place = |rule: &str| hook.iter().position(|found| found == rule);
             prop_assert!(place(&jump(own)).is_some());
@@ -324,11 +461,9 @@ proptest! {
     fn what_is_rendered_is_recognised(wanted in portals()) {
         let text = format!("*nat\n{}COMMIT\n", render(&wanted));
         let table = Table::parse(&text);
-        for chain in OwnChain::BOTH {
-            let found = table.own(chain).unwrap().iter().map(|found| found.rule.clone().unwrap());
-            let fixed = fixed_rules(&wanted, chain).into_iter();
-            let expected = fixed.chain(portal_rules(&wanted));
-            prop_assert!(found.eq(expected));
+        for content in portal_chains(&wanted) {
+            let found = table.portal_chain(content.chain).unwrap_or_default();
+            prop_assert!(found.iter().map(|found| found.rule.clone().unwrap()).eq(content.rules()));
         }
     }
 
@@ -350,5 +485,47 @@ proptest! {
         let table = Table::parse(&text);
         against(&table, &ruleset(&[(1, 0)]), Means::SmallestChange);
         removal(&table);
+    }
+}
+
+proptest! {
+    // A packet's way is found by reading all rules it meets.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn every_packet_is_taken_by_the_same_rule_in_either_layout(
+        wanted in proptest::collection::vec((1_u8..200, 0_u16..4), 0..12),
+    ) {
+        let [in_both, by_address] = of_both_layouts(&wanted);
+        let tables = [&in_both, &by_address].map(Simulated::holding);
+        for number in (0..=255).step_by(7).chain(wanted.iter().map(|(number, _)| *number)) {
+            let packet = frontend(number);
+            let taken = both_hooks(&tables[0], &packet);
+            prop_assert_eq!(&taken, &both_hooks(&tables[1], &packet));
+            prop_assert_eq!(taken[0].is_some(), in_both.portals().contains_key(&packet));
+        }
+    }
+
+    #[test]
+    fn no_packet_misses_its_rule_while_the_layout_changes_in_steps(
+        portals in proptest::collection::vec((1_u8..200, 0_u16..4), 1..12),
+        to_both in any::<bool>(),
+        most in 20_usize..200,
+    ) {
+        let [in_both, by_address] = of_both_layouts(&portals);
+        let (known, wanted) = match to_both {
+            true => (by_address, in_both),
+            false => (in_both, by_address),
+        };
+        let mut table = Simulated::holding(&known);
+        let (text, _) = between(&known, &wanted).sections(most);
+        for step in text.split_inclusive("COMMIT\n") {
+            let before = table.clone();
+            table.restore(step);
+            for packet in wanted.portals().keys() {
+                prop_assert_eq!(both_hooks(&table, packet), both_hooks(&before, packet));
+            }
+        }
+        prop_assert_eq!(table.difference(&wanted), (Transaction::default(), Vec::new()));
     }
 }

@@ -8,7 +8,9 @@ use crate::gate::{GateSets, remove_sets};
 use crate::iptables::backend::IptablesBackend;
 use crate::iptables::extensions::Lacking;
 use crate::iptables::trial::Trial;
-use crate::{Family, FlavourChoice, FlavourSetting, Gate, NoFlavour, Removed, Repair, Ruleset};
+use crate::{
+    Family, FlavourChoice, FlavourSetting, Gate, NoFlavour, PortalLayout, Removed, Repair, Ruleset,
+};
 
 /// One family's rules, and the gate that closes when the agent dies.
 #[derive(Debug)]
@@ -20,6 +22,7 @@ pub(crate) struct FailOpen {
     found_gate: FoundGate,
     /// The rules as they were wanted last, without the gate and with it.
     gated: Option<(Arc<Ruleset>, Arc<Ruleset>)>,
+    layout: PortalLayout,
     /// Looks in a row at which kube-proxy's rules were not to be seen.
     without_kube_proxy: u32,
 }
@@ -53,6 +56,7 @@ impl FailOpen {
             trial: Trial::default(),
             found_gate: FoundGate::Close,
             gated: None,
+            layout: PortalLayout::default(),
             without_kube_proxy: PATIENCE,
         })
     }
@@ -261,6 +265,7 @@ impl FailOpen {
         let extensions = self
             .trial
             .extensions(portal_set, self.backend.has_random_fully());
+        self.layout = self.layout.after(wanted.portals().len());
         if let Some((plain, gated)) = &self.gated
             && plain == wanted
             && (gated.gate(), gated.extensions()) == (gate, extensions)
@@ -269,7 +274,8 @@ impl FailOpen {
         }
         let gated = Ruleset::clone(wanted)
             .gated(gate)
-            .with_extensions(extensions);
+            .with_extensions(extensions)
+            .laid_out(self.layout);
         let gated = Arc::new(gated);
         self.gated = Some((Arc::clone(wanted), Arc::clone(&gated)));
         gated

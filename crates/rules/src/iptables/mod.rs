@@ -1,6 +1,7 @@
 //! iptables and ip6tables, in both flavours.
 
 pub(crate) mod backend;
+pub(crate) mod chain_content;
 pub(crate) mod difference;
 pub(crate) mod door;
 mod extensions;

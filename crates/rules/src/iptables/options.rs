@@ -6,17 +6,20 @@ use std::net::{IpAddr, SocketAddr};
 use edgemesh_catalog::Protocol;
 use ipnet::IpNet;
 
-use crate::Family;
 use crate::gate::{alive_set, portals_set};
 use crate::ip_set::SetName;
+use crate::iptables::own_rule::last_bits;
 use crate::iptables::service_chain::Share;
 use crate::iptables::words::Words;
+use crate::{Bucket, Family};
 
 /// The options that rules of ours are made of. Two rules with the same options do the same.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Options<'a> {
     pub(crate) source: Option<IpNet>,
     pub(crate) destination: Option<IpAddr>,
+    /// To any address with these last bits.
+    pub(crate) bucket: Option<(Family, Bucket)>,
     pub(crate) protocol: Option<Protocol>,
     pub(crate) dport: Option<u16>,
     pub(crate) comment: Option<Cow<'a, str>>,
@@ -105,7 +108,10 @@ impl<'a> Options<'a> {
                 set(&mut self.portals, named(&value, portals_set))
             }
             "-s" | "--source" => set(&mut self.source, network(&value)),
-            "-d" | "--destination" => set(&mut self.destination, host(&value)),
+            "-d" | "--destination" => match bucket(&value) {
+                Some(bucket) => set(&mut self.bucket, Some(bucket)),
+                None => set(&mut self.destination, host(&value)),
+            },
             "-p" | "--protocol" => set(&mut self.protocol, protocol(&value)),
             "--dport" | "--destination-port" => set(&mut self.dport, value.parse().ok()),
             "--comment" => set(&mut self.comment, Some(value)),
@@ -178,6 +184,18 @@ fn host(text: &str) -> Option<IpAddr> {
         IpAddr::V6(_) => matches!(mask, "" | "128" | "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
     };
     whole.then_some(address)
+}
+
+/// Nothing but the last bits of an address.
+fn bucket(text: &str) -> Option<(Family, Bucket)> {
+    let (bits, mask) = text.split_once('/')?;
+    let (bits, mask): (IpAddr, IpAddr) = (bits.parse().ok()?, mask.parse().ok()?);
+    let (family, bucket) = (Family::of(bits), Bucket::of(bits));
+    let whole = (
+        last_bits(family, bucket.bits()),
+        last_bits(family, Bucket::MASK),
+    );
+    ((bits, mask) == whole).then_some((family, bucket))
 }
 
 fn network(text: &str) -> Option<IpNet> {

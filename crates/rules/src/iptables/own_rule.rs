@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
@@ -11,9 +11,10 @@ use ipnet::IpNet;
 
 use crate::chain_names::{OwnChain, SERVICE_PREFIX};
 use crate::gate::{alive_set, portals_set};
+use crate::iptables::chain_content::buckets;
 use crate::iptables::options::Options;
 use crate::iptables::service_chain::{PortalTarget, target};
-use crate::{Family, Gate, Mark, PortalRule, Ruleset};
+use crate::{Bucket, Family, Gate, Mark, PortalRule, Ruleset};
 
 const OWN_TRAFFIC_COMMENT: &str = "edgemesh: the agent's own traffic";
 const NO_PORTAL_COMMENT: &str = "edgemesh: not through a portal";
@@ -54,6 +55,8 @@ pub(crate) enum OwnRule<'a> {
     LetPass,
     /// It does not mark what pods begin; the network plugin knows about that.
     NotLetPass(IpNet),
+    /// What is for an address with these last bits goes to the chain of such portals.
+    ByAddress(Family, Bucket),
     /// A portal's traffic goes to the agent, or to endpoints.
     Portal {
         frontend: Frontend,
@@ -105,12 +108,13 @@ fn let_pass(rules: &Ruleset) -> Vec<OwnRule<'static>> {
     [OwnRule::LetPass].into_iter().chain(not).collect()
 }
 
-/// The rules of the portals, sorted by frontend.
-pub(crate) fn portal_rules(rules: &Ruleset) -> impl Iterator<Item = OwnRule<'_>> {
-    rules
-        .portals()
-        .iter()
-        .map(|(frontend, rule)| portal_rule(rules, frontend, rule))
+/// The rules of a hook's chain that are no portal's, in their order: the fixed ones, and those
+/// that lead to the chains of the portals where these have chains of their own.
+pub(crate) fn entry_rules(rules: &Ruleset, chain: OwnChain) -> Vec<OwnRule<'static>> {
+    let mut entry = fixed_rules(rules, chain);
+    let family = rules.family();
+    entry.extend(buckets(rules.layout()).map(|bucket| OwnRule::ByAddress(family, bucket)));
+    entry
 }
 
 /// The rule of one portal.
@@ -186,6 +190,12 @@ impl fmt::Display for OwnRule<'_> {
                     portals_set(family).name
                 )
             }
+            OwnRule::ByAddress(family, bucket) => write!(
+                f,
+                "-d {}/{} -j {bucket}",
+                last_bits(*family, bucket.bits()),
+                last_bits(*family, Bucket::MASK)
+            ),
             OwnRule::Portal {
                 frontend,
                 to,
@@ -209,6 +219,14 @@ impl fmt::Display for OwnRule<'_> {
     }
 }
 
+/// An address of which nothing but the last bits is there.
+pub(crate) fn last_bits(family: Family, bits: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::from(u32::from(bits)).into(),
+        Family::V6 => Ipv6Addr::from(u128::from(bits)).into(),
+    }
+}
+
 /// Writes one line of an iptables-restore input.
 pub(crate) fn write_line(out: &mut String, verb: &str, chain: &str, rule: &dyn fmt::Display) {
     // Writing to a string can't fail.
@@ -226,6 +244,9 @@ pub(crate) fn recognise(spec: &str) -> Option<OwnRule<'_>> {
 
 /// The rule that these options are, unless there are more or fewer of them than it has.
 fn likely<'a>(options: &Options<'a>) -> Option<OwnRule<'a>> {
+    if let Some((family, bucket)) = options.bucket {
+        return Some(OwnRule::ByAddress(family, bucket));
+    }
     match options.comment.as_deref()? {
         OWN_TRAFFIC_COMMENT => Some(OwnRule::OwnTraffic(single_bit(options.mark?.0)?)),
         PASSED_COMMENT => Some(OwnRule::ForNoPortal(options.no_portal?)),

@@ -6,19 +6,21 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use crate::JUMP_COMMENT;
 use crate::chain_names::{
     KUBE_SERVICES, MASQUERADE, MASQUERADE_COMMENT, OWN_PREFIX, OwnChain, POSTROUTING,
     SERVICE_PREFIX,
 };
 use crate::iptables::own_rule::{OwnRule, recognise};
 use crate::iptables::words::Words;
+use crate::{Bucket, JUMP_COMMENT, PortalChain};
 
 /// What the nat table holds, as far as it concerns us.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Table<'a> {
     own: [Option<Vec<FoundRule<'a>>>; 2],
     hooks: [Vec<HookRule<'a>>; 2],
+    /// The chains of portals whose addresses end alike, with their rules.
+    pub(crate) buckets: BTreeMap<Bucket, Vec<FoundRule<'a>>>,
     /// The chains by which portals are shared among endpoints, by name, with their rules.
     pub(crate) services: BTreeMap<&'a str, Vec<&'a str>>,
     /// The rules of the chain that masquerades; none when there is no such chain.
@@ -97,6 +99,14 @@ impl<'a> Table<'a> {
         self.own[chain.index()].as_deref()
     }
 
+    /// The rules of a chain of ours that may hold portals; none when the chain doesn't exist.
+    pub(crate) fn portal_chain(&self, chain: PortalChain) -> Option<&[FoundRule<'a>]> {
+        match chain {
+            PortalChain::Hook(own) => self.own(own),
+            PortalChain::Bucket(bucket) => self.buckets.get(&bucket).map(Vec::as_slice),
+        }
+    }
+
     /// The rules of the built-in chain that shall jump to `chain`.
     pub(crate) fn hook(&self, chain: OwnChain) -> &[HookRule<'a>] {
         &self.hooks[chain.index()]
@@ -104,7 +114,8 @@ impl<'a> Table<'a> {
 
     /// How many rules are in our chains.
     pub(crate) fn own_rules(&self) -> usize {
-        let portals = self.own.iter().flatten().map(Vec::len);
+        let portals = self.own.iter().flatten().chain(self.buckets.values());
+        let portals = portals.map(Vec::len);
         let services = self.services.values().map(Vec::len);
         let masquerade = self.masquerade.iter().map(Vec::len);
         portals.chain(services).chain(masquerade).sum()
@@ -128,6 +139,8 @@ impl<'a> Table<'a> {
     fn read_chain(&mut self, name: &'a str) {
         if let Some(own) = OwnChain::by_name(name) {
             self.own[own.index()].get_or_insert_default();
+        } else if let Some(bucket) = Bucket::by_name(name) {
+            self.buckets.entry(bucket).or_default();
         } else if name.starts_with(SERVICE_PREFIX) {
             self.services.entry(name).or_default();
         } else if name == MASQUERADE {
@@ -138,13 +151,14 @@ impl<'a> Table<'a> {
     }
 
     fn read_rule(&mut self, rule: &'a str, chain: &'a str, spec: &'a str) {
+        let found = || FoundRule {
+            spec,
+            rule: recognise(spec),
+        };
         if let Some(own) = OwnChain::by_name(chain) {
-            self.own[own.index()]
-                .get_or_insert_default()
-                .push(FoundRule {
-                    spec,
-                    rule: recognise(spec),
-                });
+            self.own[own.index()].get_or_insert_default().push(found());
+        } else if let Some(bucket) = Bucket::by_name(chain) {
+            self.buckets.entry(bucket).or_default().push(found());
         } else if chain.starts_with(SERVICE_PREFIX) {
             self.services.entry(chain).or_default().push(spec);
         } else if chain == MASQUERADE {
@@ -174,7 +188,10 @@ impl<'a> Table<'a> {
 
 fn is_own(chain: Option<&str>) -> bool {
     chain.is_some_and(|name| {
-        OwnChain::by_name(name).is_some() || name.starts_with(SERVICE_PREFIX) || name == MASQUERADE
+        OwnChain::by_name(name).is_some()
+            || Bucket::by_name(name).is_some()
+            || name.starts_with(SERVICE_PREFIX)
+            || name == MASQUERADE
     })
 }
 

@@ -1,9 +1,10 @@
 //! A ruleset as the rules that our chains hold, in their order.
 
 use crate::Ruleset;
-use crate::chain_names::{MASQUERADE, OwnChain};
+use crate::chain_names::MASQUERADE;
+use crate::iptables::chain_content::portal_chains;
 use crate::iptables::masquerade::masquerade_rules;
-use crate::iptables::own_rule::{fixed_rules, portal_rules, write_line};
+use crate::iptables::own_rule::write_line;
 use crate::iptables::service_chain::{chain_name, endpoint_rules};
 
 /// The rules of our chains as iptables-save prints them once they are in force.
@@ -13,10 +14,10 @@ use crate::iptables::service_chain::{chain_name, endpoint_rules};
 #[must_use]
 pub fn render(rules: &Ruleset) -> String {
     let mut text = String::new();
-    for chain in OwnChain::BOTH {
-        let fixed = fixed_rules(rules, chain).into_iter();
-        for rule in fixed.chain(portal_rules(rules)) {
-            write_line(&mut text, "-A", chain.name(), &rule);
+    for content in portal_chains(rules) {
+        let chain = content.chain.to_string();
+        for rule in content.rules() {
+            write_line(&mut text, "-A", &chain, &rule);
         }
     }
     for (frontend, portal) in rules.portals() {

@@ -5,10 +5,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
-use crate::Ruleset;
 use crate::chain_names::{JUMP_COMMENT, MASQUERADE, MASQUERADE_COMMENT, OwnChain, POSTROUTING};
+use crate::iptables::chain_content::ChainContent;
 use crate::iptables::masquerade::masquerade_rules;
-use crate::iptables::own_rule::{OwnRule, fixed_rules, portal_rules, write_line};
+use crate::iptables::own_rule::{OwnRule, write_line};
+use crate::{PortalChain, Ruleset};
 
 /// Rules per step, once the kernel refused a message for its length. In a user namespace
 /// iptables-nft can't enlarge its socket's buffer, and some 270 rules fit into the
@@ -23,8 +24,12 @@ pub(crate) const RULES_PER_STEP: usize = 200;
 pub(crate) struct Transaction {
     /// Chains made anew, each with all its rules behind it.
     whole_chains: BTreeMap<Backwards, String>,
+    /// Chains of portals made anew, each with its rules behind it.
+    buckets: BTreeMap<Backwards, String>,
     chains: String,
     rules: String,
+    /// Hooks' chains made anew that hold no portals but lead to the chains of those.
+    entries: String,
     jumps: String,
     /// Chains that nothing leads to any more.
     emptied: String,
@@ -53,14 +58,8 @@ impl Transaction {
         self.lines += 1 + rules.len();
     }
 
-    /// Makes the chain if it is missing, and empties it.
-    pub(crate) fn make_empty(&mut self, chain: OwnChain) {
-        write_new_chain(&mut self.chains, chain.name());
-        self.lines += 1;
-    }
-
-    pub(crate) fn append(&mut self, chain: OwnChain, rule: &OwnRule<'_>) {
-        write_line(&mut self.rules, "-A", chain.name(), rule);
+    pub(crate) fn append(&mut self, chain: PortalChain, rule: &OwnRule<'_>) {
+        write_line(&mut self.rules, "-A", &chain.to_string(), rule);
         self.lines += 1;
     }
 
@@ -76,15 +75,28 @@ impl Transaction {
         self.lines += 1;
     }
 
-    /// Makes the chain anew, with all rules of `wanted`.
-    pub(crate) fn rewrite(&mut self, chain: OwnChain, wanted: &Ruleset) {
-        self.make_empty(chain);
-        for rule in fixed_rules(wanted, chain)
-            .into_iter()
-            .chain(portal_rules(wanted))
-        {
-            self.append(chain, &rule);
+    /// Makes the chain anew, or for the first time, with all its rules.
+    pub(crate) fn rewrite(&mut self, wanted: &ChainContent<'_>) {
+        let name = wanted.chain.to_string();
+        let mut bucket = String::new();
+        let (chain, rules) = match wanted.chain {
+            PortalChain::Hook(_) if !wanted.portals.is_empty() => {
+                (Some(&mut self.chains), &mut self.rules)
+            }
+            PortalChain::Hook(_) => (None, &mut self.entries),
+            PortalChain::Bucket(_) => (None, &mut bucket),
+        };
+        match chain {
+            Some(chain) => write_new_chain(chain, &name),
+            None => write_new_chain(rules, &name),
         }
+        for rule in wanted.rules() {
+            write_line(rules, "-A", &name, &rule);
+        }
+        if !bucket.is_empty() {
+            self.buckets.insert(Reverse(name), bucket);
+        }
+        self.lines += 1 + wanted.len();
     }
 
     /// Makes the chain anew that masquerades.
@@ -139,8 +151,10 @@ impl Transaction {
     /// Adds all of another one.
     pub(crate) fn append_all(&mut self, other: &Self) {
         self.whole_chains.extend(other.whole_chains.clone());
+        self.buckets.extend(other.buckets.clone());
         self.chains += &other.chains;
         self.rules += &other.rules;
+        self.entries += &other.entries;
         self.jumps += &other.jumps;
         self.emptied += &other.emptied;
         self.deleted += &other.deleted;
@@ -173,7 +187,7 @@ impl Transaction {
     }
 
     /// In the order in which they must come.
-    fn parts(&self) -> [Part<'_>; 6] {
+    fn parts(&self) -> [Part<'_>; 8] {
         let parted = |text, parting| Part {
             text: Cow::Borrowed(text),
             parting,
@@ -183,8 +197,13 @@ impl Transaction {
                 text: self.whole_chains.values().map(String::as_str).collect(),
                 parting: Parting::BeforeChains,
             },
+            Part {
+                text: self.buckets.values().map(String::as_str).collect(),
+                parting: Parting::BeforeChainsIfPossible,
+            },
             parted(self.chains.as_str(), Parting::Anywhere),
             parted(&self.rules, Parting::Anywhere),
+            parted(&self.entries, Parting::Nowhere),
             parted(&self.jumps, Parting::Nowhere),
             parted(&self.emptied, Parting::Anywhere),
             parted(&self.deleted, Parting::Anywhere),
@@ -206,6 +225,8 @@ struct Part<'a> {
 enum Parting {
     Anywhere,
     BeforeChains,
+    /// But within one that is too long for a step.
+    BeforeChainsIfPossible,
     Nowhere,
 }
 
@@ -216,7 +237,8 @@ impl Part<'_> {
         std::iter::from_fn(move || {
             let mut end = 0;
             for (count, line) in rest.split_inclusive('\n').enumerate() {
-                if count >= most.max(1) && self.parting.may_be_before(line) {
+                let left = rest.get(end..).unwrap_or_default();
+                if count > 0 && self.parting.may_be_before(left, count, most) {
                     break;
                 }
                 end += line.len();
@@ -229,13 +251,23 @@ impl Part<'_> {
 }
 
 impl Parting {
-    fn may_be_before(self, line: &str) -> bool {
+    /// Whether a step of so many lines may end before what is left.
+    fn may_be_before(self, left: &str, count: usize, most: usize) -> bool {
+        let begins_chain = left.starts_with(':');
         match self {
-            Parting::Anywhere => true,
-            Parting::BeforeChains => line.starts_with(':'),
+            Parting::Anywhere => count >= most,
+            Parting::BeforeChains => count >= most && begins_chain,
+            Parting::BeforeChainsIfPossible if begins_chain => count + lines_of_chain(left) > most,
+            Parting::BeforeChainsIfPossible => count >= most,
             Parting::Nowhere => false,
         }
     }
+}
+
+/// How many lines the chain has that a text begins with.
+fn lines_of_chain(text: &str) -> usize {
+    let rules = text.lines().skip(1);
+    1 + rules.take_while(|line| !line.starts_with(':')).count()
 }
 
 fn write_new_chain(out: &mut String, chain: &str) {
@@ -252,17 +284,67 @@ fn section<'a>(text: &mut String, parts: impl IntoIterator<Item = &'a str>) {
 
 #[cfg(test)]
 mod tests {
+    use edgemesh_catalog::Protocol;
+    use edgemesh_plan::Frontend;
+
     use super::*;
-    use crate::Mark;
+    use crate::iptables::chain_content::portal_chains;
+    use crate::{Mark, PortalLayout, PortalRule, RuleComment};
+
+    /// The same ports of so many addresses whose last bits are the same.
+    fn portals(count: u8, layout: PortalLayout) -> Ruleset {
+        let mut rules = Ruleset::new("169.254.96.16".parse().unwrap(), 20008, Mark::AGENT);
+        for number in 0..count {
+            let frontend = Frontend {
+                ip: [10, 96, number, 5].into(),
+                protocol: Protocol::Tcp,
+                port: 80,
+            };
+            let rule = PortalRule {
+                comment: RuleComment::new("default/web:http"),
+                to_port: 20007,
+                kernel: None,
+            };
+            rules.insert(frontend, rule).unwrap();
+        }
+        rules.laid_out(layout)
+    }
+
+    #[test]
+    fn chains_of_portals_are_split_only_where_they_are_too_long_and_what_leads_there_never() {
+        let mut whole = Transaction::default();
+        let wanted = portals(30, PortalLayout::ByAddress);
+        for content in portal_chains(&wanted) {
+            whole.rewrite(&content);
+        }
+        let (text, _) = whole.sections(20);
+        let steps: Vec<&str> = text.split("COMMIT\n").collect();
+        let buckets = steps
+            .iter()
+            .position(|step| step.contains("-PORTALS-05 - "));
+        let at = buckets.unwrap();
+        let rules = |step: &str| step.matches("-A EDGEMESH-PORTALS-05 ").count();
+        assert_eq!((rules(steps[at]), rules(steps[at + 1])), (19, 11));
+        assert!(steps[at].starts_with("*nat\n:EDGEMESH-PORTALS-05 - [0:0]\n-A "));
+        let entries: Vec<_> = steps
+            .iter()
+            .filter(|step| step.contains("/0.0.0.63 -j"))
+            .collect();
+        let [entries] = entries[..] else {
+            panic!("{text}");
+        };
+        assert_eq!(entries.matches("-j EDGEMESH-PORTALS-").count(), 2 * 64);
+        assert_eq!(entries.matches(" - [0:0]").count(), 2);
+    }
 
     #[test]
     fn a_split_transaction_keeps_its_order_and_ends_with_the_jumps() {
-        let wanted = Ruleset::new("169.254.96.16".parse().unwrap(), 20008, Mark::AGENT);
+        let wanted = portals(3, PortalLayout::InBoth);
         let mut whole = Transaction::default();
-        whole.rewrite(OwnChain::Host, &wanted);
+        whole.rewrite(&portal_chains(&wanted)[1]);
         whole.insert_jump(OwnChain::Host, 1);
         let (text, count) = whole.sections(2);
-        assert_eq!(count, 4);
+        assert_eq!(count, 6);
         let lines = |text: &str| -> Vec<String> {
             text.lines()
                 .filter(|line| !matches!(*line, "*nat" | "COMMIT"))
@@ -271,7 +353,7 @@ mod tests {
         };
         assert_eq!(lines(&text), lines(&whole.text()));
         assert_eq!(lines(&text).len(), whole.lines());
-        assert_eq!(text.matches("*nat\n").count(), 4);
+        assert_eq!(text.matches("*nat\n").count(), 6);
         assert!(text.ends_with("-j EDGEMESH-PORTALS-HOST\nCOMMIT\n"));
     }
 }

@@ -8,9 +8,9 @@ use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 
 use super::element::{Element, Key, Leads};
-use super::merged::merged;
 use super::rule::Rule;
 use super::serving::{Chain, Parts, among, amounts};
+use crate::merged::merged;
 use crate::{PortalRule, Ruleset};
 
 /// So many elements fit into one attribute, of at most 64 KiB, whatever their comments.

@@ -25,7 +25,6 @@ mod kernel_expression;
 mod kernel_rules;
 mod kernel_support;
 pub(crate) mod leftover;
-mod merged;
 mod nftables_error;
 mod own_table_parts;
 pub(crate) mod own_tables;

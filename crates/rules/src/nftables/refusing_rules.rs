@@ -15,7 +15,6 @@ use super::element::{key_attributes, key_text};
 use super::expression::Expressions;
 use super::fixed_chain::{FixedChain, HookPlace, going_on};
 use super::fixed_sets::{DataType, address_name};
-use super::merged::merged;
 use super::refused_element::RefusedElement;
 use super::render::write_chain;
 use super::rule::{Rule, own_traffic};
@@ -24,6 +23,7 @@ use super::transaction::Transaction;
 use super::wire::{
     Attributes, CREATE, DELETE_ELEMENT, EXCLUSIVE, NEW_ELEMENT, NEW_SET, NEW_TABLE, comment,
 };
+use crate::merged::merged;
 use crate::{Family, OwnChain, Ruleset};
 
 /// Behind all NAT (-100, `NF_IP_PRI_NAT_DST`), before the filters of others (0,

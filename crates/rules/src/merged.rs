@@ -5,7 +5,7 @@ use std::iter::Peekable;
 
 /// Each key that is in either of two lists, with what it has in the one and in the other.
 /// Both have to be sorted by key, and have each key once.
-pub(super) fn merged<K: Ord, V>(
+pub(crate) fn merged<K: Ord, V>(
     one: impl Iterator<Item = (K, V)>,
     other: impl Iterator<Item = (K, V)>,
 ) -> impl Iterator<Item = (K, Option<V>, Option<V>)> {
