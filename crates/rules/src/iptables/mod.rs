@@ -26,6 +26,8 @@ mod difference_tests;
 #[cfg(test)]
 mod kernel_path_tests;
 #[cfg(test)]
+mod portal_layout_tests;
+#[cfg(test)]
 mod simulated;
 
 pub use door::ToolError;
