@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(datagram) = Datagram::decode(Bytes::copy_from_slice(bytes)) {
         assert!(bytes.ends_with(&datagram.payload));
-        let again = Datagram::encode(datagram.flow, &datagram.payload);
+        let again = Datagram::encode(datagram.flow, datagram.is_odd, &datagram.payload);
         assert_eq!(Datagram::decode(again), Ok(datagram));
     }
 });

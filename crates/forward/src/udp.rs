@@ -134,7 +134,7 @@ impl UdpPortal {
             && let Some(sent) = flow.send_run(run, &self.shared.counters)
         {
             match sent {
-                Sent::Yes => return,
+                Sent::Yes | Sent::DroppedInTunnel => return,
                 Sent::Dropped(reason) => {
                     let counters = &self.shared.counters;
                     return counters.drop_datagrams(reason, run.count());
@@ -159,7 +159,7 @@ impl UdpPortal {
             && !flow.is_ending()
         {
             match flow.send(datagram, &self.shared.counters) {
-                Sent::Yes => return,
+                Sent::Yes | Sent::DroppedInTunnel => return,
                 Sent::Dropped(reason) => return self.shared.counters.drop_datagrams(reason, 1),
                 Sent::Failed(fault) => {
                     tried.push(flow.endpoint.0);
@@ -188,7 +188,7 @@ impl UdpPortal {
             };
             match flow.send(datagram, &self.shared.counters) {
                 Sent::Failed(fault) => attempt.failed(fault.blame(), now),
-                Sent::Yes => return self.keep(flow, attempt),
+                Sent::Yes | Sent::DroppedInTunnel => return self.keep(flow, attempt),
                 Sent::Dropped(reason) => {
                     self.shared.counters.drop_datagrams(reason, 1);
                     return self.keep(flow, attempt);

@@ -27,6 +27,8 @@ pub(crate) enum Sent {
     Yes,
     /// Lost, as datagrams may be.
     Dropped(Dropped),
+    /// Lost in the tunnel, which has counted it.
+    DroppedInTunnel,
     /// The endpoint is not to be reached; the datagram has not been sent.
     Failed(DialFault),
 }
@@ -57,7 +59,7 @@ impl UdpUpstream {
             Self::Socket(socket, _) => send_to_socket(socket, datagram),
             Self::Tunnel(flow) => match flow.send(datagram) {
                 Ok(()) => Sent::Yes,
-                Err(SendFault::Full) => Sent::Dropped(Dropped::Full),
+                Err(SendFault::Full) => Sent::DroppedInTunnel,
                 Err(SendFault::Ended(fault)) => Sent::Failed(tunnel_fault(fault)),
             },
         }

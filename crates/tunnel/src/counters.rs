@@ -56,11 +56,17 @@ pub enum DatagramDropped {
     FlowEnded,
     /// The connection with the peer ended before it was sent.
     ConnectionEnded,
+    /// A peer sent it, and it has not come: the network lost it, or it came faster than it was
+    /// read.
+    Lost,
+    /// It was sent in the last seconds of a connection with a peer, which was not told of it any
+    /// more: it may have come.
+    Unsettled,
 }
 
 impl DatagramDropped {
     /// All there are.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::QueueFull,
         Self::ReceiverFull,
         Self::NoFlow,
@@ -68,6 +74,8 @@ impl DatagramDropped {
         Self::PathShrank,
         Self::FlowEnded,
         Self::ConnectionEnded,
+        Self::Lost,
+        Self::Unsettled,
     ];
 
     /// The word for labels and logs.
@@ -81,6 +89,8 @@ impl DatagramDropped {
             Self::PathShrank => "path_shrank",
             Self::FlowEnded => "flow_ended",
             Self::ConnectionEnded => "connection_ended",
+            Self::Lost => "lost",
+            Self::Unsettled => "unsettled",
         }
     }
 }
@@ -215,8 +225,8 @@ impl Counters {
         self.datagrams_were_dropped(reason, 1);
     }
 
-    pub(crate) fn datagrams_were_dropped(&self, reason: DatagramDropped, count: usize) {
-        add(&self.datagrams_dropped[reason as usize], count as u64);
+    pub(crate) fn datagrams_were_dropped(&self, reason: DatagramDropped, count: u64) {
+        add(&self.datagrams_dropped[reason as usize], count);
     }
 
     pub(crate) fn came(&self, bytes: usize) {

@@ -1,16 +1,19 @@
-//! The datagrams of one connection on their way out: at once, or after a moment in a queue,
-//! and never dropped without being counted.
+//! The datagrams of one connection: out at once, or after a moment in a queue, and never
+//! dropped without being counted; and what of those that the peer has sent was lost.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
-use edgemesh_wire::{Datagram, MAX_DATAGRAM_OVERHEAD};
+use edgemesh_wire::{Datagram, MAX_DATAGRAM_OVERHEAD, Tally};
 use futures_util::FutureExt;
 use iroh::endpoint::{Connection, SendDatagramError};
 use tokio::sync::Notify;
 
+use crate::arrivals::{Arrivals, TooManyTallies};
 use crate::counters::{Counters, DatagramDropped};
+use crate::stretches::Stretches;
 
 /// Bytes of datagrams that may wait for the peer besides those in QUIC's own buffer.
 const MOST_WAITING: usize = 4 << 20;
@@ -31,6 +34,9 @@ pub(crate) trait Packets {
     /// Bytes of the largest one that can go now; 0 when none can.
     fn most(&self) -> usize;
 
+    /// Bytes that it could take now before any has left.
+    fn room(&self) -> usize;
+
     /// Takes one as soon as there is room, and drops none for it.
     fn send(&self, datagram: Bytes) -> impl Future<Output = Result<(), NotTaken>> + Send;
 }
@@ -49,6 +55,10 @@ impl Packets for Connection {
         self.max_datagram_size().unwrap_or(0)
     }
 
+    fn room(&self) -> usize {
+        self.datagram_send_buffer_space()
+    }
+
     // Not `send_datagram`: it makes room by dropping, and the room that is told before
     // (`datagram_send_buffer_space`) leaves out what noq 1.4 reckons for each datagram besides
     // its bytes.
@@ -64,10 +74,13 @@ impl Packets for Connection {
     }
 }
 
-/// The datagrams that a connection sends.
+/// The datagrams of a connection.
 #[derive(Debug)]
 pub(crate) struct DatagramTraffic {
     counters: Arc<Counters>,
+    /// Room when nothing is on its way.
+    room: usize,
+    arrivals: Mutex<Arrivals>,
     out: Mutex<Out>,
     more_waiting: Notify,
 }
@@ -76,6 +89,7 @@ pub(crate) struct DatagramTraffic {
 struct Out {
     waiting: VecDeque<Waiting>,
     bytes: usize,
+    stretches: Stretches,
     /// The connection is over; nothing goes any more.
     over: bool,
 }
@@ -92,10 +106,22 @@ impl Waiting {
     }
 }
 
+impl Out {
+    /// A datagram as it is given to the transport now.
+    fn take_in_hand(&mut self, flow: u64, payload: &[u8]) -> Bytes {
+        let datagram = Datagram::encode(flow, self.stretches.is_odd(), payload);
+        self.stretches.take_in_hand(datagram.len());
+        datagram
+    }
+}
+
 impl DatagramTraffic {
-    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+    /// That of `packets`, by which nothing has gone yet.
+    pub(crate) fn new(packets: &impl Packets, counters: Arc<Counters>) -> Self {
         Self {
             counters,
+            room: packets.room(),
+            arrivals: Mutex::default(),
             out: Mutex::default(),
             more_waiting: Notify::new(),
         }
@@ -118,17 +144,20 @@ impl DatagramTraffic {
             return Err(self.dropped(DatagramDropped::ConnectionEnded));
         }
         if out.waiting.is_empty() {
-            let datagram = Datagram::encode(flow, payload);
-            match packets.send(datagram).now_or_never() {
-                Some(Ok(())) => {
-                    self.counters.datagram_went();
-                    return Ok(());
-                }
+            let datagram = out.take_in_hand(flow, payload);
+            let sent = packets.send(datagram).now_or_never();
+            if let Some(Ok(())) = sent {
+                out.stretches.was_given();
+                self.counters.datagram_went();
+                return Ok(());
+            }
+            out.stretches.was_not_given();
+            match sent {
                 Some(Err(NotTaken::TooLarge)) => return Err(NotSent::TooLarge),
                 Some(Err(NotTaken::Over)) => {
                     return Err(self.dropped(DatagramDropped::ConnectionEnded));
                 }
-                None => {}
+                Some(Ok(())) | None => {}
             }
         }
         let waiting = Waiting {
@@ -150,34 +179,87 @@ impl DatagramTraffic {
         loop {
             self.more_waiting.notified().await;
             // Taken out after it was sent: meanwhile others must queue up behind it.
-            while let Some(next) = self.first() {
-                let datagram = Datagram::encode(next.flow, &next.payload);
-                match packets.send(datagram).await {
-                    Ok(()) => self.counters.datagram_went(),
-                    Err(NotTaken::TooLarge) => {
-                        self.counters.datagram_dropped(DatagramDropped::PathShrank);
-                    }
-                    Err(NotTaken::Over) => return self.end(),
+            while let Some(datagram) = self.first() {
+                let sent = packets.send(datagram).await;
+                if sent == Err(NotTaken::Over) {
+                    // What waits is counted at the end, which whoever polls this learns of.
+                    std::future::pending::<()>().await;
                 }
-                let mut out = self.out();
-                out.bytes -= next.cost();
-                out.waiting.pop_front();
+                self.first_is_done(sent.is_ok());
             }
         }
     }
 
-    /// The connection is over: what waits is dropped, and whatever comes.
-    pub(crate) fn end(&self) {
+    /// What waits first; it stays there.
+    fn first(&self) -> Option<Bytes> {
         let mut out = self.out();
-        out.over = true;
-        let waiting = std::mem::take(&mut out.waiting).len();
-        out.bytes = 0;
-        self.counters
-            .datagrams_were_dropped(DatagramDropped::ConnectionEnded, waiting);
+        let Waiting { flow, payload } = out.waiting.front().cloned()?;
+        Some(out.take_in_hand(flow, &payload))
     }
 
-    fn first(&self) -> Option<Waiting> {
-        self.out().waiting.front().cloned()
+    fn first_is_done(&self, was_taken: bool) {
+        let mut out = self.out();
+        if let Some(first) = out.waiting.pop_front() {
+            out.bytes -= first.cost();
+        }
+        if was_taken {
+            out.stretches.was_given();
+            self.counters.datagram_went();
+        } else {
+            out.stretches.was_not_given();
+            self.counters.datagram_dropped(DatagramDropped::PathShrank);
+        }
+    }
+
+    /// What the peer is to be told of the datagrams that were sent.
+    pub(crate) fn tally(&self, packets: &impl Packets, now: Instant) -> Option<Tally> {
+        let mut out = self.out();
+        let buffered = self.room.saturating_sub(packets.room());
+        out.stretches.tally(now, buffered)
+    }
+
+    /// A datagram of the peer has come.
+    pub(crate) fn came(&self, datagram: &Datagram) {
+        self.counters.datagram_came();
+        self.arrivals().came(datagram.is_odd);
+    }
+
+    /// The peer has told how many it had sent.
+    pub(crate) fn told(&self, tally: Tally, now: Instant) -> Result<(), TooManyTallies> {
+        self.arrivals().told(tally, now)
+    }
+
+    /// Counts what should have come by now.
+    pub(crate) fn settle(&self, now: Instant) {
+        let lost = self.arrivals().lost(now);
+        self.count(DatagramDropped::Lost, lost);
+    }
+
+    /// The connection is over: what waits is dropped, and whatever is to be sent. Nothing was
+    /// heard of the peer since `heard`.
+    pub(crate) fn end_sending(&self, heard: Instant) {
+        let mut out = self.out();
+        out.over = true;
+        out.bytes = 0;
+        let waiting = std::mem::take(&mut out.waiting).len() as u64;
+        let unsettled = out.stretches.end(heard);
+        self.count(DatagramDropped::ConnectionEnded, waiting);
+        self.count(DatagramDropped::Unsettled, unsettled.into());
+    }
+
+    /// Nothing comes any more.
+    pub(crate) fn end_receiving(&self) {
+        let lost = self.arrivals().end();
+        self.count(DatagramDropped::Lost, lost);
+    }
+
+    fn count(&self, reason: DatagramDropped, datagrams: u64) {
+        self.counters.datagrams_were_dropped(reason, datagrams);
+    }
+
+    fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
+        let arrivals = self.arrivals.lock();
+        arrivals.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn dropped(&self, reason: DatagramDropped) -> NotSent {
@@ -192,7 +274,7 @@ impl DatagramTraffic {
 
 #[cfg(test)]
 mod tests {
-    use std::future::{pending, poll_fn};
+    use std::future::poll_fn;
     use std::task::Poll;
 
     use super::*;
@@ -226,6 +308,11 @@ mod tests {
             self.most
         }
 
+        fn room(&self) -> usize {
+            let bytes = |datagrams: &[Bytes]| datagrams.iter().map(Bytes::len).sum::<usize>();
+            1000 - bytes(&self.on_it.lock().unwrap())
+        }
+
         async fn send(&self, datagram: Bytes) -> Result<(), NotTaken> {
             if let Some(refusal) = self.refuses {
                 return Err(refusal);
@@ -244,7 +331,7 @@ mod tests {
     }
 
     fn traffic() -> DatagramTraffic {
-        DatagramTraffic::new(Arc::default())
+        DatagramTraffic::new(&Road::with_room(0), Arc::default())
     }
 
     fn counted(traffic: &DatagramTraffic) -> [u64; DatagramDropped::ALL.len()] {
@@ -272,7 +359,9 @@ mod tests {
             () = traffic.send_waiting(&road) => {}
             () = sending => {}
         }
-        let expected: Vec<Bytes> = (0..5_u8).map(|n| Datagram::encode(4, &[n])).collect();
+        let expected: Vec<Bytes> = (0..5_u8)
+            .map(|n| Datagram::encode(4, false, &[n]))
+            .collect();
         assert_eq!(came, expected);
         assert_eq!(counted(&traffic).iter().sum::<u64>(), 0);
     }
@@ -288,11 +377,7 @@ mod tests {
         });
         assert_eq!(road.clear().len(), 100);
         assert_eq!(traffic.out().waiting.len(), 300);
-        traffic.end();
-        assert_eq!(
-            counted(&traffic),
-            only(DatagramDropped::ConnectionEnded, 300)
-        );
+        assert_eq!(counted(&traffic).iter().sum::<u64>(), 0);
     }
 
     #[test]
@@ -329,12 +414,24 @@ mod tests {
         traffic.send(&road, 4, b"one").unwrap();
         traffic.send(&road, 4, b"two").unwrap();
         road.refuses = Some(NotTaken::Over);
-        tokio::select! {
-            () = traffic.send_waiting(&road) => {}
-            () = pending() => {}
-        }
+        assert_eq!(traffic.send_waiting(&road).now_or_never(), None);
+        traffic.end_sending(Instant::now());
         assert_eq!(traffic.send(&road, 4, b"three"), Err(NotSent::Dropped));
-        traffic.end();
         assert_eq!(counted(&traffic), only(DatagramDropped::ConnectionEnded, 3));
+    }
+
+    #[test]
+    fn what_is_told_is_what_has_left_and_what_is_not_told_is_counted_at_the_end() {
+        let (traffic, road, began) = (traffic(), Road::with_room(3), Instant::now());
+        for _ in 0..5 {
+            traffic.send(&road, 4, b"x").unwrap();
+        }
+        assert_eq!(traffic.tally(&road, began), None, "all are on the road");
+        road.clear();
+        assert_eq!(traffic.tally(&road, began), Some(Tally { sent: 3 }));
+        traffic.end_sending(began);
+        let [of_these, in_all] = [DatagramDropped::Unsettled, DatagramDropped::ConnectionEnded]
+            .map(|reason| traffic.counters.datagrams_dropped(reason));
+        assert_eq!((of_these, in_all), (3, 2));
     }
 }

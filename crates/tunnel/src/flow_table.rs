@@ -79,7 +79,7 @@ impl FlowTable {
 
     /// Gives a datagram to its flow, or keeps it for a moment. Returns how many had to be
     /// dropped for that, the oldest first.
-    pub(crate) fn deliver(&self, datagram: Datagram, now: Instant) -> usize {
+    pub(crate) fn deliver(&self, datagram: Datagram, now: Instant) -> u64 {
         let sink = {
             let mut table = self.lock();
             let Some(sink) = table.flows.get(&datagram.flow) else {
@@ -95,13 +95,13 @@ impl FlowTable {
     }
 
     /// Drops those whose flow was not opened for too long, or has ended. Returns how many.
-    pub(crate) fn expire(&self, now: Instant) -> usize {
+    pub(crate) fn expire(&self, now: Instant) -> u64 {
         self.lock()
             .drop_while(|early, _| now.duration_since(early.came_at) >= EARLY_FOR)
     }
 
     /// No flow will be opened any more. Returns how many datagrams were without one.
-    pub(crate) fn end(&self) -> usize {
+    pub(crate) fn end(&self) -> u64 {
         self.lock().drop_while(|_, _| true)
     }
 
@@ -125,7 +125,7 @@ impl Table {
         own
     }
 
-    fn keep(&mut self, early: Early) -> usize {
+    fn keep(&mut self, early: Early) -> u64 {
         self.early_bytes += cost(&early);
         self.early.push_back(early);
         self.drop_while(|_, bytes| bytes > MOST_EARLY)
@@ -133,7 +133,7 @@ impl Table {
 
     /// Drops the oldest ones as long as `goes`, given it and the bytes of all, says so. Returns
     /// how many.
-    fn drop_while(&mut self, goes: impl Fn(&Early, usize) -> bool) -> usize {
+    fn drop_while(&mut self, goes: impl Fn(&Early, usize) -> bool) -> u64 {
         let mut dropped = 0;
         while let Some(oldest) = self
             .early
@@ -169,6 +169,7 @@ mod tests {
     fn datagram(flow: u64, payload: &'static str) -> Datagram {
         Datagram {
             flow,
+            is_odd: false,
             payload: Bytes::from_static(payload.as_bytes()),
         }
     }

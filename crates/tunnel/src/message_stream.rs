@@ -97,7 +97,7 @@ impl Drop for MessageWriter {
         let queued = std::iter::from_fn(|| self.messages.try_recv().ok()).count();
         let lost = queued + usize::from(self.writing);
         self.counters
-            .datagrams_were_dropped(DatagramDropped::FlowEnded, lost);
+            .datagrams_were_dropped(DatagramDropped::FlowEnded, lost as u64);
     }
 }
 

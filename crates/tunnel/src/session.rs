@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use iroh::endpoint::{Connection, ConnectionError, RecvStream, Side, VarInt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, error};
 
 use crate::codes;
@@ -20,12 +20,13 @@ use crate::counters::{Counters, DatagramDropped};
 use crate::datagram_traffic::{DatagramTraffic, NotSent};
 use crate::exit::{Exit, Quota};
 use crate::flow_table::FlowTable;
+use crate::hello_stream;
 use crate::peer_stream::PeerStream;
 use crate::readings::Readings;
 use crate::tcp_carrier::LaneTable;
 
-/// How often is looked for datagrams that nobody wants.
-const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+/// How often is looked for datagrams that have not come, or that nobody wants.
+const SETTLE_EVERY: Duration = Duration::from_millis(500);
 /// How often is looked whether anything was heard.
 const LISTEN_EVERY: Duration = Duration::from_millis(500);
 /// A connection that was silent for so long is worn: the transport begins to give up its ways
@@ -107,12 +108,13 @@ impl Session {
         counters: Arc<Counters>,
         changed: Arc<Notify>,
     ) -> Arc<Self> {
+        let datagrams = DatagramTraffic::new(&connection, Arc::clone(&counters));
         Arc::new(Self {
             connection,
             flows: Arc::default(),
             lanes: Arc::default(),
             readings: Readings::default(),
-            datagrams: DatagramTraffic::new(Arc::clone(&counters)),
+            datagrams,
             counters,
             hello: OnceLock::new(),
             quiet_since: Mutex::default(),
@@ -280,7 +282,7 @@ impl Session {
             () = self.receive_hello() => {}
             () = self.receive_datagrams() => {}
             () = self.datagrams.send_waiting(&self.connection) => {}
-            () = self.expire_early() => {}
+            () = self.settle_datagrams() => {}
             () = self.watch(&serving) => {}
         }
         // Whatever still runs finds its stream lost; what has not noticed yet is ended.
@@ -290,29 +292,26 @@ impl Session {
     }
 
     async fn say_hello(&self, hello: Hello) {
-        let said = async {
-            let mut stream = self.connection.open_uni().await?;
-            stream.write_all(&hello.encode()).await?;
-            stream.finish().map_err(io::Error::other)
-        };
-        if let Err(error) = said.await {
-            debug!(%error, "the peer did not hear our hello");
-        }
+        let Err(error) = hello_stream::say(&self.connection, hello, &self.datagrams).await;
+        debug!(%error, "the peer did not hear our hello, or hears no more of datagrams");
         std::future::pending::<()>().await;
     }
 
     async fn receive_hello(&self) {
-        if let Ok(stream) = self.connection.accept_uni().await {
-            match read_hello(stream).await {
-                Ok(hello) => {
-                    let _ = self.hello.set(hello);
-                    self.changed.notify_one();
-                }
-                Err(error) => self.offended(&error),
-            }
+        if let Ok(mut stream) = self.connection.accept_uni().await
+            && let Err(error) = self.hear(&mut stream).await
+        {
+            self.offended(&error);
         }
         // No other stream of this kind is defined; transport limits keep them from coming.
         std::future::pending::<()>().await;
+    }
+
+    async fn hear(&self, stream: &mut RecvStream) -> io::Result<()> {
+        let hello = hello_stream::hear(stream).await?;
+        let _ = self.hello.set(hello);
+        self.changed.notify_one();
+        hello_stream::hear_tallies(stream, &self.datagrams).await
     }
 
     async fn accept_streams(self: &Arc<Self>, serving: &Serving, streams: &mut JoinSet<()>) {
@@ -355,7 +354,7 @@ impl Session {
     fn datagram_came(&self, bytes: Bytes) {
         match Datagram::decode(bytes) {
             Ok(datagram) => {
-                self.counters.datagram_came();
+                self.datagrams.came(&datagram);
                 let dropped = self.flows.deliver(datagram, Instant::now().into_std());
                 self.counters
                     .datagrams_were_dropped(DatagramDropped::NoFlow, dropped);
@@ -364,13 +363,15 @@ impl Session {
         }
     }
 
-    /// Drops what has come for flows that nobody has opened.
-    async fn expire_early(&self) {
-        let mut ticks = interval(EXPIRE_EVERY);
+    /// Counts datagrams that should have come by now, and drops those of flows that nobody has
+    /// opened.
+    async fn settle_datagrams(&self) {
+        let mut ticks = interval(SETTLE_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let now = ticks.tick().await;
-            let expired = self.flows.expire(now.into_std());
+            let now = ticks.tick().await.into_std();
+            self.datagrams.settle(now);
+            let expired = self.flows.expire(now);
             self.counters
                 .datagrams_were_dropped(DatagramDropped::NoFlow, expired);
         }
@@ -378,11 +379,13 @@ impl Session {
 
     /// Counts what is lost because the connection is over.
     fn end_datagrams(&self) {
-        self.datagrams.end();
+        let heard = self.quiet_since().unwrap_or_else(Instant::now);
+        self.datagrams.end_sending(heard.into_std());
         // Those that have come are the flows' still; what the flows do not take is not.
         while let Some(Ok(bytes)) = self.connection.read_datagram().now_or_never() {
             self.datagram_came(bytes);
         }
+        self.datagrams.end_receiving();
         self.counters
             .datagrams_were_dropped(DatagramDropped::NoFlow, self.flows.end());
     }
@@ -444,12 +447,4 @@ impl Drop for EndsDatagrams<'_> {
     fn drop(&mut self) {
         self.0.end_datagrams();
     }
-}
-
-async fn read_hello(mut stream: RecvStream) -> io::Result<Hello> {
-    let read = stream.read_to_end(Hello::LENGTH);
-    let bytes = timeout(Duration::from_secs(5), read)
-        .await?
-        .map_err(io::Error::other)?;
-    Hello::decode(&bytes).map_err(io::Error::other)
 }

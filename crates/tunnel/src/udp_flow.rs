@@ -215,7 +215,7 @@ impl Drop for Shared {
         let early = self.early.get_mut().map_or(0, |e| e.datagrams.len());
         let answers = self.answers.get_mut().map_or(0, |a| a.datagrams.len());
         self.counters
-            .datagrams_were_dropped(DatagramDropped::FlowEnded, early + answers);
+            .datagrams_were_dropped(DatagramDropped::FlowEnded, (early + answers) as u64);
     }
 }
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use edgemesh_catalog::{Change, KeySignature, MeshNode, Node, NodeName, Protocol::Tcp, PublicKey};
-use edgemesh_wire::{ALPN, Answer, Request};
-use iroh::endpoint::{Connection, ConnectionError, RelayMode, presets};
+use edgemesh_tunnel::{DatagramDropped, Settings};
+use edgemesh_wire::{ALPN, Answer, Datagram, Hello, Request, Tally};
+use iroh::endpoint::{Connection, ConnectionError, RelayMode, SendStream, presets};
 use iroh::{Endpoint, EndpointAddr, SecretKey, TransportAddr};
 use stage::{Cluster, Member, PATIENCE, endpoint, eventually, run, service_port};
 use tokio::net::TcpListener;
@@ -77,12 +78,15 @@ async fn endpoint_of(secret: SecretKey) -> Result<Endpoint> {
 
 /// A victim with an endpoint that must never hear from the offender.
 async fn victim(cluster: &mut Cluster) -> Result<(Member, TcpListener)> {
+    victim_with(cluster, |_| {}).await
+}
+
+async fn victim_with(
+    cluster: &mut Cluster,
+    adjust: impl FnOnce(&mut Settings),
+) -> Result<(Member, TcpListener)> {
     let listener = TcpListener::bind(endpoint(1)).await?;
-    let victim = cluster
-        .join_with("victim", |settings| {
-            settings.timing.request = Duration::from_millis(500);
-        })
-        .await?;
+    let victim = cluster.join_with("victim", adjust).await?;
     cluster.service("web", Tcp, &[(endpoint(1), &victim)]);
     Ok((victim, listener))
 }
@@ -186,7 +190,10 @@ fn giving_up_before_the_request_is_whole_is_no_offence() -> Result<()> {
 fn a_stream_that_does_not_say_what_it_wants_is_not_waited_for() -> Result<()> {
     edgemesh_lab::test(|_| {
         run(async |cluster| {
-            let (victim, _listener) = victim(cluster).await?;
+            let (victim, _listener) = victim_with(cluster, |settings| {
+                settings.timing.request = Duration::from_millis(500);
+            })
+            .await?;
             let offender = Offender::join(cluster, &victim).await?;
             let connection = offender.connect().await?;
             let answer = answer_to(&connection, &[0], false).await?;
@@ -231,6 +238,61 @@ fn a_hello_of_another_length_is_an_offence() -> Result<()> {
     })
 }
 
+/// Says hello on `connection`, and then `more`.
+async fn say_hello(connection: &Connection, more: &[u8]) -> Result<SendStream> {
+    let mut stream = connection.open_uni().await?;
+    stream.write_all(&[7; Hello::LENGTH]).await?;
+    stream.write_all(more).await?;
+    Ok(stream)
+}
+
+#[test]
+fn tallies_that_are_none_are_offences() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let (victim, _listener) = victim(cluster).await?;
+            let offender = Offender::join(cluster, &victim).await?;
+            let one = Tally { sent: 1 }.encode();
+            let cases = [
+                ("one of nothing", vec![0; Tally::LENGTH]),
+                ("one of billions", vec![0xff; Tally::LENGTH]),
+                ("a part of one", one[1..].to_vec()),
+                ("more than anybody has", one.repeat(100)),
+            ];
+            for (before, (what, bytes)) in (0..).zip(cases) {
+                let connection = offender.connect().await?;
+                let mut stream = say_hello(&connection, &bytes).await?;
+                stream.finish()?;
+                eventually(what, || victim.tunnel.counters().offences() > before).await?;
+                connection.close(0_u32.into(), b"");
+            }
+            ensure!(victim.tunnel.counters().offences() == 4);
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn what_a_peer_has_sent_and_did_not_come_is_counted_as_lost() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let (victim, _listener) = victim(cluster).await?;
+            let honest = Offender::join(cluster, &victim).await?;
+            let connection = honest.connect().await?;
+            let tallies = [5, 4].map(|sent| Tally { sent }.encode());
+            for is_odd in [false, false, true, true, true] {
+                connection.send_datagram(Datagram::encode(0, is_odd, b"x"))?;
+            }
+            let _stream = say_hello(&connection, tallies.as_flattened()).await?;
+            let counters = victim.tunnel.counters();
+            let lost = || counters.datagrams_dropped(DatagramDropped::Lost);
+            eventually("four are counted", || lost() >= 4).await?;
+            ensure!((lost(), counters.offences()) == (4, 0));
+            Ok(())
+        })
+    })
+}
+
 #[test]
 fn who_speaks_another_protocol_is_not_let_in() -> Result<()> {
     edgemesh_lab::test(|_| {
@@ -238,7 +300,7 @@ fn who_speaks_another_protocol_is_not_let_in() -> Result<()> {
             let (victim, _listener) = victim(cluster).await?;
             let offender = Offender::join(cluster, &victim).await?;
             let victim_at = offender.victim.clone();
-            for other in [&b"edgemesh/0"[..], b"h3", b"/iroh-qad/0"] {
+            for other in [&b"edgemesh/1"[..], b"h3", b"/iroh-qad/0"] {
                 let connected = offender.endpoint.connect(victim_at.clone(), other).await;
                 ensure!(connected.is_err(), "{}", String::from_utf8_lossy(other));
             }

@@ -1,7 +1,7 @@
 //! What two agents say to each other, as bytes. Pure: no I/O.
 //!
 //! ```text
-//! unidirectional stream, first thing on each connection:   Hello
+//! unidirectional stream, first thing on each connection:   Hello, then Tallies
 //! bidirectional stream, one per connection or flow:
 //!     opener ── Request ──────────────────────> exit
 //!     opener <───────────────────── Answer ──── exit
@@ -9,7 +9,8 @@
 //!     UDP: the two directions carry Messages, those datagrams that fit into no packet
 //!     or, instead of a request: Move (a lane for a TCP stream), Resume (a TCP stream goes on),
 //!     ReadUpTo (has the other end read so far?)
-//! QUIC datagram: Datagram, one UDP datagram of the flow with that stream
+//! QUIC datagram: Datagram, one UDP datagram of the flow with that stream; a Tally tells later
+//!     how many there were
 //! ```
 //!
 //! The version of all of it is the name that both ends agree on in the handshake ([`ALPN`]):
@@ -26,6 +27,7 @@ mod probe;
 mod read_up_to;
 mod request;
 mod resume;
+mod tally;
 mod varint;
 
 pub use answer::Answer;
@@ -37,9 +39,10 @@ pub use probe::{Probe, ProbeAnswer};
 pub use read_up_to::ReadUpTo;
 pub use request::{MAX_REQUEST, REQUEST_HEADER, Request, request_length};
 pub use resume::{Resume, StreamName};
+pub use tally::Tally;
 
 /// Names this protocol and its version in the TLS handshake (RFC 7301).
-pub const ALPN: &[u8] = b"edgemesh/1";
+pub const ALPN: &[u8] = b"edgemesh/2";
 
 /// Bytes that are not what the other end should have sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -151,7 +151,7 @@ fn traffic(tunnel: &Tunnel) -> Vec<Sample> {
     all.extend(DatagramDropped::ALL.map(|reason| {
         counter(
             "edgemesh_tunnel_datagrams_dropped",
-            "Datagrams of UDP flows dropped, by reason",
+            "Datagrams of UDP flows dropped, by reason; lost are those that peers sent and that did not come",
             vec![("reason", reason.as_str().to_owned())],
             counters.datagrams_dropped(reason),
         )
