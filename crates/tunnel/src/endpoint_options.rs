@@ -35,8 +35,9 @@ const STREAMS: u32 = 16_384;
 /// of 1200 bytes with its headers, wait behind a lost one while it tidies up.
 pub(crate) const STREAM_WINDOW: u32 = 1_150_000;
 /// What a peer may send on all its streams before it is read, in bytes: what one peer can
-/// make this node keep.
-const WINDOW: u32 = 16_000_000;
+/// make this node keep. When it is used up by streams that nobody reads, no other gets a byte
+/// until one is read or ends: so there is room for the windows of 55.
+const WINDOW: u32 = 64_000_000;
 /// What waits here to be sent to one peer, in bytes.
 const SEND_WINDOW: u64 = 10_000_000;
 /// What of datagrams is kept for a reader and a sender that are late, in bytes each.

@@ -6,7 +6,10 @@ mod stage;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use edgemesh_catalog::Protocol::Tcp;
 use edgemesh_lab::Program;
+use edgemesh_tunnel::Settings;
+use futures_util::future::try_join_all;
 use stage::tcp::{Carried, open, pattern, two_nodes};
 use stage::{Member, PATIENCE, endpoint, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,6 +24,18 @@ const PAUSE: Duration = Duration::from_micros(300);
 const HELD_UP: Duration = Duration::from_secs(2);
 /// More lines than the transport can keep as pieces (2048), with what sockets take.
 const LINES: usize = 3500;
+
+/// Clients that have paused; each has its stream's window waiting for it.
+const PAUSED: usize = 40;
+/// Bytes of a stream that may wait for its reader.
+const STREAM_WINDOW: usize = 1_150_000;
+/// A way on which nothing moves for so long is full.
+const FULL: Duration = Duration::from_millis(500);
+
+/// All goes by QUIC.
+fn without_lanes(settings: &mut Settings) {
+    settings.tcp_carrier = false;
+}
 
 /// Sockets that take little, so that what is not read waits in the tunnel.
 fn small_sockets() -> Result<()> {
@@ -49,6 +64,14 @@ async fn write_lines(writer: &mut TcpStream, all: &[u8]) -> Result<usize> {
         sleep(PAUSE).await;
     }
     Ok(written)
+}
+
+/// Writes until nothing more fits into the way.
+async fn write_until_full(writer: &mut TcpStream, mut rest: &[u8]) -> Result<()> {
+    while let Ok(wrote) = timeout(FULL, writer.write(rest)).await {
+        rest = &rest[wrote.context("write an answer")?..];
+    }
+    Ok(())
 }
 
 /// A connection between the two nodes, and its endpoint's side.
@@ -89,6 +112,35 @@ fn many_small_writes_that_nobody_reads_harm_no_other_connection() -> Result<()> 
                 timeout(PATIENCE, reader.read_to_end(&mut read)).await??;
                 ensure!(read == all[..written], "{} of {written} bytes", read.len());
                 drop((idle.client, idle_server));
+            }
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn large_answers_that_nobody_reads_harm_no_other_connection() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            small_sockets()?;
+            let listener = TcpListener::bind(endpoint(1)).await?;
+            let near = cluster.join_with("near", without_lanes).await?;
+            let far = cluster.join_with("far", without_lanes).await?;
+            cluster.service("web", Tcp, &[(endpoint(1), &far)]);
+            near.knows(&far).await?;
+            let (mut other, mut other_server) = connected(&near, &far, &listener).await?;
+            let answer = pattern(2 * STREAM_WINDOW, 1);
+            let mut standing = Vec::new();
+            for _ in 0..PAUSED {
+                standing.push(connected(&near, &far, &listener).await?);
+            }
+            let servers = standing.iter_mut().map(|(_, server)| server);
+            try_join_all(servers.map(|server| write_until_full(server, &answer))).await?;
+            for _ in 0..3 {
+                other_server.write_all(b"still here").await?;
+                let mut heard = [0; 10];
+                let heard_it = timeout(PATIENCE, other.client.read_exact(&mut heard)).await;
+                heard_it.context("no other connection gets a byte")??;
             }
             Ok(())
         })
