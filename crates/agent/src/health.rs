@@ -23,6 +23,7 @@ struct State {
     catalog: Result<(), String>,
     rules: Result<(), String>,
     listener: Result<(), String>,
+    gates: Result<(), String>,
     /// The rules of some plan were brought into the kernel.
     had_rules: bool,
     stopping: bool,
@@ -40,6 +41,13 @@ pub(crate) enum Condition {
     Rules,
     /// The forwarder accepts connections.
     Listener,
+    /// The gates before the portals are open, where there are any, so that connections come.
+    Gates,
+}
+
+impl Condition {
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Catalog, Self::Rules, Self::Listener, Self::Gates];
 }
 
 impl Health {
@@ -50,6 +58,7 @@ impl Health {
             catalog: not_yet(),
             rules: not_yet(),
             listener: not_yet(),
+            gates: not_yet(),
             had_rules: false,
             stopping: false,
             waiting: BTreeMap::new(),
@@ -66,6 +75,7 @@ impl Health {
                 state.rules = status;
             }
             Condition::Listener => state.listener = status,
+            Condition::Gates => state.gates = status,
         });
     }
 
@@ -104,6 +114,7 @@ impl Health {
                 ("catalog", &state.catalog),
                 ("rules", &state.rules),
                 ("listener", &state.listener),
+                ("gates", &state.gates),
             ];
             let ready = !state.stopping
                 && state.waiting.is_empty()
@@ -139,6 +150,7 @@ impl Health {
                 ("catalog", state.catalog.clone()),
                 ("rules", state.rules.clone()),
                 ("listener", state.listener.clone()),
+                ("gates", state.gates.clone()),
             ]
             .into_iter()
             .chain(handing_over)
@@ -189,7 +201,7 @@ mod tests {
 
     fn all_reached() -> Health {
         let health = Health::new();
-        for condition in [Condition::Catalog, Condition::Rules, Condition::Listener] {
+        for condition in Condition::ALL {
             assert!(!health.ready().0, "not ready before {condition:?}");
             health.set(condition, Ok(()));
         }
@@ -197,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ready_only_when_catalog_rules_and_listener_are() {
+    async fn ready_only_when_all_is_reached() {
         assert!(all_reached().ready().0);
     }
 

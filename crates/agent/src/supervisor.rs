@@ -247,7 +247,7 @@ async fn idle(
     tracing::warn!(
         "modules.edgeProxy.enable is not true: nothing is intercepted. Set it and start again"
     );
-    for condition in [Condition::Catalog, Condition::Rules, Condition::Listener] {
+    for condition in Condition::ALL {
         health.set(
             condition,
             Err("modules.edgeProxy.enable is not true".to_owned()),

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -76,8 +77,12 @@ fn configuration(backend: &str) -> String {
 
 /// Starts the agent's next process, as a DaemonSet would.
 fn start(lab: &Lab, stage: &SideBySide, number: usize) -> Result<Background> {
-    let log = lab.folder().join(format!("process-{number}.log"));
+    let log = log_of(lab, number);
     stage.agent.run_command().arg("--take-over").start(log)
+}
+
+fn log_of(lab: &Lab, number: usize) -> PathBuf {
+    lab.folder().join(format!("process-{number}.log"))
 }
 
 fn start_first(lab: &Lab, stage: &SideBySide) -> Result<Background> {
@@ -135,8 +140,16 @@ fn keep_sending(socket: &UdpSocket, over: &AtomicBool) -> Result<Duration> {
     Ok(longest.max(heard.elapsed()))
 }
 
-/// Does `work` while pod and host ask all the time, none of whom may notice.
-fn unnoticed<T>(stage: &SideBySide, work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Does `work` while pod and host ask all the time, none of whom may notice. If one does, it
+/// is told what all agents said.
+fn unnoticed(lab: &Lab, stage: &SideBySide, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    asked_meanwhile(stage, work).with_context(|| {
+        let logs = (0..).map_while(|number| std::fs::read_to_string(log_of(lab, number)).ok());
+        logs.collect::<Vec<_>>().join("--\n")
+    })
+}
+
+fn asked_meanwhile(stage: &SideBySide, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let over = AtomicBool::new(false);
     let places = [stage.client.namespace(), stage.node.namespace()];
     let mut sockets = Vec::new();
@@ -170,7 +183,7 @@ fn unnoticed<T>(stage: &SideBySide, work: impl FnOnce() -> Result<T>) -> Result<
 fn hand_over_again_and_again(lab: &Lab, flavour: Flavour, backend: &str) -> Result<()> {
     let mut stage = stage(lab, flavour, backend)?;
     let mut holder = start_first(lab, &stage)?;
-    unnoticed(&stage, || {
+    unnoticed(lab, &stage, || {
         for number in 1..=HAND_OVERS {
             let next = start_next(lab, &stage, number)?;
             ensure!(
@@ -206,7 +219,7 @@ fn no_request_fails_when_the_next_agent_has_another_backend() -> Result<()> {
     test(|lab| {
         let stage = stage(lab, Flavour::Nft, "iptables")?;
         let mut holder = start_first(lab, &stage)?;
-        unnoticed(&stage, || {
+        unnoticed(lab, &stage, || {
             for (number, backend) in ["nftables", "iptables", "nftables"].iter().enumerate() {
                 stage.agent.configure(&configuration(backend))?;
                 let next = start_next(lab, &stage, number + 1)?;
@@ -227,7 +240,7 @@ fn restart_beside_kube_proxy(lab: &Lab, flavour: Flavour, backend: &str) -> Resu
     let mut stage = stage(lab, flavour, backend)?;
     stage.start_kube_proxy()?;
     let mut holder = start_first(lab, &stage)?;
-    unnoticed(&stage, || {
+    unnoticed(lab, &stage, || {
         for number in 1..=HAND_OVERS {
             ensure!(
                 holder.stop(LONG)?.code() == Some(0),
