@@ -16,6 +16,10 @@ use crate::client::Place;
 /// How long an answer may take before its datagram counts as lost.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long nothing is sent or answered until the rest of a burst counts as lost: whoever asks
+/// then who has counted it relies on it that nothing comes any more, on a busy machine, too.
+const SILENCE: Duration = Duration::from_secs(3);
+
 /// No two clients of a process have the same number, whoever made them.
 static CLIENTS: AtomicU64 = AtomicU64::new(0);
 
@@ -135,7 +139,7 @@ impl Client {
                 known = sent + answered;
                 quiet_since = Instant::now();
             }
-            answered == burst.count || quiet_since.elapsed() >= PATIENCE
+            answered == burst.count || quiet_since.elapsed() >= SILENCE
         })
     }
 
