@@ -17,13 +17,16 @@ use edgemesh_rules::{
 /// forwarder can. What is the same in the ruleset `before` is shared with it, and what is not
 /// differs in as little as can be.
 pub(crate) fn ruleset(
-    mut empty: Ruleset,
+    empty: Ruleset,
     plan: &Plan,
     own_pods: OwnPods<'_>,
     destinations: &Destinations,
     before: Option<&Ruleset>,
 ) -> Ruleset {
-    let mut served: Vec<_> = served(plan, destinations, empty.family()).collect();
+    let family = empty.family();
+    let mut failed = destinations.failed.keys();
+    let mut ruleset = empty.leaving_ports(failed.any(|portal| Family::of(portal.ip) == family));
+    let mut served: Vec<_> = served(plan, destinations, family).collect();
     // In the order of all the others, so that nothing is searched for.
     served.sort_unstable_by_key(|(_, portal)| portal.frontend);
     let mut ports = destinations.ports.iter().peekable();
@@ -46,12 +49,12 @@ pub(crate) fn ruleset(
                 known.and_then(|k| k.kernel.as_deref()),
             ),
         };
-        if let Err(misplaced) = empty.insert(portal.frontend, rule) {
+        if let Err(misplaced) = ruleset.insert(portal.frontend, rule) {
             // The plan holds no such portal; saying so beats trusting that silently.
             tracing::error!(service_port = %port.name, %misplaced, "portal left out of the rules");
         }
     }
-    empty
+    ruleset
 }
 
 /// What a sorted list has for `frontend`, which comes after all that was asked for before.

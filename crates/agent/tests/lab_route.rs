@@ -5,10 +5,13 @@ use std::io::ErrorKind;
 
 use anyhow::Result;
 use edgemesh_lab::{
-    ClusterService, Flavour, Handler, Lab, Place, Serve, SideBySide, test_each_flavour,
+    ClusterService, Flavour, Handler, Lab, Place, Serve, SideBySide, test, test_each_flavour,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
+const NFTABLES: &str = "apiVersion: agent.edgemesh.config.kubeedge.io/v1alpha1\n\
+                        kind: EdgeMeshAgent\n\
+                        modules:\n  edgeProxy:\n    enable: true\n    backend: nftables\n";
 const ADDRESSES: [&str; 2] = ["10.96.10.1", "fd00:96::1"];
 const WEB: [&str; 2] = ["10.96.10.1:80", "[fd00:96::1]:80"];
 const DNS: [&str; 2] = ["10.96.10.1:53", "[fd00:96::1]:53"];
@@ -70,6 +73,44 @@ fn the_last_resort_sleeps_while_there_is_another_route_and_wakes_without_delay()
         }
         Ok(())
     })
+}
+
+#[test]
+fn ports_that_are_no_portals_are_refused_at_once() -> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let mut stage = stage(lab, flavour)?;
+        stage.agent.start()?;
+        refuses_other_ports(&stage)
+    })
+}
+
+#[test]
+fn ports_that_are_no_portals_are_refused_at_once_with_nftables() -> Result<()> {
+    test(|lab| {
+        let mut stage = stage(lab, Flavour::Nft)?;
+        stage.agent.configure(NFTABLES)?;
+        stage.agent.start()?;
+        refuses_other_ports(&stage)
+    })
+}
+
+fn refuses_other_ports(stage: &SideBySide) -> Result<()> {
+    let other = ["10.96.10.1:81", "[fd00:96::1]:81"];
+    let refused = Err(ErrorKind::ConnectionRefused);
+    for (other, web) in other.into_iter().zip(WEB) {
+        let tcp = stage.node.connect(other).map(|_| ());
+        assert_eq!(tcp.map_err(|error| error.kind()), refused, "{other}");
+        let udp = stage.node.udp_exchange(other, b"anybody?").map(|_| ());
+        assert_eq!(udp.map_err(|error| error.kind()), refused, "{other}");
+        stage.check_handled_by(Handler::Agent, web)?;
+    }
+    // By any other route they go where they went without an agent.
+    stage.node.add_default_routes()?;
+    for other in other {
+        let udp = stage.node.udp_exchange(other, b"anybody?").map(|_| ());
+        assert_ne!(udp.map_err(|error| error.kind()), refused, "{other}");
+    }
+    Ok(())
 }
 
 #[test]

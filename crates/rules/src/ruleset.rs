@@ -21,6 +21,7 @@ pub struct Ruleset {
     extensions: Extensions,
     layout: PortalLayout,
     pods: Arc<[IpNet]>,
+    leaves_ports: bool,
     /// Shared by all copies until one of them is changed.
     portals: Arc<BTreeMap<Frontend, PortalRule>>,
     /// How many portals lead to each pod of this node by the kernel.
@@ -78,6 +79,7 @@ impl Ruleset {
             extensions: Extensions::default(),
             layout: PortalLayout::default(),
             pods: Arc::default(),
+            leaves_ports: false,
             portals: Arc::default(),
             hairpins: Arc::default(),
         }
@@ -95,6 +97,15 @@ impl Ruleset {
             .filter(|network| Family::of(network.addr()) == family)
             .map(|network| network.trunc())
             .collect();
+        self
+    }
+
+    /// The same rules, where some ports of the portals' addresses are somebody else's, or none
+    /// are. Where all are ours, a process of the host that only the last-resort routes lead to
+    /// such an address is refused at any other port.
+    #[must_use]
+    pub fn leaving_ports(mut self, any: bool) -> Self {
+        self.leaves_ports = any;
         self
     }
 
@@ -222,6 +233,12 @@ impl Ruleset {
         &self.pods
     }
 
+    /// Whether some ports of the portals' addresses are somebody else's.
+    #[must_use]
+    pub fn leaves_ports(&self) -> bool {
+        self.leaves_ports
+    }
+
     /// The pods of this node to which the kernel sends connections, sorted.
     pub fn hairpins(&self) -> impl Iterator<Item = IpAddr> {
         self.hairpins.keys().copied()
@@ -247,7 +264,15 @@ impl Ruleset {
 
     /// Whether the rules that stand before the portals are the same in both.
     pub(crate) fn same_fixed_rules(&self, other: &Self) -> bool {
-        (self.mark, self.gate, self.refused_at()) == (other.mark, other.gate, other.refused_at())
+        let of = |rules: &Self| {
+            (
+                rules.mark,
+                rules.gate,
+                rules.refused_at(),
+                rules.leaves_ports,
+            )
+        };
+        of(self) == of(other)
     }
 }
 

@@ -276,12 +276,12 @@ fn cleanup_finds_both_families_and_flavours_whatever_the_settings_were() -> Resu
             }
             assert_eq!(
                 cleanup(&[]).await.to_string(),
-                "removed 16 rules and 2 jumps (iptables, nft)\n\
-                 removed 16 rules and 2 jumps (iptables, legacy)\n\
+                "removed 18 rules and 2 jumps (iptables, nft)\n\
+                 removed 18 rules and 2 jumps (iptables, legacy)\n\
                  removed the IP sets EDGEMESH-* (IPv4)\n\
                  removed the intercept address, 3 last-resort routes (IPv4)\n\
-                 removed 16 rules and 2 jumps (ip6tables, nft)\n\
-                 removed 16 rules and 2 jumps (ip6tables, legacy)\n\
+                 removed 18 rules and 2 jumps (ip6tables, nft)\n\
+                 removed 18 rules and 2 jumps (ip6tables, legacy)\n\
                  removed the IP sets EDGEMESH-* (IPv6)\n\
                  removed the intercept address, the rule of priority 32800, 3 last-resort \
                  routes (IPv6)\n"

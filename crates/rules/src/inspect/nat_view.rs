@@ -268,6 +268,7 @@ impl NatView {
             // While no agent lives it refuses, as the listener that is gone would.
             Some(
                 OwnRule::OwnTraffic(_)
+                | OwnRule::NoPort { .. }
                 | OwnRule::RefusedWhileDead { .. }
                 | OwnRule::ForNoPortal(_)
                 | OwnRule::ThroughPortal

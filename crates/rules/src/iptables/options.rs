@@ -27,6 +27,8 @@ pub(crate) struct Options<'a> {
     pub(crate) mark: Option<(u32, u32)>,
     pub(crate) jump: Option<Cow<'a, str>>,
     pub(crate) to: Option<SocketAddr>,
+    /// In the set of the living.
+    pub(crate) alive: Option<Family>,
     /// Not in the set of the living.
     pub(crate) dead: Option<Family>,
     /// In the set of portals.
@@ -103,10 +105,11 @@ impl<'a> Options<'a> {
         match option {
             "-m" | "--match" => self.take_match(&value),
             "!" => self.take_negated(&value, words),
-            "--match-set" => {
-                (words.next()? == "dst,dst").then_some(())?;
-                set(&mut self.portals, named(&value, portals_set))
-            }
+            "--match-set" => match words.next()?.as_ref() {
+                "dst" => set(&mut self.alive, named(&value, alive_set)),
+                "dst,dst" => set(&mut self.portals, named(&value, portals_set)),
+                _ => None,
+            },
             "-s" | "--source" => set(&mut self.source, network(&value)),
             "-d" | "--destination" => match bucket(&value) {
                 Some(bucket) => set(&mut self.bucket, Some(bucket)),

@@ -18,6 +18,7 @@ use crate::{Bucket, Family, Gate, Mark, PortalRule, Ruleset};
 
 const OWN_TRAFFIC_COMMENT: &str = "edgemesh: the agent's own traffic";
 const NO_PORTAL_COMMENT: &str = "edgemesh: not through a portal";
+const NO_PORT_COMMENT: &str = "edgemesh: no port of that ClusterIP";
 const PASSED_COMMENT: &str = "edgemesh: for no portal";
 const MARKED_COMMENT: &str = "edgemesh: through a portal";
 const LET_PASS_COMMENT: &str = "edgemesh: let pass as behind kube-proxy";
@@ -35,6 +36,15 @@ pub(crate) enum OwnRule<'a> {
     NotThroughPortal {
         protocol: Protocol,
         listener: IpAddr,
+        refused_at: SocketAddr,
+    },
+    /// A process of the host that only a last-resort route leads to a portal's address, and
+    /// that asks for a port which is none, is refused: the packet would go round `lo` otherwise.
+    /// Only those routes have the `source`, the intercept address. While no agent lives it is
+    /// kube-proxy's matter.
+    NoPort {
+        protocol: Protocol,
+        source: IpAddr,
         refused_at: SocketAddr,
     },
     /// What is for no portal doesn't go through the list of them.
@@ -77,6 +87,13 @@ pub(crate) fn fixed_rules(rules: &Ruleset, chain: OwnChain) -> Vec<OwnRule<'stat
     }));
     let extensions = rules.extensions();
     if extensions.portal_set {
+        if chain == OwnChain::Host && !rules.leaves_ports() && rules.gate() != Gate::None {
+            fixed.extend(PROTOCOLS.map(|protocol| OwnRule::NoPort {
+                protocol,
+                source: rules.intercept(),
+                refused_at,
+            }));
+        }
         fixed.push(OwnRule::ForNoPortal(rules.family()));
     }
     match rules.gate() {
@@ -149,6 +166,22 @@ impl fmt::Display for OwnRule<'_> {
                  -j DNAT --to-destination {refused_at}",
                 Family::of(*listener).host_prefix()
             ),
+            OwnRule::NoPort {
+                protocol,
+                source,
+                refused_at,
+            } => {
+                let family = Family::of(*source);
+                write!(
+                    f,
+                    "-s {source}/{} -p {protocol} -m set --match-set {} dst \
+                     -m set ! --match-set {} dst,dst -m comment --comment \"{NO_PORT_COMMENT}\" \
+                     -j DNAT --to-destination {refused_at}",
+                    family.host_prefix(),
+                    alive_set(family).name,
+                    portals_set(family).name
+                )
+            }
             OwnRule::ForNoPortal(family) => write!(
                 f,
                 "-m set ! --match-set {} dst,dst -m comment --comment \"{PASSED_COMMENT}\" \
@@ -249,6 +282,11 @@ fn likely<'a>(options: &Options<'a>) -> Option<OwnRule<'a>> {
     }
     match options.comment.as_deref()? {
         OWN_TRAFFIC_COMMENT => Some(OwnRule::OwnTraffic(single_bit(options.mark?.0)?)),
+        NO_PORT_COMMENT => Some(OwnRule::NoPort {
+            protocol: options.protocol?,
+            source: options.source?.addr(),
+            refused_at: options.to?,
+        }),
         PASSED_COMMENT => Some(OwnRule::ForNoPortal(options.no_portal?)),
         MARKED_COMMENT => Some(OwnRule::ThroughPortal),
         LET_PASS_COMMENT => Some(OwnRule::LetPass),

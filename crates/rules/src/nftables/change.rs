@@ -98,6 +98,7 @@ pub(super) fn everything(wanted: &Ruleset) -> Changes {
     );
     let nothing = nothing
         .gated(wanted.gate())
+        .leaving_ports(wanted.leaves_ports())
         .with_pods(wanted.pods().iter().copied());
     between(&nothing, wanted).unwrap_or_default()
 }

@@ -69,6 +69,12 @@ impl Expressions {
             .equals(&octets(address))
     }
 
+    /// The packet comes from the address.
+    pub(super) fn sent_by(self, address: IpAddr) -> Self {
+        self.load_source(Family::of(address), Register::FIRST)
+            .equals(&octets(address))
+    }
+
     /// The packet is of the protocol.
     pub(super) fn of_protocol(self, protocol: Protocol) -> Self {
         self.load_protocol(Register::FIRST)

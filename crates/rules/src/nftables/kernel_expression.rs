@@ -169,7 +169,7 @@ impl Expressions {
         self.load_frontend(family).push("numgen", &data)
     }
 
-    fn load_source(self, family: Family, to: Register) -> Self {
+    pub(super) fn load_source(self, family: Family, to: Register) -> Self {
         const NETWORK_HEADER: u32 = 1;
         let offset = match family {
             Family::V4 => 12,

@@ -38,6 +38,9 @@ pub(super) fn rules_of(chain: OwnChain, rules: &Ruleset, kernel_path: bool) -> V
         all.push(Rule::shared(rules.family()));
     }
     all.push(portals(rules.family()));
+    if chain == OwnChain::Host && !rules.leaves_ports() {
+        all.extend([Protocol::Tcp, Protocol::Udp].map(|protocol| no_port(rules, protocol)));
+    }
     all
 }
 
@@ -100,6 +103,25 @@ fn not_through_portal(rules: &Ruleset, protocol: Protocol) -> Rule {
             .of_protocol(protocol)
             .send_to(refused_at),
         comment: NOT_THROUGH_PORTAL.into(),
+    }
+}
+
+/// A process of the host that only a last-resort route leads to a portal's address, and that
+/// asks for a port which is none, is refused: the packet would go round `lo` otherwise. Only
+/// those routes have that source.
+fn no_port(rules: &Ruleset, protocol: Protocol) -> Rule {
+    let refused_at = rules.refused_at();
+    Rule {
+        text: format!(
+            "{} saddr {} meta l4proto {protocol} dnat to {refused_at}",
+            rules.family().nft_name(),
+            rules.intercept(),
+        ),
+        expressions: Expressions::default()
+            .sent_by(rules.intercept())
+            .of_protocol(protocol)
+            .send_to(refused_at),
+        comment: "edgemesh: no port of that ClusterIP".into(),
     }
 }
 
