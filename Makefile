@@ -5,7 +5,7 @@ CARGO ?= cargo
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: help demo build test e2e fuzz bench bench-instructions figures check bless
+.PHONY: help demo build test e2e fuzz bench soak bench-instructions figures check bless
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -31,6 +31,9 @@ fuzz: ## random bytes for every decoder, 10 s each (fuzz/run TARGET SECONDS: lon
 
 bench: ## beside kube-proxy's rules, HAProxy, nginx, wireguard-go: 15 minutes (ONLY=PART ROUNDS=1: less)
 	@crates/bench/run
+
+soak: ## ten thousand Services, 200 endpoints replaced each second, for an hour: does the agent grow? (WINDOW=5: 5 minutes)
+	@ONLY=scale ROUNDS=1 WINDOW=$${WINDOW:-60} SERVICES=$${SERVICES:-10000} RESULTS=$${RESULTS:-target/soak} crates/bench/run
 
 bench-instructions: ## instructions for fixed work (BASE=FILE: beside another agent)
 	@tools/prerequisites valgrind
