@@ -22,6 +22,9 @@ use crate::relay_server::OpenRelay;
 /// At least so long between two looks: a word wakes all agents of the cluster, and addresses
 /// change in bursts when an interface comes or goes.
 const APART: Duration = Duration::from_millis(500);
+/// The same before the first words, for which all wait who want to reach this node: who it is,
+/// its address as relays see it, and its relay, which lets in only whose first word it has heard.
+const APART_AT_FIRST: [Duration; 4] = [Duration::from_millis(20); 4];
 
 /// What does not change while the agent runs.
 #[derive(Clone, Debug)]
@@ -70,9 +73,11 @@ impl OwnRecord {
         let mut statuses = self.endpoint.home_relay_status().stream();
         let mut relays = self.book.follow();
         let mut home = None;
+        let mut words = 0;
         loop {
-            self.say(home.as_ref());
-            let not_before = Instant::now() + APART;
+            words += usize::from(self.say(home.as_ref()));
+            let apart = APART_AT_FIRST.get(words).copied().unwrap_or(APART);
+            let not_before = Instant::now() + apart;
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(_) = addresses.next() => {}
@@ -92,13 +97,14 @@ impl OwnRecord {
         }
     }
 
-    fn say(&mut self, home: Option<&RelayUrl>) {
+    /// Whether that is something new.
+    fn say(&mut self, home: Option<&RelayUrl>) -> bool {
         let exits = Arc::clone(&self.exits.borrow_and_update());
         let own_relay = *self.own_relay.borrow_and_update();
         if exits.catalog().node(&self.facts.node).is_none() {
             // Without its Node it is nobody's peer; and as long as the cluster is not known,
             // nothing tells which of its addresses are its pods'.
-            return;
+            return false;
         }
         let relays = self.book.get();
         let said = self.facts.mesh_node(&Now {
@@ -113,7 +119,7 @@ impl OwnRecord {
             let changed = told.as_ref() != Some(&said);
             *told = Some(said);
             changed
-        });
+        })
     }
 }
 

@@ -54,7 +54,8 @@ pub struct Publication {
 /// When the own MeshNode is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishTiming {
-    /// Changes within this time of a write are written together. Default 1 s.
+    /// Changes within this time of a write are written together; after the first three writes,
+    /// within a twentieth of it. Default 1 s.
     pub interval: Duration,
     /// How often it is written though nothing changed, give or take a fifth, so that
     /// `spec.renewTime` tells who is alive. With the API only. Default 5 min, and so many

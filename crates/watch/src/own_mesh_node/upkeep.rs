@@ -7,6 +7,12 @@ use tokio::time::Instant;
 use super::PublishTiming;
 use crate::api::RetryPause;
 
+/// Of the first writes of a run so many are followed by the next one sooner: a relay lets in only
+/// who was published, and peers wait to be told by which one to meet it.
+const HURRIED: u32 = 3;
+/// In this part of the interval.
+const HURRY: u32 = 20;
+
 /// Whether and when the own MeshNode has to be written.
 ///
 /// It is written when it changed, when it is due to be renewed, and when the catalog shows
@@ -18,6 +24,8 @@ pub(super) struct Upkeep {
     /// Whether there is something to write that was not written.
     dirty: bool,
     not_before: Option<Instant>,
+    /// How often it may still be written soon after a write.
+    hurried: u32,
     renew_at: Option<Instant>,
     shown: Shown,
     /// Whether the catalog ever showed what was written.
@@ -71,6 +79,7 @@ impl Upkeep {
             renews,
             dirty: false,
             not_before: None,
+            hurried: HURRIED,
             renew_at: None,
             shown: Shown::NotYet(None),
             was_shown: false,
@@ -111,7 +120,14 @@ impl Upkeep {
     /// renewals.
     pub(super) fn wrote(&mut self, now: Instant, nodes: usize, chance: f64) {
         self.dirty = false;
-        self.not_before = Some(now + self.timing.interval);
+        let interval = match self.hurried.checked_sub(1) {
+            None => self.timing.interval,
+            Some(left) => {
+                self.hurried = left;
+                self.timing.interval / HURRY
+            }
+        };
+        self.not_before = Some(now + interval);
         let hundreds = u32::try_from(nodes.div_ceil(100)).unwrap_or(u32::MAX);
         let renewal = self.timing.renewal.saturating_mul(hundreds.max(1));
         let renewal = renewal.mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0));
@@ -192,15 +208,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn first_word_is_written_at_once_and_changes_once_a_second() {
-        let (mut upkeep, now) = (upkeep(), Instant::now());
+    async fn first_word_is_written_at_once_a_few_soon_and_others_once_a_second() {
+        let (mut upkeep, mut now) = (upkeep(), Instant::now());
         assert_eq!(upkeep.due(now), None);
         upkeep.changed();
         assert_eq!(upkeep.due(now), Some(now));
-        upkeep.wrote(now, 1, 0.5);
-        upkeep.changed();
-        upkeep.changed();
-        assert_eq!(upkeep.due(now), Some(now + after(1)));
+        let mut pauses = Vec::new();
+        for _ in 0..5 {
+            upkeep.wrote(now, 1, 0.5);
+            upkeep.changed();
+            upkeep.changed();
+            let due = upkeep.due(now).expect("it changed");
+            pauses.push((due - now).as_millis());
+            now = due;
+        }
+        assert_eq!(pauses, [50, 50, 50, 1000, 1000]);
     }
 
     #[tokio::test(start_paused = true)]
