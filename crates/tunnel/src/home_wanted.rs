@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What a choice may take before it is asked for again: a relay that answers is chosen within
-/// 0.3 s, or within 3.3 s where UDP is blocked. To ask in vain costs a probe of each relay.
+/// What a choice may take before it is asked for again: at a start a relay that answers is
+/// chosen within 0.3 s, later within 3.3 s where UDP is blocked. To ask in vain costs a probe of
+/// each relay.
 const FIRST: Duration = Duration::from_secs(1);
 /// The pause doubles up to this.
 const MOST: Duration = Duration::from_secs(8);

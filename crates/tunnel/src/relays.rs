@@ -5,6 +5,11 @@
 //! change, when the network does, and now and then; not when its relay goes away. So that is
 //! noticed here: the relay is taken out for a while, and the transport chooses among the
 //! others.
+//!
+//! At first relays are only measured, by TCP, and asked for this node's address when one is
+//! chosen: the transport asks by UDP and waits 3 s for each answer before it chooses
+//! (`spawn_qad_probes` of iroh 1.4), which where UDP is blocked is most of the time that an
+//! agent needs until it can be reached.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -56,6 +61,8 @@ pub(crate) struct RelayKeeper {
 struct State {
     wanted: BTreeMap<RelayUrl, RelayConfig>,
     told: BTreeMap<RelayUrl, RelayConfig>,
+    /// Whether relays are asked for this node's address, too.
+    asks_address: bool,
     home: Home,
     home_wanted: HomeWanted,
 }
@@ -113,16 +120,25 @@ impl RelayKeeper {
                 if state.home.leave(&state.wanted, Instant::now()) {
                     self.tell(&mut state).await;
                 }
-                if state.home_wanted.ask(Instant::now()) {
+                let ask_for_home = state.home_wanted.ask(Instant::now());
+                if ask_for_home {
                     self.ask_for_home(&state).await;
+                }
+                // Without a choice in time it may be that only UDP reaches them.
+                if !state.asks_address && (ask_for_home || self.has_home()) {
+                    state.asks_address = true;
+                    self.tell(&mut state).await;
                 }
             }
         }
     }
 
     fn misses_home(&self, state: &State) -> bool {
-        let status = self.endpoint.home_relay_status().get();
-        !state.told.is_empty() && home_of(&status).is_none()
+        !state.told.is_empty() && !self.has_home()
+    }
+
+    fn has_home(&self) -> bool {
+        home_of(&self.endpoint.home_relay_status().get()).is_some()
     }
 
     /// Makes the transport measure all relays anew, by telling it one of them again.
@@ -143,12 +159,7 @@ impl RelayKeeper {
     }
 
     async fn tell(&self, state: &mut State) {
-        let left_out = &state.home.left_out;
-        let wanted = state.wanted.iter();
-        let wanted: BTreeMap<_, _> = wanted
-            .filter(|(url, _)| !left_out.contains_key(url))
-            .map(|(url, config)| (url.clone(), config.clone()))
-            .collect();
+        let wanted = state.to_tell();
         for (url, config) in &wanted {
             if state.told.get(url) != Some(config) {
                 debug!(%url, "a relay to be used");
@@ -161,6 +172,19 @@ impl RelayKeeper {
             self.endpoint.remove_relay(url).await;
         }
         state.told = wanted;
+    }
+}
+
+impl State {
+    /// The relays that are not left out.
+    fn to_tell(&self) -> BTreeMap<RelayUrl, RelayConfig> {
+        let wanted = self.wanted.iter();
+        let wanted = wanted.filter(|(url, _)| !self.home.left_out.contains_key(url));
+        let configs = wanted.map(|(url, config)| match self.asks_address {
+            true => config.clone(),
+            false => RelayConfig::new(url.clone(), None),
+        });
+        configs.map(|config| (config.url.clone(), config)).collect()
     }
 }
 

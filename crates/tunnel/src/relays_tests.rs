@@ -183,23 +183,34 @@ async fn relay_that_restarts_is_used_again() {
     member.end().await;
 }
 
-#[tokio::test]
-async fn node_asks_its_relay_for_its_address_and_believes_it_by_its_key() {
+/// Whether the transport asks anybody for an address here: it does only on a host that has a
+/// network.
+fn has_network() -> bool {
     // Asks nothing of anybody: a UDP socket that is connected has sent no packet.
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    if socket.connect("192.0.2.1:9").is_err() {
-        // The transport asks for an address only on a host that has a network.
+    socket.connect("192.0.2.1:9").is_ok()
+}
+
+/// What a node says whose relay tells addresses at this port.
+fn relay_that_tells_addresses(key: &NodeKey, port: u16) -> MeshNode {
+    let mut says = mesh_node("relay", key);
+    says.relay_server = Some(Box::new(RelayServer {
+        urls: Vec::new(),
+        address_discovery_port: port,
+    }));
+    says
+}
+
+#[tokio::test]
+async fn node_asks_its_relay_for_its_address_and_believes_it_by_its_key() {
+    if !has_network() {
         return;
     }
     let keys = [(); 2].map(|()| NodeKey::generate());
     let node = mesh_node("node", &keys[1]);
     let first = believed(&[mesh_node("relay", &keys[0]), node.clone()]);
     let relay = Relay::start_for(keys[0].clone(), first).await;
-    let mut says = mesh_node("relay", &relay.key);
-    says.relay_server = Some(Box::new(RelayServer {
-        urls: Vec::new(),
-        address_discovery_port: relay.at.discovery.port(),
-    }));
+    let says = relay_that_tells_addresses(&relay.key, relay.at.discovery.port());
     let peers = believed(&[says, node]);
     let at = RelayAddress::new(relay.at.relay).unwrap();
     let listen = [LOOPBACK.ip()];
@@ -210,6 +221,29 @@ async fn node_asks_its_relay_for_its_address_and_believes_it_by_its_key() {
         }
     };
     timeout(LONG, asked).await.expect("it has asked");
+    member.end().await;
+    relay.end().await;
+}
+
+#[tokio::test]
+async fn relay_is_chosen_before_it_is_asked_for_an_address_for_that_may_never_be_answered() {
+    if !has_network() {
+        return;
+    }
+    let keys = [(); 2].map(|()| NodeKey::generate());
+    let node = mesh_node("node", &keys[1]);
+    let first = believed(&[mesh_node("relay", &keys[0]), node.clone()]);
+    let relay = Relay::start_for(keys[0].clone(), first).await;
+    let silent = tokio::net::UdpSocket::bind(LOOPBACK).await.unwrap();
+    let says = relay_that_tells_addresses(&relay.key, silent.local_addr().unwrap().port());
+    let peers = believed(&[says, node]);
+    let at = RelayAddress::new(relay.at.relay).unwrap();
+    let listen = [LOOPBACK.ip()];
+    let member = Member::start(keys[1].clone(), &listen, &[named("relay", at)], &peers).await;
+    let asked = timeout(LONG, silent.recv_from(&mut [0; 2048])).await;
+    asked.expect("it asks").unwrap();
+    let status = member.endpoint.home_relay_status().get();
+    assert!(home_of(&status).is_some(), "asked before a choice was made");
     member.end().await;
     relay.end().await;
 }

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use edgemesh_lab::{Place, Protocol, Sites, StrayKind, Traffic, await_ok, await_until};
+use edgemesh_lab::{
+    Lab, Nat, Place, Protocol, Sites, SitesBuilder, StrayKind, Traffic, await_ok, await_until,
+};
 
 use crate::cluster::IDENTITY;
 use crate::figures::{ms, print_table};
@@ -17,26 +19,32 @@ const STARTS: [&str; 3] = ["first", "second", "third"];
 
 #[test]
 fn an_edge_node_that_starts_has_its_first_answers_from_other_sites_at_once() -> Result<()> {
+    in_lab(|lab| print_three_starts(lab, Sites::builder(), "From the start of edge1's agent"))
+}
+
+#[test]
+fn an_edge_node_whose_site_lets_no_udp_pass_has_its_first_answers_at_once() -> Result<()> {
     in_lab(|lab| {
-        let mut rows = Vec::new();
-        play_three_starts(lab, &mut rows)?;
-        let head = [
-            "start",
-            "ready, ms",
-            "first answer to it, ms",
-            "first answer from it, ms",
-        ];
-        print_table(
-            "From the start of edge1's agent",
-            &head.map(str::to_owned),
-            &rows,
-        );
-        Ok(())
+        let sites = Sites::builder().edges_behind(Nat::NoUdp);
+        print_three_starts(lab, sites, "From the start of edge1's agent, without UDP")
     })
 }
 
-fn play_three_starts(lab: &edgemesh_lab::Lab, rows: &mut Vec<Vec<String>>) -> Result<()> {
-    play_unchecked(lab, Sites::builder(), |cluster| {
+fn print_three_starts(lab: &Lab, sites: SitesBuilder, title: &str) -> Result<()> {
+    let mut rows = Vec::new();
+    play_three_starts(lab, sites, &mut rows)?;
+    let head = [
+        "start",
+        "ready, ms",
+        "first answer to it, ms",
+        "first answer from it, ms",
+    ];
+    print_table(title, &head.map(str::to_owned), &rows);
+    Ok(())
+}
+
+fn play_three_starts(lab: &Lab, sites: SitesBuilder, rows: &mut Vec<Vec<String>>) -> Result<()> {
+    play_unchecked(lab, sites, |cluster| {
         cluster.start(&[On::Cloud1, On::Cloud2, On::Edge2])?;
         for start in STARTS {
             let out = At(On::Cloud1, Of::Pod).cluster_ip(IDENTITY);
