@@ -6,6 +6,7 @@
 
 mod answer;
 mod datapath;
+mod judge;
 mod kernel;
 mod own_table;
 mod query;

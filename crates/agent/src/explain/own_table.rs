@@ -7,7 +7,7 @@ use edgemesh_rules::{ElementFound, Family, OwnChain, TableFound};
 
 use super::datapath::TakenBy;
 use super::kernel::{KUBE_PROXY_TABLE, Kernel, NAT_PRIORITY};
-use super::verdict::{Agent, Handler, RuleShown, Sends, Verdict, by, outcome};
+use super::verdict::{Agent, Handler, RuleShown, Sends, Verdict};
 
 /// The agent's own table stands before all of iptables, and before kube-proxy's, by its
 /// priority. It takes a connection if it has an element for it and its gate is open.
@@ -34,9 +34,9 @@ pub(super) fn by_own_table(
         packets: shared.map_or(element.packets, |shared| shared.packets),
         of_both: true,
     };
-    let mut verdict = by(
+    let mut verdict = Verdict::by(
         Handler::Edgemesh,
-        outcome(agent, element.refused, taken_by(element)),
+        agent.outcome(element.refused, taken_by(element)),
         format!(
             "nft table {} {}, chain {}: hook {} at priority {}, {}",
             table.family.nft_name(),
@@ -97,7 +97,7 @@ pub(super) fn refused(
         OwnChain::Container => "forward",
         OwnChain::Host => "output",
     };
-    let mut verdict = by(
+    let mut verdict = Verdict::by(
         Handler::Nobody,
         "refused at once: nobody serves it",
         format!(

@@ -6,7 +6,7 @@ use edgemesh_rules::{BaseChain, ChainFound, Flavour, Inspected, NatView, SharedF
 
 use super::*;
 use crate::explain::answer::Decision;
-use crate::explain::verdict::verdict;
+use crate::explain::judge::verdict;
 
 const KUBE_PROXY: &str = "\
 [5:300] -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES

@@ -12,9 +12,10 @@ use super::answer::{
     AgentAnswer, Decision, EndpointExplained, PortExplained, PortalExplained, ServiceExplained,
 };
 use super::datapath::DatapathExplained;
+use super::judge::verdict;
 use super::kernel::Kernel;
 use super::query::Query;
-use super::verdict::{Agent, Verdict, verdict};
+use super::verdict::{Agent, Verdict};
 use crate::config::near_matches;
 
 /// As many names are offered for one that is not there.
