@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::descriptors::Descriptors;
-use crate::udp_flow::Flow;
+use crate::udp_flow::{Flow, Place};
 
 /// All flows of all portals.
 #[derive(Debug)]
@@ -28,9 +28,6 @@ struct Flows {
     /// One for each flow that has none of its own.
     borrowed: Vec<OwnedSemaphorePermit>,
 }
-
-/// Where a flow stands: its last use, and a number that makes it unique.
-pub(crate) type Place = (u64, u64);
 
 impl FlowCap {
     /// Flows looked at in vain before one has to go: with all of them busy the search for an

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::Strategy;
 use crate::addrs::ClientAddr;
 use crate::balance::{Balancer, Pick};
-use crate::endpoint_health::LeftOut;
+use crate::left_out::LeftOut;
 use crate::reasons::Blame;
 
 /// One portal. It lives as long as any plan keeps it, and what it knows of its endpoints

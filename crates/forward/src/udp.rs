@@ -19,7 +19,8 @@ use crate::flow_cap::FlowCap;
 use crate::metrics::Counters;
 use crate::portal::{ActivePortal, Attempt};
 use crate::reasons::{DialFault, Dropped, FlowEnded};
-use crate::udp_flow::{Answers, Clock, Flow, PortalSocket};
+use crate::udp_answers::Answers;
+use crate::udp_flow::{Clock, Flow, PortalSocket};
 use crate::udp_upstream::Sent;
 use crate::ways::Ways;
 

@@ -27,6 +27,8 @@ mod programs;
 mod bulk_objects;
 mod cluster;
 mod contender;
+mod measured;
+mod prepared;
 mod report;
 mod run;
 mod services;

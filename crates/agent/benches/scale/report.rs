@@ -12,7 +12,7 @@ use edgemesh_bench::table;
 use edgemesh_lab::Flavour;
 
 use crate::contender::Contender;
-use crate::run::Measured;
+use crate::measured::Measured;
 
 /// A column: its title and its figures of one run, in the title's unit.
 type Column = (&'static str, fn(&Measured) -> Vec<f64>);

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use edgemesh_bench::load::pause;
-use edgemesh_bench::processes::{Memory, Processes};
+use edgemesh_bench::processes::Processes;
 use edgemesh_lab::{Family, Flavour, Lab, Node, Pod, Program, Table, await_ok};
 
 use crate::cluster::Cluster;
-use crate::contender::{Contender, Prepared};
+use crate::contender::Contender;
+use crate::measured::Measured;
+use crate::prepared::Prepared;
 use crate::services;
 use crate::stopwatch::until_answered;
 
@@ -31,21 +33,6 @@ pub(crate) struct Run {
     pub(crate) flavour: Flavour,
     pub(crate) count: usize,
     pub(crate) round: usize,
-}
-
-/// What was measured.
-#[derive(Debug, Clone)]
-pub(crate) struct Measured {
-    /// From the start of the process until the first connection was answered.
-    pub(crate) all_in: Duration,
-    /// CPU time of the process and those it started, until all was in and they had ended.
-    pub(crate) cpu_until_all_in: Duration,
-    /// From the moment before a Service is written until it first answered.
-    pub(crate) added: Vec<Duration>,
-    /// CPU time per second while nothing happens.
-    pub(crate) idle_cpu: Duration,
-    /// Memory at the end of that.
-    pub(crate) memory: Memory,
 }
 
 impl Run {
