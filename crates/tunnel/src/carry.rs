@@ -18,7 +18,7 @@ use std::pin::pin;
 use bytes::Bytes;
 use edgemesh_sockets::{StreamBuffer, broken, end_stream};
 use edgemesh_wire::ReadUpTo;
-use iroh::endpoint::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use iroh::endpoint::{ReadError, SendStream, VarInt, WriteError};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::coop::consume_budget;
@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::chunk_run::{pass_on_rest, take_run};
 use crate::course::{Course, FORGOTTEN_AFTER, Inbound, Outbound};
+use crate::inflow::{Inflow, is_offence};
 use crate::peer_stream::PeerStream;
 use crate::readings::read_by_peer;
 use crate::session::Session;
@@ -73,6 +74,7 @@ pub(crate) async fn carry(
     let number = stream.number();
     let PeerStream { send, recv, .. } = stream;
     let Course { outbound, inbound } = course;
+    recv.may_be_read_ahead(&session.ahead);
     let _being_read = session.readings.register(number, inbound.reading());
     let guided = Guided::new(lanes);
     let progress = &guided.progress;
@@ -95,6 +97,11 @@ pub(crate) async fn carry(
     let both = async {
         let done = both(tcp, into, out).await;
         progress.end();
+        if let Err(Broken::Tunnel(error)) = &done
+            && is_offence(error)
+        {
+            session.offended(error);
+        }
         done
     };
     tokio::select! {
@@ -265,7 +272,7 @@ async fn finish(
 /// Moves bytes out of the tunnel until the stream ends, and passes the end on.
 async fn pump_out(
     tcp: &TcpStream,
-    recv: &mut RecvStream,
+    recv: &mut Inflow,
     inbound: &mut Inbound,
     mut lane: Lane<'_, LaneIn>,
     moved: impl Fn(usize),
@@ -296,7 +303,7 @@ async fn pump_out(
                 switch_at = Some(known?);
                 continue;
             }
-            chunk = recv.read_chunk(most) => chunk.map_err(read_error)?,
+            chunk = recv.piece(most) => chunk.map_err(Broken::Tunnel)?,
         };
         let Some(chunk) = chunk else {
             if switch_at.is_some() {

@@ -6,15 +6,15 @@
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
-use std::pin::pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use iroh::endpoint::{ReadError, RecvStream};
+use iroh::endpoint::ReadError;
 use tokio::net::TcpStream;
 
 use crate::carry::{Broken, read_error};
 use crate::course::Inbound;
+use crate::inflow::Inflow;
 
 /// Chunks of a run at most: as many full packets as the kernel passes on as one (64 KiB).
 const MOST: usize = 48;
@@ -27,7 +27,7 @@ const MOST: usize = 48;
 /// When the socket or the stream is broken.
 pub(crate) async fn take_run(
     tcp: &TcpStream,
-    recv: &mut RecvStream,
+    recv: &mut Inflow,
     inbound: &mut Inbound,
     first: Bytes,
     is_last: bool,
@@ -53,17 +53,17 @@ struct Begun {
 fn begin(
     cx: &mut Context<'_>,
     tcp: &TcpStream,
-    more: Option<&mut RecvStream>,
+    more: Option<&mut Inflow>,
     first: &Bytes,
 ) -> Result<Begun, Broken> {
     let mut run = [const { Bytes::new() }; MOST];
     run[0] = first.clone();
     let mut count = 1;
     if let Some(recv) = more
-        && let Poll::Ready(read) = pin!(recv.read_many_chunks(&mut run[1..])).poll(cx)
+        && let Poll::Ready(read) = recv.poll_run(cx, &mut run[1..])
     {
         // The end of the stream is told by the next read once more.
-        count += read.map_err(read_error)?.unwrap_or(0);
+        count += read.map_err(Broken::Tunnel)?;
     }
     let run = &mut run[..count];
     let length = run.iter().map(Bytes::len).sum();
@@ -86,7 +86,7 @@ fn begin(
 /// takes nothing.
 pub(crate) async fn pass_on_rest(
     tcp: &TcpStream,
-    recv: &mut RecvStream,
+    recv: &mut Inflow,
     inbound: &mut Inbound,
 ) -> Result<(), Broken> {
     let rest = &mut inbound.rest;

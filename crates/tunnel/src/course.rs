@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::endpoint_options::STREAM_WINDOW;
+use crate::read_ahead::SPAN;
 use crate::readings::Reading;
 use crate::replay::{OutOfPlace, Replay};
 use crate::unread_pieces::UnreadPieces;
@@ -247,10 +247,9 @@ impl Outbound {
         if self.all.are_many() {
             return self.forget(self.unwritten);
         }
-        let window = u64::from(STREAM_WINDOW);
         while self.unwritten > 0
             && let Some(first) = self.pieces.front()
-            && self.kept_from + first.bytes.len() as u64 + window <= self.written
+            && self.kept_from + first.bytes.len() as u64 + SPAN <= self.written
         {
             self.forget(1);
         }

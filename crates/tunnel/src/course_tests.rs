@@ -104,7 +104,7 @@ proptest! {
 
 #[test]
 fn as_much_is_kept_as_the_other_end_may_not_have_read() {
-    let window = STREAM_WINDOW as usize;
+    let window = SPAN as usize;
     let mut outbound = Outbound::new(KeptBytes::default());
     for _ in 0..100 {
         outbound.push(bytes(0, 64 << 10), Instant::now());

@@ -10,7 +10,7 @@ use edgemesh_sockets::{EndpointAddr, OutwardSockets};
 use edgemesh_wire::{
     Answer, Move, REQUEST_HEADER, ReadUpTo, Request, Resume, WireError, request_length,
 };
-use iroh::endpoint::{ReadExactError, RecvStream};
+use iroh::endpoint::ReadExactError;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
@@ -18,6 +18,7 @@ use tracing::debug;
 
 use crate::counters::Counters;
 use crate::exit_flow::ExitFlow;
+use crate::inflow::Inflow;
 use crate::peer_stream::PeerStream;
 use crate::resumable::{Held, Resumables};
 use crate::session::StreamOfSession;
@@ -241,7 +242,7 @@ impl Exit {
             .await
             .is_ok_and(|said| said.is_ok())
         {
-            let _ = stream.recv.stop(crate::codes::RESET);
+            stream.recv.stop(crate::codes::RESET);
             stream.close_in_order();
         }
     }
@@ -276,7 +277,7 @@ enum Opening {
     ReadUpTo(ReadUpTo),
 }
 
-async fn read_opening(recv: &mut RecvStream) -> Result<Opening, NoRequest> {
+async fn read_opening(recv: &mut Inflow) -> Result<Opening, NoRequest> {
     let mut header = [0; REQUEST_HEADER];
     recv.read_exact(&mut header).await?;
     let length = request_length(header).map_err(NoRequest::Broken)?;

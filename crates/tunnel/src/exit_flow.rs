@@ -99,7 +99,7 @@ impl ExitFlow {
             Ended::ByEntry | Ended::Idle => {
                 // The end is told by the end of the stream.
                 let _ = self.stream.send.finish();
-                let _ = self.stream.recv.stop(codes::RESET);
+                self.stream.recv.stop(codes::RESET);
                 self.stream.close_in_order();
             }
             Ended::Refused => self.stream.abort(codes::FLOW_REFUSED),

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use edgemesh_wire::{MESSAGE_HEADER, message_header, message_length};
-use iroh::endpoint::{ReadExactError, RecvStream, SendStream};
+use iroh::endpoint::{ReadExactError, SendStream};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::counters::{Counters, DatagramDropped};
+use crate::inflow::Inflow;
 
 /// Bytes of one flow's messages that wait to be written.
 const MOST_WAITING: usize = 1 << 20;
@@ -104,11 +105,11 @@ impl Drop for MessageWriter {
 /// Reads messages from a stream.
 #[derive(Debug)]
 pub(crate) struct MessageReader<'s> {
-    recv: &'s mut RecvStream,
+    recv: &'s mut Inflow,
 }
 
 impl<'s> MessageReader<'s> {
-    pub(crate) fn new(recv: &'s mut RecvStream) -> Self {
+    pub(crate) fn new(recv: &'s mut Inflow) -> Self {
         Self { recv }
     }
 

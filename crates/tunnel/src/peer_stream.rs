@@ -3,6 +3,7 @@
 use iroh::endpoint::{RecvStream, SendStream};
 
 use crate::codes;
+use crate::inflow::Inflow;
 
 /// Both directions of a stream. Dropped before [`PeerStream::close_in_order`] it is reset in
 /// both: QUIC would otherwise end what was sent so far as if it were all (a `SendStream` that
@@ -10,7 +11,7 @@ use crate::codes;
 #[derive(Debug)]
 pub(crate) struct PeerStream {
     pub(crate) send: SendStream,
-    pub(crate) recv: RecvStream,
+    pub(crate) recv: Inflow,
     in_order: bool,
 }
 
@@ -18,7 +19,7 @@ impl PeerStream {
     pub(crate) fn new((send, recv): (SendStream, RecvStream)) -> Self {
         Self {
             send,
-            recv,
+            recv: Inflow::new(recv),
             in_order: false,
         }
     }
@@ -38,7 +39,7 @@ impl PeerStream {
         self.in_order = true;
         // Either may have ended already.
         let _ = self.send.reset(code);
-        let _ = self.recv.stop(code);
+        self.recv.stop(code);
     }
 }
 

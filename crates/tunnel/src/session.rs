@@ -22,6 +22,7 @@ use crate::exit::{Exit, Quota};
 use crate::flow_table::FlowTable;
 use crate::hello_stream;
 use crate::peer_stream::PeerStream;
+use crate::read_ahead::BytesAhead;
 use crate::readings::Readings;
 use crate::tcp_carrier::LaneTable;
 
@@ -46,6 +47,8 @@ pub(crate) struct Session {
     pub(crate) lanes: Arc<LaneTable>,
     /// How far this end has read its streams.
     pub(crate) readings: Readings,
+    /// What of its streams was read beyond gaps.
+    pub(crate) ahead: BytesAhead,
     counters: Arc<Counters>,
     hello: OnceLock<Hello>,
     /// Since when nothing is heard, once that is a while.
@@ -114,6 +117,7 @@ impl Session {
             flows: Arc::default(),
             lanes: Arc::default(),
             readings: Readings::default(),
+            ahead: BytesAhead::default(),
             datagrams,
             counters,
             hello: OnceLock::new(),

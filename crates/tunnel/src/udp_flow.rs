@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use edgemesh_wire::{Answer, Request};
-use iroh::endpoint::{ReadError, RecvStream};
+use iroh::endpoint::ReadError;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -14,6 +14,7 @@ use crate::codes;
 use crate::counters::{Counters, DatagramDropped};
 use crate::datagram_traffic::NotSent;
 use crate::fault::OpenFault;
+use crate::inflow::Inflow;
 use crate::message_stream::{MessageQueue, MessageReader, MessageWriter};
 use crate::open::{Opened, ask};
 use crate::peer_stream::PeerStream;
@@ -254,7 +255,7 @@ async fn run(
     }
 }
 
-async fn receive(recv: &mut RecvStream, shared: &Shared, session: &Session) -> OpenFault {
+async fn receive(recv: &mut Inflow, shared: &Shared, session: &Session) -> OpenFault {
     let mut answer = [0; 1];
     if let Err(error) = recv.read_exact(&mut answer).await {
         return match error {

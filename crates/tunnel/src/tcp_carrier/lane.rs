@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use edgemesh_wire::{LaneWord, WireError};
-use iroh::endpoint::{RecvStream, SendStream};
+use iroh::endpoint::SendStream;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use super::handshake::Secured;
 use super::lane_table::LaneTable;
 use super::record::{Opener, Sealer};
 use crate::counters::Counters;
+use crate::inflow::Inflow;
 use crate::peer_stream::PeerStream;
 
 /// Words that wait to be sent. Each side of a lane waits for an answer after a few.
@@ -206,7 +207,7 @@ async fn pass_on(said: &mut mpsc::Receiver<LaneWord>, send: &mut SendStream) {
 
 /// Hears what the other end says, until it says no more.
 async fn listen(
-    recv: &mut RecvStream,
+    recv: &mut Inflow,
     told: &watch::Sender<Told>,
     heard: &watch::Sender<Heard>,
 ) -> io::Error {
@@ -228,7 +229,7 @@ async fn listen(
     }
 }
 
-async fn next_word(recv: &mut RecvStream) -> io::Result<Option<LaneWord>> {
+async fn next_word(recv: &mut Inflow) -> io::Result<Option<LaneWord>> {
     let mut bytes = [0; LaneWord::LENGTH];
     let mut filled = 0;
     while filled < bytes.len() {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use edgemesh_wire::LaneWord;
-use iroh::endpoint::{ReadError, RecvStream};
+use iroh::endpoint::ReadError;
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until};
@@ -15,6 +15,7 @@ use super::record::{LONGEST, RecordFault, record_length};
 use super::sending::ended_early;
 use crate::carry::{Broken, read_error};
 use crate::course::Inbound;
+use crate::inflow::Inflow;
 
 /// Bytes after which the other end is told that it may forget them.
 pub(super) const TAKEN_EVERY: u64 = 512 * 1024;
@@ -57,7 +58,7 @@ struct Incoming {
 /// reset counts here as well.
 pub(crate) async fn receive_by_lane<M: Fn(usize)>(
     tcp: &TcpStream,
-    recv: &mut RecvStream,
+    recv: &mut Inflow,
     lane: LaneIn,
     inbound: &mut Inbound,
     moved: &M,
@@ -88,7 +89,7 @@ pub(crate) async fn switch(lane: &mut LaneIn) -> Result<u64, Broken> {
 }
 
 impl<M: Fn(usize)> Receiving<'_, M> {
-    async fn run(&mut self, recv: &mut RecvStream) -> Result<(), Broken> {
+    async fn run(&mut self, recv: &mut Inflow) -> Result<(), Broken> {
         let mut may_be_reset = true;
         loop {
             if self.is_over().await? {
