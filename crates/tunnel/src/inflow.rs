@@ -329,9 +329,10 @@ impl Wake for Arrival {
 
 /// Whether `error` is that the peer does not keep to what flow control allows.
 pub(crate) fn is_offence(error: &io::Error) -> bool {
-    error
-        .get_ref()
-        .is_some_and(|error| error.is::<OutOfBounds>())
+    let cause = error.get_ref();
+    cause
+        .and_then(|cause| cause.downcast_ref::<OutOfBounds>())
+        .is_some()
 }
 
 /// It came to its end without all of its bytes.

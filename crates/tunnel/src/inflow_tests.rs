@@ -137,7 +137,7 @@ async fn next(inflow: &mut Inflow) -> io::Result<Vec<u8>> {
     let mut run = [const { Bytes::new() }; 8];
     let count = poll_fn(|cx| match inflow.poll_run(cx, &mut run) {
         Poll::Pending => Poll::Ready(Ok(0)),
-        ready => ready,
+        ready @ Poll::Ready(_) => ready,
     });
     let count = count.await?;
     Ok([&[first.unwrap_or_default()], &run[..count]]
@@ -197,7 +197,7 @@ async fn reset_of_what_is_read_as_it_comes_is_no_end() {
                 _ = told => {}
             }
             send.reset(codes::RESET).unwrap();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         let mut inflow = far.stream(sends, &all).await;
         let mut tell = Some(tell);
