@@ -5,11 +5,12 @@ use std::time::SystemTime;
 
 use edgemesh_catalog::Catalog;
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{Earlier, HostFacts, Plan, Policy, Reachability};
+use edgemesh_plan::{Earlier, HostFacts, OwnPods, Plan, Policy, Reachability};
 use edgemesh_rules::{BackendChoice, BackendKind, Family};
 use tokio::sync::watch;
 
 use crate::precedence_record::PrecedenceRecord;
+use crate::wanted::Basis;
 
 /// The plan that is in force, what it was made of, and how each family's rules fare.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +39,15 @@ impl Planned {
             reachability: &self.reachability,
             policy: &self.policy,
             plan: &self.plan,
+        }
+    }
+
+    /// What rules are made of.
+    pub(crate) fn basis(&self) -> Basis<'_> {
+        Basis {
+            plan: &self.plan,
+            own_pods: OwnPods::of(&self.catalog, &self.policy),
+            destinations: &self.destinations,
         }
     }
 }

@@ -15,7 +15,7 @@ use edgemesh_watch::{Counters, ManifestsSource};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::wanted;
+use crate::wanted::{self, Basis};
 
 /// The node that every scenario is told from.
 const NODE: &str = "edge1";
@@ -63,8 +63,12 @@ async fn play(folder: &Path) -> Vec<(&'static str, String)> {
             .map_or(&[][..], |node| &node.pod_cidrs);
         let empty =
             Ruleset::new(intercept, REFUSAL_PORT, Mark::AGENT).with_pods(pods.iter().copied());
-        let own_pods = OwnPods::of(&catalog, &policy);
-        wanted::ruleset(empty, &plan, own_pods, &destinations, None)
+        let basis = Basis {
+            plan: &plan,
+            own_pods: OwnPods::of(&catalog, &policy),
+            destinations: &destinations,
+        };
+        wanted::ruleset(empty, basis, None)
     });
     let tables = [&v4, &v6].map(render_nftables).join("\n");
     vec![

@@ -7,6 +7,7 @@
 mod deciding;
 mod ending;
 mod inputs;
+mod obstacles;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_forward::Forwarder;
-use edgemesh_plan::OwnPods;
 use edgemesh_rules::{
     Backend, Family, HostForwarding, HostNetwork, HostNetworkChanges, Mark, Repair, Ruleset,
 };
@@ -27,10 +27,11 @@ use crate::in_force::{InForce, Planned, Telling};
 use crate::sync_figures::SyncFigures;
 use crate::udp_flows::UdpFlows;
 use crate::undoings::Undoings;
-use crate::wanted;
+use crate::wanted::{self, Before};
 
 pub(crate) use ending::Withdrawn;
 pub(crate) use inputs::Inputs;
+use obstacles::Obstacles;
 
 /// Pause after the first failure to program the kernel; doubled for each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -53,7 +54,19 @@ struct FamilyRules {
     empty: Ruleset,
     /// What the last successful transaction made of it; none before the first one.
     wanted: Option<Arc<Ruleset>>,
+    /// What that was made of.
+    made_of: Option<Planned>,
     flows: UdpFlows,
+}
+
+impl FamilyRules {
+    /// What the next ruleset goes on from.
+    fn before(&self) -> Option<Before<'_>> {
+        Some(Before {
+            rules: self.wanted.as_deref()?,
+            basis: self.made_of.as_ref()?.basis(),
+        })
+    }
 }
 
 /// The loop and all that it owns.
@@ -70,6 +83,7 @@ pub(crate) struct Sync {
     behind: bool,
     undoings: Undoings,
     forwarding: HostForwarding,
+    obstacles: Obstacles,
 }
 
 /// What a [`Sync`] is made of.
@@ -108,6 +122,7 @@ impl Sync {
                     backend: family.backend,
                     empty: Ruleset::new(family.intercept, refusal_port, parts.mark),
                     wanted: None,
+                    made_of: None,
                     flows: UdpFlows::default(),
                 })
             })
@@ -124,6 +139,7 @@ impl Sync {
             behind: false,
             undoings: Undoings::listen(parts.check_period),
             forwarding: HostForwarding::open(),
+            obstacles: Obstacles::default(),
         }
     }
 
@@ -218,7 +234,7 @@ impl Sync {
         }
         let planned = self.decide(catalog);
         self.apply(&planned).await?;
-        self.forwarder.retire(&planned.plan);
+        self.forwarder.retire();
         let Planned {
             catalog,
             plan,
@@ -238,13 +254,8 @@ impl Sync {
 
     async fn apply(&mut self, planned: &Planned) -> Result<(), SyncError> {
         let Planned {
-            catalog,
-            policy,
-            plan,
-            destinations,
-            ..
+            catalog, policy, ..
         } = planned;
-        let own_pods = OwnPods::of(catalog, policy);
         let pod_networks = catalog
             .node(&policy.node)
             .map_or(&[][..], |node| &node.pod_cidrs);
@@ -253,8 +264,7 @@ impl Sync {
             .iter()
             .map(|family| {
                 let empty = family.empty.clone().with_pods(pod_networks.iter().copied());
-                let before = family.wanted.as_deref();
-                wanted::ruleset(empty, plan, own_pods, destinations, before)
+                wanted::ruleset(empty, planned.basis(), family.before())
             })
             .collect();
         let began = Instant::now();
@@ -263,7 +273,7 @@ impl Sync {
             let wanted = Arc::new(wanted);
             // Routes before rules: a rule for an address without a route is of no use to
             // the host's own processes.
-            let changes = family.host.apply(&wanted::addresses(&wanted)).await?;
+            let changes = family.host.apply(wanted.addresses()).await?;
             tracing::debug!(family = %wanted.family(), %changes, "address and routes follow");
             let applied = family.backend.apply(&wanted).await?;
             tracing::debug!(family = %wanted.family(), ?applied, "rules follow the catalog");
@@ -272,6 +282,7 @@ impl Sync {
                 .flows
                 .rules_changed(family.wanted.as_deref(), &wanted);
             family.flows.tidy(&wanted).await;
+            family.made_of = Some(planned.clone());
             match family.wanted.replace(Arc::clone(&wanted)) {
                 Some(_) => repairs.extend(in_family(wanted.family(), applied.repairs)),
                 // The first time there is nothing to repair, only what another run left.
@@ -301,7 +312,7 @@ impl Sync {
             let Some(wanted) = &family.wanted else {
                 continue;
             };
-            let changes = family.host.verify(&wanted::addresses(wanted)).await?;
+            let changes = family.host.verify(wanted.addresses()).await?;
             report_changes(&self.figures, wanted.family(), &changes);
             let verified = family.backend.verify(wanted).await?;
             family.flows.tidy(wanted).await;

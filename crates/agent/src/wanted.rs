@@ -1,70 +1,88 @@
 //! What the kernel shall have, made from the plan and the forwarder's ports. Pure.
 
 use std::collections::BTreeSet;
-use std::iter::Peekable;
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use edgemesh_forward::Destinations;
-use edgemesh_plan::{Datapath, Frontend, OwnPods, Plan, Portal, ServicePortPlan, Target, UserMode};
+use edgemesh_plan::{Datapath, Frontend, OwnPods, Plan, Portal, ServicePortPlan, Target};
 use edgemesh_rules::{
     Family, KernelEndpoint, KernelPath, PortalRule, RuleComment, Ruleset, Sharing,
 };
 
+/// What rules are made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Basis<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) own_pods: OwnPods<'a>,
+    pub(crate) destinations: &'a Destinations,
+}
+
+/// Rules that were made before, and what they were made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Before<'a> {
+    pub(crate) rules: &'a Ruleset,
+    pub(crate) basis: Basis<'a>,
+}
+
 /// Adds to `empty`, a ruleset without portals, a rule for each portal of its family.
 ///
 /// A portal that the forwarder cannot serve gets none: it stays kube-proxy's until the
-/// forwarder can. What is the same in the ruleset `before` is shared with it, and what is not
-/// differs in as little as can be.
-pub(crate) fn ruleset(
-    empty: Ruleset,
-    plan: &Plan,
-    own_pods: OwnPods<'_>,
-    destinations: &Destinations,
-    before: Option<&Ruleset>,
-) -> Ruleset {
+/// forwarder can. What is the same in the ruleset `before` is shared with it and not looked at
+/// again; what is not differs in as little as can be.
+pub(crate) fn ruleset(empty: Ruleset, basis: Basis<'_>, before: Option<Before<'_>>) -> Ruleset {
     let family = empty.family();
-    let mut failed = destinations.failed.keys();
-    let mut ruleset = empty.leaving_ports(failed.any(|portal| Family::of(portal.ip) == family));
-    let mut served: Vec<_> = served(plan, destinations, family).collect();
-    // In the order of all the others, so that nothing is searched for.
-    served.sort_unstable_by_key(|(_, portal)| portal.frontend);
-    let mut ports = destinations.ports.iter().peekable();
-    let mut known = before.into_iter().flat_map(Ruleset::portals).peekable();
-    for (port, portal) in served {
-        let Some(&to_port) = advance_to(&mut ports, &portal.frontend) else {
+    let of_family = |frontend: &Frontend| Family::of(frontend.ip) == family;
+    let empty = empty.leaving_ports(basis.destinations.failed.keys().any(of_family));
+    let (mut ruleset, anew) = begin(empty, basis, before);
+    let known = before.map(|before| before.rules.portals());
+    for frontend in anew.into_iter().filter(of_family) {
+        let known = known.and_then(|portals| portals.get(&frontend));
+        let Some(rule) = rule_at(frontend, basis, known) else {
+            ruleset.remove(&frontend);
             continue;
         };
-        let known = advance_to(&mut known, &portal.frontend);
-        let known_comment = known.map(|known| &known.comment);
-        let rule = PortalRule {
-            comment: known_comment
-                .filter(|comment| comment.is_name_of(&port.name))
-                .map_or_else(|| RuleComment::from(&port.name), RuleComment::clone),
-            to_port,
-            kernel: kernel_path(
-                port,
-                portal,
-                own_pods,
-                known.and_then(|k| k.kernel.as_deref()),
-            ),
-        };
-        if let Err(misplaced) = ruleset.insert(portal.frontend, rule) {
+        if let Err(misplaced) = ruleset.insert(frontend, rule) {
             // The plan holds no such portal; saying so beats trusting that silently.
-            tracing::error!(service_port = %port.name, %misplaced, "portal left out of the rules");
+            tracing::error!(%frontend, %misplaced, "portal left out of the rules");
         }
     }
     ruleset
 }
 
-/// What a sorted list has for `frontend`, which comes after all that was asked for before.
-fn advance_to<'a, V>(
-    sorted: &mut Peekable<impl Iterator<Item = (&'a Frontend, &'a V)>>,
-    frontend: &Frontend,
-) -> Option<&'a V> {
-    while sorted.next_if(|(next, _)| *next < frontend).is_some() {}
-    let (_, value) = sorted.next_if(|(next, _)| *next == frontend)?;
-    Some(value)
+/// The rules to go on from, and the frontends whose rules have to be made.
+fn begin(
+    empty: Ruleset,
+    basis: Basis<'_>,
+    before: Option<Before<'_>>,
+) -> (Ruleset, BTreeSet<Frontend>) {
+    match before {
+        Some(before) if before.basis.own_pods == basis.own_pods => {
+            let planned = basis.plan.frontends_changed_since(before.basis.plan);
+            let ports = &before.basis.destinations.ports;
+            let served = ports.differing(&basis.destinations.ports);
+            let anew = planned.chain(served.map(|(frontend, _, _)| *frontend));
+            (empty.with_portals_of(before.rules), anew.collect())
+        }
+        Some(_) | None => {
+            let all = basis.plan.intercepted();
+            (empty, all.map(|(_, portal)| portal.frontend).collect())
+        }
+    }
+}
+
+/// The rule of a portal, if it is to have one.
+fn rule_at(frontend: Frontend, basis: Basis<'_>, known: Option<&PortalRule>) -> Option<PortalRule> {
+    let (port, portal) = basis.plan.intercepted_at(frontend)?;
+    let to_port = *basis.destinations.ports.get(&frontend)?;
+    let comment = known.map(|known| &known.comment);
+    let path = known.and_then(|known| known.kernel.as_deref());
+    Some(PortalRule {
+        comment: comment
+            .filter(|comment| comment.is_name_of(&port.name))
+            .map_or_else(|| RuleComment::from(&port.name), RuleComment::clone),
+        to_port,
+        kernel: kernel_path(port, portal, basis.own_pods, path),
+    })
 }
 
 /// How the kernel serves a portal, if it has a part in it.
@@ -113,26 +131,6 @@ fn kernel_path(
     Some(Box::new(path))
 }
 
-/// The addresses that host processes must have a route to.
-pub(crate) fn addresses(ruleset: &Ruleset) -> BTreeSet<IpAddr> {
-    ruleset
-        .portals()
-        .keys()
-        .map(|frontend| frontend.ip)
-        .collect()
-}
-
-fn served<'a>(
-    plan: &'a Plan,
-    destinations: &'a Destinations,
-    family: Family,
-) -> impl Iterator<Item = (&'a ServicePortPlan, &'a Portal)> {
-    plan.intercepted()
-        .filter(move |(_, portal)| Family::of(portal.frontend.ip) == family)
-        .filter(|(_, portal)| !destinations.failed.contains_key(&portal.frontend))
-        .map(|(port, portal)| (&**port, portal))
-}
-
 /// How many portals are handled in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Handling {
@@ -173,15 +171,6 @@ pub(crate) fn handling(plan: &Plan, destinations: &Destinations) -> Handling {
     handling
 }
 
-/// Why portals are in user mode, each reason once for each family.
-pub(crate) fn obstacles(plan: &Plan) -> BTreeSet<(Family, UserMode)> {
-    plan.intercepted()
-        .filter_map(|(_, portal)| match &portal.target {
-            Target::Forward {
-                datapath: Datapath::User(why),
-                ..
-            } => Some((Family::of(portal.frontend.ip), *why)),
-            Target::Forward { .. } | Target::Refuse(_) | Target::LeaveAlone(_) => None,
-        })
-        .collect()
-}
+#[cfg(test)]
+#[path = "wanted_tests.rs"]
+mod tests;

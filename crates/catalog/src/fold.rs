@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::snapshot::SlicesByService;
 use crate::{Catalog, EndpointSlice, MeshNode, Node, NodeName, ObjectName, Service};
 
 /// One change of the cluster, as a watch or a reloaded file reports it.
@@ -64,8 +63,6 @@ impl Fold {
     /// Stores what has been taken in with as little memory as it takes. To be called after
     /// very many changes: maps that grow in the order of their keys are half empty.
     pub fn pack(&mut self) {
-        pack(Arc::make_mut(&mut self.catalog.services));
-        pack(Arc::make_mut(&mut self.catalog.slices));
         pack(Arc::make_mut(&mut self.catalog.nodes));
         pack(Arc::make_mut(&mut self.catalog.mesh_nodes));
         pack(&mut self.slice_owner);
@@ -75,10 +72,8 @@ impl Fold {
     /// that repeated or irrelevant updates wake nobody.
     pub fn apply(&mut self, change: Change) -> bool {
         match change {
-            Change::Service(service) => {
-                insert(&mut self.catalog.services, service.name.clone(), service)
-            }
-            Change::ServiceGone(name) => remove(&mut self.catalog.services, &name),
+            Change::Service(service) => self.put_service(service),
+            Change::ServiceGone(name) => self.catalog.services.remove(&name).is_some(),
             Change::Slice(slice) => self.put_slice(slice),
             Change::SliceGone(name) => self.remove_slice(&name),
             Change::Node(node) => insert(&mut self.catalog.nodes, node.name.clone(), node),
@@ -90,10 +85,17 @@ impl Fold {
 
     /// Makes `services` all there are: what a completed list says.
     pub fn replace_services(&mut self, services: impl IntoIterator<Item = Service>) -> bool {
-        replace(
-            &mut self.catalog.services,
-            services.into_iter().map(|s| (s.name.clone(), s)),
-        )
+        let known = self.catalog.services.keys();
+        let mut gone: BTreeSet<ObjectName> = known.cloned().collect();
+        let mut changed = false;
+        for service in services {
+            gone.remove(&service.name);
+            changed |= self.put_service(service);
+        }
+        for name in gone {
+            changed |= self.catalog.services.remove(&name).is_some();
+        }
+        changed
     }
 
     /// Makes `nodes` all there are: what a completed list says.
@@ -126,6 +128,16 @@ impl Fold {
         changed
     }
 
+    fn put_service(&mut self, service: Service) -> bool {
+        let known = self.catalog.services.get(&service.name);
+        if known.is_some_and(|known| **known == service) {
+            return false;
+        }
+        let name = service.name.clone();
+        self.catalog.services.insert(name, Arc::new(service));
+        true
+    }
+
     fn put_slice(&mut self, slice: EndpointSlice) -> bool {
         let owner = slice.service_name();
         let moved = self
@@ -146,7 +158,7 @@ impl Fold {
             Ok(at) => others[at] = Arc::new(slice),
             Err(at) => others.insert(at, Arc::new(slice)),
         }
-        Arc::make_mut(&mut self.catalog.slices).insert(owner, others.into());
+        self.catalog.slices.insert(owner, others.into());
         true
     }
 
@@ -160,11 +172,10 @@ impl Fold {
             .filter(|slice| slice.name != *name)
             .cloned()
             .collect();
-        let slices: &mut SlicesByService = Arc::make_mut(&mut self.catalog.slices);
         if left.is_empty() {
-            slices.remove(&owner);
+            self.catalog.slices.remove(&owner);
         } else {
-            slices.insert(owner, left);
+            self.catalog.slices.insert(owner, left);
         }
         true
     }

@@ -16,6 +16,7 @@ mod names;
 mod node;
 mod public_key;
 mod service;
+mod shared_map;
 mod snapshot;
 
 pub use endpoint_slice::{Endpoint, EndpointHints, EndpointPort, EndpointSlice, EndpointState};
@@ -27,4 +28,5 @@ pub use public_key::{KeySignature, NotBase64, PublicKey};
 pub use service::{
     FILTER_LABEL, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy, UnknownProtocol,
 };
+pub use shared_map::{Differing, SharedMap};
 pub use snapshot::Catalog;

@@ -1,20 +1,17 @@
 //! The catalog as its readers see it.
 
-use std::collections::{BTreeMap, btree_map};
-use std::iter::Peekable;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use crate::{EndpointSlice, MeshNode, Node, NodeName, ObjectName, Service};
+use crate::{EndpointSlice, MeshNode, Node, NodeName, ObjectName, Service, SharedMap};
 
 /// Services, endpoint slices, nodes and peers as of one moment.
 ///
 /// A value of this type never changes; copies share their content.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Catalog {
-    pub(crate) services: Arc<BTreeMap<ObjectName, Arc<Service>>>,
-    pub(crate) slices: Arc<SlicesByService>,
+    pub(crate) services: SharedMap<ObjectName, Arc<Service>>,
+    pub(crate) slices: SlicesByService,
     pub(crate) nodes: Arc<BTreeMap<NodeName, Arc<Node>>>,
     pub(crate) mesh_nodes: Arc<BTreeMap<NodeName, Arc<MeshNode>>>,
 }
@@ -22,8 +19,8 @@ pub struct Catalog {
 /// Slices, grouped by the Service that they belong to and sorted by their own name.
 ///
 /// Most Services have one or two: a slice of pointers is a tenth of what the smallest map
-/// takes, and its address tells whether anything about a Service's slices changed.
-pub(crate) type SlicesByService = BTreeMap<ObjectName, Arc<[Arc<EndpointSlice>]>>;
+/// takes.
+pub(crate) type SlicesByService = SharedMap<ObjectName, Arc<[Arc<EndpointSlice>]>>;
 
 impl Catalog {
     /// All Services, sorted by name.
@@ -43,26 +40,15 @@ impl Catalog {
         self.slices.get(service).into_iter().flat_map(|of| &**of)
     }
 
-    /// All Services, sorted by name, and for each whether it and its slices are the very
-    /// values that `earlier` has: then nothing about them has changed. Otherwise something
-    /// may have; it is not looked into them.
-    pub fn services_since<'a>(
-        &'a self,
-        earlier: &'a Self,
-    ) -> impl Iterator<Item = (&'a Arc<Service>, bool)> {
-        let mut services = InOrder::of(&earlier.services);
-        let mut slices = InOrder::of(&self.slices);
-        let mut earlier_slices = InOrder::of(&earlier.slices);
-        self.services.iter().map(move |(name, service)| {
-            let same = services
-                .get(name)
-                .is_some_and(|known| Arc::ptr_eq(known, service))
-                && match (slices.get(name), earlier_slices.get(name)) {
-                    (Some(now), Some(then)) => Arc::ptr_eq(now, then),
-                    (now, then) => now.is_none() && then.is_none(),
-                };
-            (service, same)
-        })
+    /// The Services that are not what they were in `earlier`, or whose slices are not; those that
+    /// came and those that went among them. It costs what changed, if this catalog came from
+    /// that one.
+    #[must_use]
+    pub fn services_changed_since<'a>(&'a self, earlier: &'a Self) -> BTreeSet<&'a ObjectName> {
+        let services = earlier.services.differing(&self.services);
+        let slices = earlier.slices.differing(&self.slices);
+        let services = services.map(|(name, _, _)| name);
+        services.chain(slices.map(|(name, _, _)| name)).collect()
     }
 
     /// All slices, sorted by Service and name.
@@ -107,22 +93,5 @@ impl Catalog {
             && self.slices.is_empty()
             && self.nodes.is_empty()
             && self.mesh_nodes.is_empty()
-    }
-}
-
-/// Looks keys up that come in ascending order: one walk along the map for all of them.
-struct InOrder<'a, K, V>(Peekable<btree_map::Iter<'a, K, V>>);
-
-impl<'a, K: Ord, V> InOrder<'a, K, V> {
-    fn of(map: &'a BTreeMap<K, V>) -> Self {
-        Self(map.iter().peekable())
-    }
-
-    fn get(&mut self, key: &K) -> Option<&'a V> {
-        while self.0.next_if(|(known, _)| *known < key).is_some() {}
-        match self.0.peek() {
-            Some((known, value)) if *known == key => Some(value),
-            Some(_) | None => None,
-        }
     }
 }

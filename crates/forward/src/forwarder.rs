@@ -1,12 +1,12 @@
 //! The forwarder as its owner sees it: bind, start, follow the plan, drain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use edgemesh_catalog::Protocol;
+use edgemesh_catalog::{Protocol, SharedMap};
 use edgemesh_plan::{Frontend, Plan, Portal};
 use edgemesh_sockets::{OutwardSockets, PipePool};
 use tokio::sync::{Semaphore, watch};
@@ -27,7 +27,7 @@ use crate::liveness::Liveness;
 use crate::log_limit::LogLimit;
 use crate::metrics::Counters;
 use crate::original_dst::{ResolveOriginalDst, from_conntrack};
-use crate::portal_table::{PortalTable, is_forwarded};
+use crate::portal_table::{PortalTable, is_forwarded, is_served};
 use crate::refusal::RefusalPort;
 use crate::settings::{Settings, Strategy};
 use crate::socket::{any_port, listen_tcp};
@@ -56,6 +56,11 @@ pub struct Forwarder {
     chance: Chance,
     families: Vec<Family>,
     table: watch::Sender<Arc<PortalTable>>,
+    /// What it is ready for.
+    prepared: Plan,
+    destinations: Destinations,
+    /// Where it serves though it may not have to, once no rule leads there.
+    leaving: BTreeSet<Frontend>,
     connections: Arc<Connections>,
     /// How many are to be started; none when they are.
     workers: usize,
@@ -80,7 +85,7 @@ struct Family {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Destinations {
     /// One per intercepted portal, unless it failed.
-    pub ports: BTreeMap<Frontend, u16>,
+    pub ports: SharedMap<Frontend, u16>,
     /// Portals that cannot be served now, with the reason. They are best left to kube-proxy
     /// until another [`Forwarder::prepare`] succeeds.
     pub failed: BTreeMap<Frontend, String>,
@@ -180,6 +185,9 @@ impl Forwarder {
             chance,
             families,
             table,
+            prepared: Plan::default(),
+            destinations: Destinations::default(),
+            leaving: BTreeSet::new(),
             connections: Arc::new(connections),
             workers,
             room: Arc::new(Semaphore::new(places + waiting_room(places) + workers)),
@@ -262,24 +270,37 @@ impl Forwarder {
 
     /// Gets ready for the traffic of `plan`, and still serves all that was served before.
     /// Existing connections are left alone; UDP flows whose endpoint is gone move.
+    ///
+    /// It goes on from the plan before: what is the same in both is not looked at again, unless
+    /// it could not be served or is not served any more.
     pub fn prepare(&mut self, plan: &Plan) -> Destinations {
-        let table = self.table.borrow().with(plan, self.strategy, &self.chance);
-        let table = Arc::new(table);
+        let mut anew: BTreeSet<Frontend> = plan.frontends_changed_since(&self.prepared).collect();
+        let table = self.table.borrow().clone();
+        let table = Arc::new(table.with(plan, &anew, self.strategy, &self.chance));
         self.table.send_replace(Arc::clone(&table));
+        let gone = anew.iter().filter(|frontend| !is_served(plan, **frontend));
+        self.leaving.extend(gone);
 
-        let mut destinations = Destinations::default();
-        for (_, portal) in plan.intercepted() {
+        anew.extend(self.udp.ended());
+        anew.extend(self.destinations.failed.keys());
+        for frontend in anew {
+            self.destinations.ports.remove(&frontend);
+            self.destinations.failed.remove(&frontend);
+            let Some((_, portal)) = plan.intercepted_at(frontend) else {
+                continue;
+            };
             match self.destination(portal, &table) {
                 Ok(port) => {
-                    destinations.ports.insert(portal.frontend, port);
+                    self.destinations.ports.insert(frontend, port);
                 }
                 Err(reason) => {
-                    warn!(portal = %portal.frontend, %reason, "a portal cannot be served");
-                    destinations.failed.insert(portal.frontend, reason);
+                    warn!(portal = %frontend, %reason, "a portal cannot be served");
+                    self.destinations.failed.insert(frontend, reason);
                 }
             }
         }
-        destinations
+        self.prepared = plan.clone();
+        self.destinations.clone()
     }
 
     fn destination(&mut self, portal: &Portal, table: &PortalTable) -> Result<u16, String> {
@@ -306,10 +327,12 @@ impl Forwarder {
         }
     }
 
-    /// Closes what `plan` has no use for any more. To be called when no rule leads there.
-    /// Existing TCP connections are left alone.
-    pub fn retire(&mut self, plan: &Plan) {
-        let table = self.table.borrow().without_those_gone_from(plan);
+    /// Closes what the plan that was [prepared](Self::prepare) last has no use for. To be called
+    /// when no rule leads there any more. Existing TCP connections are left alone.
+    pub fn retire(&mut self) {
+        let mut gone = std::mem::take(&mut self.leaving);
+        gone.retain(|frontend| !is_served(&self.prepared, *frontend));
+        let table = self.table.borrow().without(&gone);
         self.udp.close_those_gone_from(&table);
         self.table.send_replace(Arc::new(table));
     }

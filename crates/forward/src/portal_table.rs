@@ -1,9 +1,9 @@
 //! All portals that are served, as one immutable table.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use edgemesh_catalog::Protocol;
+use edgemesh_catalog::{Protocol, SharedMap};
 use edgemesh_plan::{Frontend, Plan, Target};
 
 use crate::Strategy;
@@ -15,7 +15,7 @@ use crate::portal::ActivePortal;
 /// so that what they know of their endpoints stays too.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PortalTable {
-    portals: BTreeMap<Frontend, Arc<ActivePortal>>,
+    portals: SharedMap<Frontend, Arc<ActivePortal>>,
 }
 
 impl PortalTable {
@@ -37,10 +37,16 @@ impl PortalTable {
         self.portals.values()
     }
 
-    /// The table with all portals of `plan` in it, and still those that `plan` has no more.
-    pub(crate) fn with(&self, plan: &Plan, strategy: Strategy, chance: &Chance) -> Self {
+    /// The table with what `plan` has at these frontends in it, and all that was in it before.
+    pub(crate) fn with(
+        &self,
+        plan: &Plan,
+        frontends: &BTreeSet<Frontend>,
+        strategy: Strategy,
+        chance: &Chance,
+    ) -> Self {
         let mut portals = self.portals.clone();
-        for (port, portal) in plan.intercepted() {
+        for (port, portal) in frontends.iter().filter_map(|at| plan.intercepted_at(*at)) {
             let Target::Forward {
                 endpoints,
                 datapath,
@@ -71,18 +77,20 @@ impl PortalTable {
         Self { portals }
     }
 
-    /// The table without the portals that lead nowhere in `plan`.
-    pub(crate) fn without_those_gone_from(&self, plan: &Plan) -> Self {
-        let portals = plan
-            .intercepted()
-            .filter(|(_, portal)| is_forwarded(&portal.target))
-            .filter_map(|(_, portal)| {
-                let known = self.portals.get(&portal.frontend)?;
-                Some((portal.frontend, Arc::clone(known)))
-            })
-            .collect();
+    /// The table without the portals at these frontends.
+    pub(crate) fn without(&self, frontends: &BTreeSet<Frontend>) -> Self {
+        let mut portals = self.portals.clone();
+        for frontend in frontends {
+            portals.remove(frontend);
+        }
         Self { portals }
     }
+}
+
+/// Whether the forwarder serves a portal there, by that plan.
+pub(crate) fn is_served(plan: &Plan, frontend: Frontend) -> bool {
+    let at = plan.intercepted_at(frontend);
+    at.is_some_and(|(_, portal)| is_forwarded(&portal.target))
 }
 
 /// Whether the forwarder serves a portal with that target.

@@ -89,6 +89,15 @@ impl UdpPortals {
         Ok(port)
     }
 
+    /// Where nobody serves any more who should: the task has ended by itself.
+    pub(crate) fn ended(&self) -> impl Iterator<Item = Frontend> {
+        let ended = self
+            .open
+            .iter()
+            .filter(|(_, door)| door.stop.is_cancelled());
+        ended.map(|(frontend, _)| *frontend)
+    }
+
     fn bind(&mut self, intercept: IpAddr) -> io::Result<(UdpSocket, u16)> {
         let now = Instant::now().into_std();
         // Held until a good one is found, so that the kernel does not give them again.

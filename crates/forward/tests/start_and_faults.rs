@@ -101,5 +101,5 @@ async fn an_empty_plan_needs_no_ports() {
     let mut forwarder = Forwarder::bind(&settings()).unwrap();
     let destinations = forwarder.prepare(&Plan::default());
     assert!(destinations.ports.is_empty() && destinations.failed.is_empty());
-    forwarder.retire(&Plan::default());
+    forwarder.retire();
 }

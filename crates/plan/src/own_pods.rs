@@ -7,7 +7,7 @@ use edgemesh_catalog::{Catalog, NodeName};
 use crate::{Policy, PortalEndpoint};
 
 /// Tells this node's pods from what else is an endpoint.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnPods<'a> {
     node: &'a NodeName,
     /// Also those of its pods on the host's network.

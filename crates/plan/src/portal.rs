@@ -47,6 +47,16 @@ pub struct ServicePortPlan {
     pub portals: Vec<Portal>,
 }
 
+impl ServicePortPlan {
+    /// Its portals that get a rule of ours.
+    pub fn intercepted(&self) -> impl Iterator<Item = &Portal> {
+        self.portals.iter().filter(|portal| match portal.target {
+            Target::Forward { .. } | Target::Refuse(_) => true,
+            Target::LeaveAlone(_) => false,
+        })
+    }
+}
+
 /// One frontend of a service port and what becomes of its traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portal {

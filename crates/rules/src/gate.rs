@@ -4,15 +4,14 @@
 //! the agent refreshes them. An agent that was killed or hangs does not, so that new
 //! connections are kube-proxy's again; where there is no kube-proxy, they are refused.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use edgemesh_catalog::SharedMap;
 use edgemesh_plan::Frontend;
 
 use crate::ip_set::{IpSets, SetKind, SetName};
-use crate::merged::merged;
-use crate::{Family, Ruleset};
+use crate::{Family, PortalRule, Ruleset};
 
 /// Seconds after which the gate closes by itself.
 const LIFETIME: u32 = 2;
@@ -132,7 +131,15 @@ impl Pulse {
 pub(crate) struct GateSets {
     pulse: Pulse,
     /// What the set of portals holds; none when it is not known.
-    portals: Option<BTreeSet<Frontend>>,
+    portals: Option<Held>,
+}
+
+/// Portals that are in their set.
+#[derive(Debug)]
+struct Held {
+    portals: SharedMap<Frontend, PortalRule>,
+    /// Others that are in it still.
+    surplus: Vec<Frontend>,
 }
 
 impl GateSets {
@@ -163,33 +170,48 @@ impl GateSets {
     /// What the set held before is unknown at first. It is exchanged then, in one step, since
     /// the rules of an agent before this one may still ask it.
     pub(crate) fn add_portals(&mut self, rules: &Ruleset) -> io::Result<()> {
-        let Some(mut held) = self.portals.take() else {
-            let wanted: BTreeSet<Frontend> = rules.portals().keys().copied().collect();
-            self.make_portals_anew(&wanted)?;
-            self.portals = Some(wanted);
+        let portals = rules.portals();
+        let Some(Held {
+            portals: held,
+            mut surplus,
+        }) = self.portals.take()
+        else {
+            self.make_portals_anew(portals)?;
+            self.portals = Some(Held {
+                portals: portals.clone(),
+                surplus: Vec::new(),
+            });
             return Ok(());
         };
-        let new = only_in(rules.portals().keys(), held.iter());
+        let mut new = only_in(portals, &held);
+        new.retain(|portal| !surplus.contains(portal));
         let set = portals_set(self.pulse.family);
         self.pulse.sets.add_portals(set, &new)?;
-        held.extend(new);
-        self.portals = Some(held);
+        surplus.extend(only_in(&held, portals));
+        surplus.retain(|portal| !portals.contains_key(portal));
+        self.portals = Some(Held {
+            portals: portals.clone(),
+            surplus,
+        });
         Ok(())
     }
 
     /// Takes all other portals out of their set: to be called when no rule leads there any
     /// more.
     pub(crate) fn keep_portals(&mut self, rules: &Ruleset) -> io::Result<()> {
-        let Some(mut held) = self.portals.take() else {
+        let portals = rules.portals();
+        let Some(held) = self.portals.take() else {
             return Ok(());
         };
-        let gone = only_in(held.iter(), rules.portals().keys());
+        let mut gone = only_in(&held.portals, portals);
+        gone.extend(held.surplus);
+        gone.retain(|portal| !portals.contains_key(portal));
         let set = portals_set(self.pulse.family);
         self.pulse.sets.remove_portals(set, &gone)?;
-        for portal in gone {
-            held.remove(&portal);
-        }
-        self.portals = Some(held);
+        self.portals = Some(Held {
+            portals: portals.clone(),
+            surplus: Vec::new(),
+        });
         Ok(())
     }
 
@@ -200,7 +222,7 @@ impl GateSets {
             return true;
         };
         let whole = match self.pulse.sets.count(portals_set(self.pulse.family)) {
-            Ok(count) => count.is_none_or(|count| count == held.len()),
+            Ok(count) => count.is_none_or(|count| count == held.portals.len() + held.surplus.len()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(_) => true,
         };
@@ -210,7 +232,7 @@ impl GateSets {
         whole
     }
 
-    fn make_portals_anew(&mut self, portals: &BTreeSet<Frontend>) -> io::Result<()> {
+    fn make_portals_anew(&mut self, portals: &SharedMap<Frontend, PortalRule>) -> io::Result<()> {
         let (set, next) = (
             portals_set(self.pulse.family),
             next_portals_set(self.pulse.family),
@@ -219,7 +241,7 @@ impl GateSets {
         // One that an agent left when it was killed just then.
         sets.destroy(next)?;
         sets.create(next, SetKind::Portals)?;
-        let portals: Vec<Frontend> = portals.iter().copied().collect();
+        let portals: Vec<Frontend> = portals.keys().copied().collect();
         let exchanged = sets
             .add_portals(next, &portals)
             .and_then(|()| sets.create(set, SetKind::Portals))
@@ -228,18 +250,16 @@ impl GateSets {
     }
 }
 
-/// The portals that are in the one and not in the other, both of which are sorted.
-fn only_in<'a>(
-    one: impl Iterator<Item = &'a Frontend>,
-    other: impl Iterator<Item = &'a Frontend>,
+/// The portals that are in the one and not in the other.
+fn only_in(
+    one: &SharedMap<Frontend, PortalRule>,
+    other: &SharedMap<Frontend, PortalRule>,
 ) -> Vec<Frontend> {
-    merged(
-        one.map(|portal| (portal, ())),
-        other.map(|portal| (portal, ())),
-    )
-    .filter(|(_, _, in_other)| in_other.is_none())
-    .map(|(portal, _, _)| *portal)
-    .collect()
+    let differing = one.differing(other);
+    differing
+        .filter(|(_, _, in_other)| in_other.is_none())
+        .map(|(portal, _, _)| *portal)
+        .collect()
 }
 
 /// Removes the sets, which no rule may ask any more; whether any was there.

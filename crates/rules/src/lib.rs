@@ -65,5 +65,5 @@ pub use portal_layout::{Bucket, PortalChain, PortalLayout};
 pub use precedence::Misplacement;
 pub use removal::Removed;
 pub use repair::Repair;
-pub use ruleset::{Mark, Misplaced, PortalRule, RuleComment, Ruleset};
+pub use ruleset::{Mark, Misplaced, PortalAddresses, PortalRule, RuleComment, Ruleset};
 pub use stale_flows::{LeftWays, remove_stale_flows, udp_ways_left};

@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use edgemesh_catalog::{Protocol, ServicePortName};
+use edgemesh_catalog::{Protocol, ServicePortName, SharedMap};
 use edgemesh_plan::Frontend;
 use ipnet::IpNet;
 
@@ -22,11 +22,16 @@ pub struct Ruleset {
     layout: PortalLayout,
     pods: Arc<[IpNet]>,
     leaves_ports: bool,
-    /// Shared by all copies until one of them is changed.
-    portals: Arc<BTreeMap<Frontend, PortalRule>>,
+    portals: SharedMap<Frontend, PortalRule>,
+    addresses: PortalAddresses,
+    /// How many portals the kernel has a part in.
+    kernel_paths: usize,
     /// How many portals lead to each pod of this node by the kernel.
     hairpins: Arc<BTreeMap<IpAddr, u32>>,
 }
+
+/// The addresses of portals, each with how many portals it has.
+pub type PortalAddresses = SharedMap<IpAddr, u32>;
 
 /// Where the traffic of one portal is sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +85,9 @@ impl Ruleset {
             layout: PortalLayout::default(),
             pods: Arc::default(),
             leaves_ports: false,
-            portals: Arc::default(),
+            portals: SharedMap::default(),
+            addresses: SharedMap::default(),
+            kernel_paths: 0,
             hairpins: Arc::default(),
         }
     }
@@ -109,6 +116,19 @@ impl Ruleset {
         self
     }
 
+    /// The same rules with the portals of `earlier`, rules of the same family, which they share
+    /// until one of them is changed. What differs from an earlier ruleset is then found without a
+    /// look at all the others.
+    #[must_use]
+    pub fn with_portals_of(mut self, earlier: &Self) -> Self {
+        self.portals = earlier.portals.clone();
+        self.addresses = earlier.addresses.clone();
+        self.hairpins = Arc::clone(&earlier.hairpins);
+        self.kernel_paths = earlier.kernel_paths;
+        self.extensions.kernel_path = self.kernel_paths > 0;
+        self
+    }
+
     /// Adds a portal, or changes where it leads.
     ///
     /// # Errors
@@ -131,11 +151,12 @@ impl Ruleset {
                 for pod in rule.kernel.iter().flat_map(|path| path.hairpins()) {
                     *Arc::make_mut(&mut self.hairpins).entry(pod).or_default() += 1;
                 }
-                self.extensions.kernel_path |= rule.kernel.is_some();
-                let portals = Arc::make_mut(&mut self.portals);
-                if let Some(before) = portals.insert(frontend, rule) {
-                    self.forget_hairpins(&before);
+                self.kernel_paths += usize::from(rule.kernel.is_some());
+                match self.portals.insert(frontend, rule) {
+                    Some(before) => self.forget(&before),
+                    None => self.count_at(frontend.ip, 1),
                 }
+                self.extensions.kernel_path |= self.kernel_paths > 0;
                 Ok(())
             }
             Protocol::Sctp => Err(Misplaced::Protocol(frontend)),
@@ -144,12 +165,27 @@ impl Ruleset {
 
     /// Takes a portal out.
     pub fn remove(&mut self, frontend: &Frontend) -> Option<PortalRule> {
-        let rule = Arc::make_mut(&mut self.portals).remove(frontend)?;
-        self.forget_hairpins(&rule);
+        let rule = self.portals.remove(frontend)?;
+        self.forget(&rule);
+        self.count_at(frontend.ip, -1);
         Some(rule)
     }
 
-    fn forget_hairpins(&mut self, rule: &PortalRule) {
+    /// An address has so many portals more than it had.
+    fn count_at(&mut self, ip: IpAddr, more: i32) {
+        let before = self.addresses.get(&ip).copied().unwrap_or_default();
+        match before.saturating_add_signed(more) {
+            0 => self.addresses.remove(&ip),
+            portals => self.addresses.insert(ip, portals),
+        };
+    }
+
+    /// A rule is none of these any more.
+    fn forget(&mut self, rule: &PortalRule) {
+        self.kernel_paths -= usize::from(rule.kernel.is_some());
+        if self.kernel_paths == 0 {
+            self.extensions.kernel_path = false;
+        }
         for pod in rule.kernel.iter().flat_map(|path| path.hairpins()) {
             let hairpins = Arc::make_mut(&mut self.hairpins);
             if let Some(portals) = hairpins.get_mut(&pod) {
@@ -252,8 +288,14 @@ impl Ruleset {
 
     /// The portals.
     #[must_use]
-    pub fn portals(&self) -> &BTreeMap<Frontend, PortalRule> {
+    pub fn portals(&self) -> &SharedMap<Frontend, PortalRule> {
         &self.portals
+    }
+
+    /// The portals' addresses: host processes must have a route to them.
+    #[must_use]
+    pub fn addresses(&self) -> &PortalAddresses {
+        &self.addresses
     }
 
     /// Where `rule` sends traffic to.

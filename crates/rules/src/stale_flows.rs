@@ -65,13 +65,13 @@ pub type LeftWays = BTreeSet<(Frontend, SocketAddr)>;
 /// some, those that went the ways returned among them.
 #[must_use]
 pub fn udp_ways_left(before: &Ruleset, now: &Ruleset) -> Option<LeftWays> {
-    let mut any = udp(now).any(|(frontend, _)| !before.portals().contains_key(frontend));
-    let mut left = LeftWays::new();
-    for (frontend, rule) in udp(before) {
-        let now = now.portals().get(frontend);
-        any |= now.is_none_or(|now| now.to_port != rule.to_port);
+    let (mut any, mut left) = (false, LeftWays::new());
+    let differing = before.portals().differing(now.portals());
+    for (frontend, rule, now) in differing.filter(|(at, _, _)| at.protocol == Protocol::Udp) {
+        any |= rule.map(|rule| rule.to_port) != now.map(|now| now.to_port);
         let path_now = now.and_then(|now| now.kernel.as_ref());
-        let endpoints = rule.kernel.iter().flat_map(|path| path.endpoints());
+        let paths = rule.and_then(|rule| rule.kernel.as_ref());
+        let endpoints = paths.into_iter().flat_map(|path| path.endpoints());
         left.extend(
             endpoints
                 .map(|endpoint| endpoint.address)

@@ -197,7 +197,7 @@ fn what_is_told_of_a_table_is_what_stands_in_the_kernel() -> Result<()> {
                         format!("{} edgemesh portals", family.nft_name())
                     );
                     assert!(element.to_agent && element.has_agents_part());
-                    let rule = &rules.portals()[frontend];
+                    let rule = rules.portals().get(frontend).unwrap();
                     assert_eq!(element.to, rules.destination(rule));
                     assert_eq!(
                         (element.comment.as_str(), element.refused),

@@ -8,7 +8,6 @@ use edgemesh_rules::Family;
 
 use super::Sync;
 use crate::in_force::Planned;
-use crate::wanted;
 
 impl Sync {
     /// Makes a plan, sets what the host lacks for it where that may be set, and has the
@@ -37,7 +36,7 @@ impl Sync {
 
     /// Sets what keeps portals of `plan` in user mode; whether that changed anything.
     fn make_way(&mut self, plan: &Plan) -> bool {
-        let obstacles = wanted::obstacles(plan);
+        let obstacles = self.obstacles.of(plan);
         let made: Vec<bool> = obstacles
             .into_iter()
             .map(|(family, why)| self.forwarding.make_way(family, why))

@@ -193,7 +193,7 @@ impl Stage {
         let plan = self.plan();
         let destinations = self.forwarder.prepare(&plan);
         self.write_rules(&destinations)?;
-        self.forwarder.retire(&plan);
+        self.forwarder.retire();
         Ok(destinations)
     }
 

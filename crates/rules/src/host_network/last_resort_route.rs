@@ -75,12 +75,13 @@ pub(super) async fn read(handle: &Handle, intercept: IpAddr) -> Result<Found, Ho
 
 /// Turns the routes that are there into those that are wanted; how many were added and
 /// removed.
-pub(super) async fn change(
+pub(super) async fn change<'a>(
     handle: &Handle,
     intercept: IpAddr,
     there: &Found,
-    wanted: &BTreeSet<IpAddr>,
+    wanted: impl IntoIterator<Item = &'a IpAddr>,
 ) -> Result<(usize, usize), HostNetworkError> {
+    let wanted: BTreeSet<&IpAddr> = wanted.into_iter().collect();
     let surplus: Vec<RouteMessage> = there
         .routes
         .iter()
@@ -90,7 +91,7 @@ pub(super) async fn change(
         })
         .collect();
     let missing: Vec<IpAddr> = wanted
-        .iter()
+        .into_iter()
         .copied()
         .filter(|ip| !matches!(there.routes.get(ip), Some(None)))
         .collect();
@@ -276,9 +277,24 @@ fn address_family(family: Family) -> AddressFamily {
     }
 }
 
-/// Adds the rule if it is needed and missing; whether it was.
-pub(super) async fn ensure_rule(handle: &Handle, family: Family) -> Result<bool, HostNetworkError> {
-    if !takes_rule(family) || !own_rules(handle, family).await?.is_empty() {
+/// Has the rule there while there are routes behind it, and only then; whether that changed
+/// anything.
+///
+/// A host without such routes is not to have it: once there was any rule of somebody's, each
+/// lookup of each packet walks the list (`fib6_has_custom_rules`, kernel
+/// `net/ipv6/fib6_rules.c`).
+pub(super) async fn set_rule(
+    handle: &Handle,
+    family: Family,
+    is_needed: bool,
+) -> Result<bool, HostNetworkError> {
+    if !takes_rule(family) {
+        return Ok(false);
+    }
+    if !is_needed {
+        return remove_rule(handle, family).await;
+    }
+    if !own_rules(handle, family).await?.is_empty() {
         return Ok(false);
     }
     let mut request = handle.rule().add();

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub(crate) use intercept_address::LOOPBACK;
 pub use last_resort_route::{LAST_RESORT_PRIORITY, LAST_RESORT_TABLE, LAST_RESORT_TABLE_V4};
 
-use crate::Family;
+use crate::{Family, PortalAddresses};
 use route_socket::{RouteChanges, RouteSocket};
 
 /// The protocol number of our routes and of our address, out of those that are free for
@@ -39,7 +39,7 @@ pub struct HostNetwork {
     intercept: IpAddr,
     socket: RouteSocket,
     changes: Option<RouteChanges>,
-    known: Option<BTreeSet<IpAddr>>,
+    known: Option<PortalAddresses>,
     looks: u32,
 }
 
@@ -107,20 +107,19 @@ impl HostNetwork {
     }
 
     /// Brings the intercept address there, and a last-resort route for each of these
-    /// addresses (those of the other family are passed over). The first call takes over
-    /// what another process of the agent left.
+    /// addresses, which are of this family. The first call takes over what another process of
+    /// the agent left; a later one costs what changed.
     ///
     /// # Errors
     ///
     /// When the kernel refuses; the next call reads back what is there.
     pub async fn apply(
         &mut self,
-        cluster_ips: &BTreeSet<IpAddr>,
+        cluster_ips: &PortalAddresses,
     ) -> Result<HostNetworkChanges, HostNetworkError> {
-        let wanted = self.of_own_family(cluster_ips);
         match self.known.take() {
-            Some(known) => self.change(&known, wanted).await,
-            None => self.set_right(wanted).await,
+            Some(known) => self.change(&known, cluster_ips).await,
+            None => self.set_right(cluster_ips).await,
         }
     }
 
@@ -132,15 +131,14 @@ impl HostNetwork {
     /// As [`Self::apply`].
     pub async fn verify(
         &mut self,
-        cluster_ips: &BTreeSet<IpAddr>,
+        cluster_ips: &PortalAddresses,
     ) -> Result<HostNetworkChanges, HostNetworkError> {
-        let wanted = self.of_own_family(cluster_ips);
         self.looks = (self.looks + 1) % READ_EVERY;
         let told = self.changes.as_mut().is_none_or(RouteChanges::any);
-        if !told && self.looks != 0 && self.known.as_ref() == Some(&wanted) {
+        if !told && self.looks != 0 && self.known.as_ref() == Some(cluster_ips) {
             return Ok(HostNetworkChanges::default());
         }
-        self.set_right(wanted).await
+        self.set_right(cluster_ips).await
     }
 
     /// Takes all of it away. Fine when nothing is there.
@@ -156,7 +154,7 @@ impl HostNetwork {
 
     async fn set_right(
         &mut self,
-        wanted: BTreeSet<IpAddr>,
+        wanted: &PortalAddresses,
     ) -> Result<HostNetworkChanges, HostNetworkError> {
         let started = Instant::now();
         self.known = None;
@@ -167,9 +165,10 @@ impl HostNetwork {
         let address = intercept_address::ensure(&handle, self.intercept).await?;
         let there = last_resort_route::read(&handle, self.intercept).await?;
         let (added, removed) =
-            last_resort_route::change(&handle, self.intercept, &there, &wanted).await?;
-        let rule = last_resort_route::ensure_rule(&handle, family).await?;
-        self.known = Some(wanted);
+            last_resort_route::change(&handle, self.intercept, &there, wanted.keys()).await?;
+        let is_needed = !wanted.is_empty();
+        let rule = last_resort_route::set_rule(&handle, family, is_needed).await?;
+        self.known = Some(wanted.clone());
         Ok(HostNetworkChanges {
             address,
             rule,
@@ -181,33 +180,40 @@ impl HostNetwork {
 
     async fn change(
         &mut self,
-        known: &BTreeSet<IpAddr>,
-        wanted: BTreeSet<IpAddr>,
+        known: &PortalAddresses,
+        wanted: &PortalAddresses,
     ) -> Result<HostNetworkChanges, HostNetworkError> {
         let started = Instant::now();
-        if *known == wanted {
-            self.known = Some(wanted);
+        let (mut gone, mut new) = (BTreeSet::new(), BTreeSet::new());
+        for (&ip, before, after) in known.differing(wanted) {
+            match (before, after) {
+                (Some(_), None) => gone.insert(ip),
+                (None, Some(_)) => new.insert(ip),
+                (Some(_), Some(_)) | (None, None) => continue,
+            };
+        }
+        if gone.is_empty() && new.is_empty() {
+            self.known = Some(wanted.clone());
             return Ok(HostNetworkChanges::default());
         }
         let handle = self.socket.handle()?;
-        let there = last_resort_route::Found::all_ours(known);
-        let (added, removed) =
-            last_resort_route::change(&handle, self.intercept, &there, &wanted).await?;
-        self.known = Some(wanted);
+        let there = last_resort_route::Found::all_ours(&gone);
+        let (routes_added, routes_removed) =
+            last_resort_route::change(&handle, self.intercept, &there, &new).await?;
+        let is_needed = !wanted.is_empty();
+        let rule = if known.is_empty() == is_needed {
+            last_resort_route::set_rule(&handle, self.family(), is_needed).await?
+        } else {
+            false
+        };
+        self.known = Some(wanted.clone());
         Ok(HostNetworkChanges {
-            routes_added: added,
-            routes_removed: removed,
+            address: false,
+            rule,
+            routes_added,
+            routes_removed,
             took: started.elapsed(),
-            ..HostNetworkChanges::default()
         })
-    }
-
-    fn of_own_family(&self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
-        addresses
-            .iter()
-            .copied()
-            .filter(|&ip| Family::of(ip) == self.family())
-            .collect()
     }
 }
 

@@ -186,9 +186,13 @@ fn changed_portals<'a>(
     wanted: &'a Ruleset,
     same_fixed_rules: bool,
 ) -> Vec<ChangedPortal<'a>> {
+    let changed = |(frontend, old, new)| ChangedPortal { frontend, old, new };
+    if same_fixed_rules {
+        let differing = known.portals().differing(wanted.portals());
+        return differing.map(changed).collect();
+    }
     merged(known.portals().iter(), wanted.portals().iter())
-        .map(|(frontend, old, new)| ChangedPortal { frontend, old, new })
-        .filter(|change| !same_fixed_rules || change.old != change.new)
+        .map(changed)
         .collect()
 }
 

@@ -9,7 +9,7 @@ use edgemesh_plan::Frontend;
 
 use super::element::{Element, Key, Leads};
 use super::rule::Rule;
-use super::serving::{Chain, Parts, among, amounts};
+use super::serving::{Chain, Parts, among, any_among, slots};
 use crate::merged::merged;
 use crate::{PortalRule, Ruleset};
 
@@ -62,9 +62,14 @@ pub(super) fn between(known: &Ruleset, wanted: &Ruleset) -> Option<Changes> {
     let mut difference = Difference::default();
     let mut addresses = BTreeSet::new();
     let mut differs = false;
-    let portals = merged(known.portals().iter(), wanted.portals().iter());
-    for (frontend, before, after) in portals.filter(|(_, before, after)| before != after) {
+    let mut amounts = BTreeSet::new();
+    for (frontend, before, after) in known.portals().differing(wanted.portals()) {
         differs = true;
+        amounts.extend(
+            [(known, before), (wanted, after)]
+                .into_iter()
+                .filter_map(|(rules, rule)| slots(rules, rule?)),
+        );
         let parts = |rules, rule: Option<&PortalRule>| {
             rule.map_or_else(Parts::default, |rule| Parts::of(rules, frontend, rule))
         };
@@ -77,7 +82,7 @@ pub(super) fn between(known: &Ruleset, wanted: &Ruleset) -> Option<Changes> {
     if !differs {
         return Some(Changes::default());
     }
-    difference.of_amounts(known, wanted);
+    difference.of_amounts(known, wanted, &amounts);
     for ip in addresses {
         let key = Key::Address(ip);
         difference.of_member(key, has_path_at(known, ip), has_path_at(wanted, ip));
@@ -104,10 +109,15 @@ pub(super) fn everything(wanted: &Ruleset) -> Changes {
 }
 
 fn has_path_at(rules: &Ruleset, ip: IpAddr) -> bool {
-    let frontend = |protocol, port| Frontend { ip, protocol, port };
-    let of_address = frontend(Protocol::Tcp, 0)..=frontend(Protocol::Sctp, u16::MAX);
-    let mut portals = rules.portals().range(of_address);
-    portals.any(|(_, rule)| rule.kernel.is_some())
+    let first = Frontend {
+        ip,
+        protocol: Protocol::Tcp,
+        port: 0,
+    };
+    let portals = rules.portals().starting_at(&first);
+    portals
+        .take_while(|(frontend, _)| frontend.ip == ip)
+        .any(|(_, rule)| rule.kernel.is_some())
 }
 
 /// Changes, gathered by kind.
@@ -170,10 +180,11 @@ impl Difference {
             .extend(rules.map(|rule| Change::AddRule(name.clone(), rule)));
     }
 
-    fn of_amounts(&mut self, known: &Ruleset, wanted: &Ruleset) {
+    /// Portals that changed choose, or chose, among so many.
+    fn of_amounts(&mut self, known: &Ruleset, wanted: &Ruleset, amounts: &BTreeSet<u32>) {
         let chains = |rules| {
-            let chains = amounts(rules).into_iter();
-            let chains = chains.map(|slots| among(wanted.family(), slots));
+            let chosen = amounts.iter().filter(|slots| any_among(rules, **slots));
+            let chains = chosen.map(|slots| among(wanted.family(), *slots));
             chains.map(|chain| (chain.name.clone(), chain)).collect()
         };
         self.of_chains(chains(known), chains(wanted));

@@ -79,8 +79,9 @@ impl Refusal {
         held: Arc<Ruleset>,
         wanted: &Ruleset,
     ) -> Result<(), NftablesError> {
-        let gone = |frontend: &_| !wanted.portals().contains_key(frontend);
-        let delete: Vec<_> = held.portals().keys().copied().filter(gone).collect();
+        let differing = held.portals().differing(wanted.portals());
+        let gone = differing.filter(|(_, _, after)| after.is_none());
+        let delete: Vec<_> = gone.map(|(frontend, _, _)| *frontend).collect();
         if delete.is_empty() {
             self.kernel = Kernel::Refuses(held);
             return Ok(());

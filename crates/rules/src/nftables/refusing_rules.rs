@@ -23,7 +23,6 @@ use super::transaction::Transaction;
 use super::wire::{
     Attributes, CREATE, DELETE_ELEMENT, EXCLUSIVE, NEW_ELEMENT, NEW_SET, NEW_TABLE, comment,
 };
-use crate::merged::merged;
 use crate::{Family, OwnChain, Ruleset};
 
 /// Behind all NAT (-100, `NF_IP_PRI_NAT_DST`), before the filters of others (0,
@@ -92,8 +91,7 @@ impl SetChanges {
     /// What turns one ruleset's portals into another's.
     pub(super) fn between(held: &Ruleset, wanted: &Ruleset) -> Self {
         let mut changes = Self::default();
-        let portals = merged(held.portals().iter(), wanted.portals().iter());
-        for (frontend, before, after) in portals {
+        for (frontend, before, after) in held.portals().differing(wanted.portals()) {
             if before.map(|rule| &rule.comment) == after.map(|rule| &rule.comment) {
                 continue;
             }

@@ -12,7 +12,7 @@
 //! maps, because chains and maps of their own would cost each of ten thousand portals more memory
 //! than its endpoints take, and the kernel a walk through all of them for each that comes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -117,15 +117,18 @@ impl Parts {
     }
 }
 
-/// The numbers of destinations that portals choose among.
-pub(super) fn amounts(rules: &Ruleset) -> BTreeSet<u32> {
-    let servings = rules.portals().values();
-    servings
-        .filter_map(|rule| match Serving::of(rules, rule) {
-            Serving::Among(_, slots) => Some(slots),
-            Serving::Whole(_) | Serving::Sticky(..) => None,
-        })
-        .collect()
+/// Among how many destinations a portal chooses, where all that do share a chain.
+pub(super) fn slots(rules: &Ruleset, rule: &PortalRule) -> Option<u32> {
+    match Serving::of(rules, rule) {
+        Serving::Among(_, slots) => Some(slots),
+        Serving::Whole(_) | Serving::Sticky(..) => None,
+    }
+}
+
+/// Whether any portal chooses among so many destinations.
+pub(super) fn any_among(rules: &Ruleset, slots: u32) -> bool {
+    let mut portals = rules.portals().values();
+    portals.any(|rule| self::slots(rules, rule) == Some(slots))
 }
 
 /// The chain in which portals choose among so many destinations.
