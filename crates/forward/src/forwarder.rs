@@ -374,7 +374,7 @@ impl Forwarder {
         self.connections.cut.cancel();
         self.udp.close();
         let _ = timeout_at(Instant::now() + LAST_GRACE, self.tasks.all_done()).await;
-        self.tasks.shutdown().await;
+        self.tasks.shutdown(LAST_GRACE).await;
         info!(cut, "the forwarder has ended");
         Drained { cut }
     }

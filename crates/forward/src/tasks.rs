@@ -3,10 +3,12 @@
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use edgemesh_plan::Frontend;
 use futures_util::FutureExt;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -98,9 +100,10 @@ impl Tasks {
         }
     }
 
-    /// Aborts what still runs.
-    pub(crate) async fn shutdown(&mut self) {
-        self.running.shutdown().await;
+    /// Aborts what still runs, and waits until it is gone, for `patience` at most: a task that
+    /// never yields can't be ended.
+    pub(crate) async fn shutdown(&mut self, patience: Duration) {
+        let _ = timeout(patience, self.running.shutdown()).await;
     }
 
     fn note(&mut self, end: TaskEnd) -> TaskEnd {
@@ -132,6 +135,25 @@ mod tests {
         let end = tasks.next().await;
         assert!(end.panicked && !end.expected);
         assert!(stop.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_ended_is_not_waited_for() {
+        let mut tasks = Tasks::default();
+        let (keeps, never) = std::sync::mpsc::channel::<()>();
+        let (runs, running) = tokio::sync::oneshot::channel();
+        tasks.running.spawn_blocking(move || {
+            runs.send(()).unwrap();
+            let _ = never.recv();
+            TaskEnd {
+                task: name(),
+                panicked: false,
+                expected: true,
+            }
+        });
+        running.await.unwrap();
+        tasks.shutdown(Duration::ZERO).await;
+        drop(keeps);
     }
 
     #[tokio::test]

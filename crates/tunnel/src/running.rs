@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::acceptor::accept;
 use crate::counters::Counters;
@@ -37,6 +37,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const LAST_STREAMS: Duration = Duration::from_millis(500);
 /// How long peers may take to read what was sent last.
 const LAST_READS: Duration = Duration::from_millis(300);
+/// How long its own tasks may take once they were told to end.
+const LAST_TASKS: Duration = Duration::from_secs(5);
 /// How often is looked whether the last stream has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long the key that a peer had before is still its own: connections made with it are at
@@ -253,10 +255,24 @@ impl Running {
             debug!("some peers did not hear that this node is going");
         }
         self.inner.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
+        let left = still_running(&mut self.tasks, LAST_TASKS).await;
+        if left > 0 {
+            warn!(
+                left,
+                "tasks of the tunnel did not end when they were told to, and are ended"
+            );
+        }
         info!(cut, "the tunnel is closed");
         cut
     }
+}
+
+/// Waits until all tasks have ended, for `patience` at most; tells how many have not.
+async fn still_running(tasks: &mut JoinSet<&'static str>, patience: Duration) -> usize {
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    // Time being up is no error but what is told.
+    let _ = timeout(patience, ended).await;
+    tasks.len()
 }
 
 /// Waits until none goes on.
@@ -350,4 +366,24 @@ fn boot_id() -> io::Result<[u8; Hello::LENGTH]> {
     let mut id = [0; Hello::LENGTH];
     File::open("/dev/urandom")?.read_exact(&mut id)?;
     Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_does_not_end_when_it_is_told_to_is_not_waited_for() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { "ends" });
+        tasks.spawn(std::future::pending());
+        assert_eq!(still_running(&mut tasks, LAST_TASKS).await, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_task_that_ends_is_all_that_is_waited_for() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { "ends" });
+        assert_eq!(still_running(&mut tasks, Duration::MAX).await, 0);
+    }
 }

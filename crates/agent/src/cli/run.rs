@@ -2,15 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
+use tokio::runtime::Runtime;
 
 use crate::config::{self, Config};
 use crate::node_name::node_name;
 use crate::supervisor::{self, Start};
 use crate::{file_limit, log_output, privileges};
+
+/// How long what is left of the agent's tasks may take to let go of its threads.
+const LAST_TASKS: Duration = Duration::from_secs(1);
 
 /// Flags override the configuration file.
 #[derive(Debug, Args)]
@@ -65,7 +69,7 @@ pub(super) fn execute(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         .thread_name("edgemesh")
         .build()
         .context("start the threads of the agent")?;
-    runtime.block_on(supervisor::run(Start {
+    let agent = supervisor::run(Start {
         config,
         config_file: arguments.config.clone(),
         node,
@@ -74,6 +78,39 @@ pub(super) fn execute(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         take_over: arguments.take_over,
         open_files: files,
         at,
-    }))?;
+    });
+    run_to_the_end(runtime, agent)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `agent`, and ends what is left of its tasks.
+fn run_to_the_end<T>(runtime: Runtime, agent: impl Future<Output = T>) -> T {
+    let ended = runtime.block_on(agent);
+    // Dropped, the runtime would wait for ever for a task that never yields.
+    runtime.shutdown_timeout(LAST_TASKS);
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    #[test]
+    fn a_task_that_never_yields_does_not_keep_the_agent_from_its_end() {
+        let (_kept, never) = channel::<()>();
+        let (runs, running) = channel();
+        let runtime = Runtime::new().unwrap();
+        let stuck = async move {
+            runs.send(()).unwrap();
+            never.recv()
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn_on(stuck, runtime.handle());
+        running.recv().unwrap();
+        assert_eq!(run_to_the_end(runtime, async { "ended" }), "ended");
+    }
 }
