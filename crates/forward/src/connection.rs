@@ -1,10 +1,13 @@
 //! One TCP connection, from its arrival to its closing record.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_plan::PortalEndpoint;
-use edgemesh_sockets::{PipePool, ResetOnDrop, broken, has_data};
+use edgemesh_sockets::{PipePool, ResetOnDrop, broken, look_at};
+use edgemesh_tunnel::FirstBytes;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
@@ -197,7 +200,15 @@ impl Connections {
         record: &Record,
     ) -> Option<Result<Dialled<TcpUpstream>, DialFailure>> {
         let portal = record.portal.as_ref()?;
+        // Where there are others, a node that has just died must not take the client with it: what
+        // it may have got could be given to none of them.
+        let first = if self.ways.may_lead_into_tunnel(portal) && portal.has_one_endpoint() {
+            FirstBytes::awaited()
+        } else {
+            FirstBytes::default()
+        };
         let dialler = Dialler {
+            first: &first,
             limits: self.limits,
             chance: &self.chance,
             descriptors: &self.descriptors,
@@ -206,11 +217,12 @@ impl Connections {
         };
         let connect = |endpoint: &PortalEndpoint| {
             let ways = &self.ways;
-            ways.connect_tcp(&portal.name, endpoint, has_data(client))
+            ways.connect_tcp(&portal.name, endpoint, client, &first)
         };
         tokio::select! {
             biased;
             _ = broken(client) => None,
+            never = hear_first(client, &first) => match never {},
             dialled = dialler.dial(portal, record.client, connect) => Some(dialled),
         }
     }
@@ -266,6 +278,20 @@ impl Connections {
             None => record.write(result),
         }
     }
+}
+
+/// Hands over what `client` says first, as soon as it does.
+async fn hear_first(client: &TcpStream, first: &FirstBytes) -> Infallible {
+    if first.are_awaited() {
+        let mut said = look_at(client, FirstBytes::MOST);
+        if said.is_none() && client.readable().await.is_ok() {
+            said = look_at(client, FirstBytes::MOST);
+        }
+        if let Some(said) = said {
+            first.came(said);
+        }
+    }
+    pending().await
 }
 
 fn hand_to_tunnel(crew: &Crew, client: ResetOnDrop, arrival: Arrival<()>) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use edgemesh_plan::{PortalEndpoint, Way};
 use edgemesh_sockets::EndpointAddr;
+use edgemesh_tunnel::FirstBytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
@@ -74,6 +75,15 @@ pub(crate) struct DialFailure {
     pub(crate) tried: Vec<(SocketAddr, DialFault)>,
     /// Those still without an answer when time was up.
     pub(crate) unanswered: Vec<SocketAddr>,
+    /// What the client had said may have reached the last one, so that no other may be tried.
+    pub(crate) may_be_delivered: bool,
+}
+
+impl DialFailure {
+    fn with(mut self, first: &FirstBytes) -> Self {
+        self.may_be_delivered = first.may_be_delivered();
+        self
+    }
 }
 
 impl fmt::Display for DialFailure {
@@ -84,6 +94,9 @@ impl fmt::Display for DialFailure {
         }
         for endpoint in &self.unanswered {
             write!(f, " {endpoint} unanswered")?;
+        }
+        if self.may_be_delivered {
+            f.write_str("; it may have what the client said, so no other one was tried")?;
         }
         Ok(())
     }
@@ -103,11 +116,14 @@ pub(crate) struct Dialler<'a> {
     pub(crate) descriptors: &'a Descriptors,
     pub(crate) counters: &'a Arc<Counters>,
     pub(crate) reports: &'a DialReports,
+    /// What the client says meanwhile.
+    pub(crate) first: &'a FirstBytes,
 }
 
 impl Dialler<'_> {
     /// Tries the portal's endpoints in the balancer's order until one answers: the next at
-    /// once when one fails, and beside it when it takes long.
+    /// once when one fails, and beside it when it takes long, unless that one has the client's
+    /// first bytes.
     pub(crate) async fn dial<S, F>(
         &self,
         portal: &Arc<ActivePortal>,
@@ -123,12 +139,18 @@ impl Dialler<'_> {
         let mut race = Race::new(start_next_at);
         loop {
             let now = Instant::now();
-            if now >= start_next_at && race.has_room() {
+            let is_due = now >= start_next_at && race.has_room();
+            let is_held = is_due && !race.running.is_empty() && !self.first.may_race();
+            if is_due && !is_held {
                 match race.descriptor(self.descriptors) {
                     Some(own) => {
                         let random = self.chance.draw();
                         match portal.attempt(client, &race.started, now.into_std(), random) {
                             Some(attempt) => {
+                                if attempt.is_trial() {
+                                    // Its outcome is not waited for alone.
+                                    let _ = self.first.may_race();
+                                }
                                 start_next_at = now + self.head_start(&attempt);
                                 race.answer_due = now + self.patience(attempt.endpoint().way).0;
                                 race.start(self.run(attempt, own, &connect)).await;
@@ -140,7 +162,17 @@ impl Dialler<'_> {
                     None => start_next_at = now + HEAD_START,
                 }
             }
-            let Some(outcome) = race.outcome(start_next_at, deadline).await? else {
+            let start_next = async {
+                match is_held {
+                    true => self.first.free().await,
+                    false => sleep_until(start_next_at).await,
+                }
+            };
+            let outcome = match race.outcome(start_next, deadline).await {
+                Ok(outcome) => outcome,
+                Err(lost) => return Err(lost.with(self.first)),
+            };
+            let Some(outcome) = outcome else {
                 if let Some(late) = race.latest() {
                     portal.unanswered(EndpointAddr(late), race.answer_due.into_std());
                 }
@@ -158,6 +190,9 @@ impl Dialler<'_> {
                 }
                 Err(fault) => {
                     race.fail(outcome.endpoint.address, fault);
+                    if self.first.may_be_delivered() {
+                        return Err(race.lost().with(self.first));
+                    }
                     start_next_at = Instant::now();
                 }
             }
@@ -269,7 +304,7 @@ impl<S> Race<S> {
     /// The next outcome; none when the next attempt is due first.
     async fn outcome(
         &mut self,
-        start_next_at: Instant,
+        start_next: impl Future<Output = ()>,
         deadline: Instant,
     ) -> Result<Option<Outcome<S>>, DialFailure> {
         if let Some(outcome) = self.news.take() {
@@ -282,7 +317,7 @@ impl<S> Race<S> {
         tokio::select! {
             biased;
             outcome = self.running.next() => Ok(outcome),
-            () = sleep_until(start_next_at), if has_room => Ok(None),
+            () = start_next, if has_room => Ok(None),
             () = sleep_until(deadline) => Err(self.lost()),
         }
     }
@@ -315,6 +350,7 @@ impl<S> Race<S> {
         DialFailure {
             unanswered,
             tried: std::mem::take(&mut self.failed),
+            may_be_delivered: false,
         }
     }
 }

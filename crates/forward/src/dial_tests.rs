@@ -18,8 +18,12 @@ enum Behaves {
     Refuses,
     BlackHole,
     Fails(DialFault),
+    /// Takes the client's first bytes, if there are any, and gives them back after so many ms.
+    HasBytesFor(u64),
+    /// Takes the client's first bytes, and nobody learns what became of them.
+    LosesBytes,
 }
-use Behaves::{Answers, AnswersAfter, BlackHole, Fails, Refuses};
+use Behaves::{Answers, AnswersAfter, BlackHole, Fails, HasBytesFor, LosesBytes, Refuses};
 
 const LIMITS: DialLimits = DialLimits {
     attempt: Duration::from_secs(2),
@@ -32,6 +36,7 @@ struct Lab {
     started: Arc<Mutex<Vec<usize>>>,
     counters: Arc<Counters>,
     chance: Chance,
+    first: FirstBytes,
 }
 
 fn address(n: usize) -> SocketAddr {
@@ -83,7 +88,15 @@ impl Lab {
             started: Arc::default(),
             counters: Arc::default(),
             chance: Chance::new(0),
+            first: FirstBytes::default(),
         }
+    }
+
+    /// The client has spoken already.
+    fn with_first_bytes(mut self) -> Self {
+        self.first = FirstBytes::awaited();
+        self.first.came("hello".into());
+        self
     }
 
     /// Dials once; the "stream" is the number of the endpoint.
@@ -94,6 +107,7 @@ impl Lab {
             descriptors: &Descriptors::for_connections(8),
             counters: &self.counters,
             reports: &DialReports::default(),
+            first: &self.first,
         };
         let since = Instant::now();
         let client = ClientAddr(SocketAddr::from(([10, 9, 0, 1], 40000)));
@@ -110,6 +124,7 @@ impl Lab {
         let n = (0..).find(|n| address(*n) == endpoint.address).unwrap();
         self.started.lock().unwrap().push(n);
         let behaves = self.behaviour.lock().unwrap()[n];
+        let first = self.first.clone();
         async move {
             match behaves {
                 Answers => Ok(n),
@@ -120,6 +135,18 @@ impl Lab {
                 Refuses => Err(DialFault::Refused),
                 BlackHole => pending().await,
                 Fails(fault) => Err(fault),
+                HasBytesFor(ms) => {
+                    let lent = first.lend_now();
+                    sleep(Duration::from_millis(ms)).await;
+                    if let Some(lent) = lent {
+                        lent.give_back();
+                    }
+                    pending().await
+                }
+                LosesBytes => {
+                    let _ = first.lend_now();
+                    Err(DialFault::PeerDown)
+                }
             }
         }
     }
@@ -407,4 +434,50 @@ fn a_host_without_descriptors_blames_itself() {
         let error = io::Error::from_raw_os_error(code);
         assert_eq!(fault_of(&error).blame(), Blame::Host);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_the_first_bytes_is_alone_until_they_are_back() {
+    let lab = Lab::tunnelled(&[HasBytesFor(700), Answers]).with_first_bytes();
+    let (dialled, took) = lab.dial().await;
+    assert_eq!(dialled.ok().unwrap().stream, 1);
+    assert_eq!(took, Duration::from_millis(700));
+    let lab = Lab::tunnelled(&[HasBytesFor(100), Answers]).with_first_bytes();
+    assert_eq!(lab.dial().await.1, HEAD_START);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_be_delivered_is_offered_to_no_other_endpoint() {
+    for (behaves, took) in [
+        (LosesBytes, Duration::ZERO),
+        // What is taken back by nobody when the attempt is given up.
+        (HasBytesFor(60_000), LIMITS.attempt + TUNNEL_EXTRA),
+    ] {
+        let lab = Lab::tunnelled(&[behaves, Answers]).with_first_bytes();
+        let (dialled, after) = lab.dial().await;
+        let failure = dialled.err().unwrap();
+        assert_eq!((failure.may_be_delivered, after), (true, took));
+        assert_eq!(lab.started(), [0]);
+        let text = failure.to_string();
+        assert!(text.contains("10.0.0.0:80 peer_down"), "{text}");
+        assert!(text.ends_with("no other one was tried"), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_on_trial_gets_no_first_bytes() {
+    let mut lab = Lab::tunnelled(&[Refuses, AnswersAfter(1)]);
+    for _ in 0..2 {
+        let _ = lab.dial().await;
+    }
+    sleep(Duration::from_secs(1)).await;
+    lab.started();
+    lab.behaviour.lock().unwrap()[0] = LosesBytes;
+    for _ in 0..2 {
+        lab = lab.with_first_bytes();
+        let (dialled, took) = lab.dial().await;
+        assert_eq!(dialled.ok().unwrap().stream, 1);
+        assert_eq!(took, Duration::from_millis(1));
+    }
+    assert!(lab.started().contains(&0));
 }

@@ -77,6 +77,11 @@ impl ActivePortal {
         self.balancer().has_by(endpoint.0, way)
     }
 
+    /// Whether there is no other endpoint to try when one fails.
+    pub(crate) fn has_one_endpoint(&self) -> bool {
+        self.balancer().endpoints().len() == 1
+    }
+
     /// Whether it leads to any endpoint by `way`.
     pub(crate) fn has_endpoint_by(&self, way: Way) -> bool {
         let balancer = self.balancer();

@@ -6,9 +6,9 @@ use std::pin::Pin;
 use edgemesh_catalog::{NodeName, ServicePortName};
 use edgemesh_plan::{PortalEndpoint, Way};
 use edgemesh_sockets::{
-    EndpointAddr, OutwardSockets, PipePool, ResetOnDrop, SegmentLimit, join_datagrams,
+    EndpointAddr, OutwardSockets, PipePool, ResetOnDrop, SegmentLimit, has_data, join_datagrams,
 };
-use edgemesh_tunnel::{OpenFault, Target, Tunnel, TunnelStream, UdpFlow};
+use edgemesh_tunnel::{FirstBytes, OpenFault, Target, Tunnel, TunnelStream, UdpFlow};
 use tokio::net::TcpStream;
 
 use crate::dial::fault_of;
@@ -45,19 +45,21 @@ impl Ways {
         self.tunnel.is_some() && portal.has_endpoint_by(Way::Tunnel)
     }
 
-    /// Connects with an endpoint of the service port `name`; the client `has_data` for it, or may
-    /// be waiting for the endpoint to begin.
+    /// Connects with an endpoint of the service port `name` for `client`, which has said something
+    /// already or may be waiting for the endpoint to begin. Its `first` bytes go along into the
+    /// tunnel.
     pub(crate) fn connect_tcp(
         &self,
         name: &ServicePortName,
         endpoint: &PortalEndpoint,
-        has_data: bool,
+        client: &TcpStream,
+        first: &FirstBytes,
     ) -> impl Future<Output = Result<TcpUpstream, DialFault>> + Send + use<> {
         let sockets = self.sockets;
         let address = EndpointAddr(endpoint.address);
-        let through = match endpoint.way {
-            Way::Native => None,
-            Way::Tunnel => Some(self.open(name, endpoint)),
+        let (has_data, through) = match endpoint.way {
+            Way::Native => (has_data(client), None),
+            Way::Tunnel => (false, Some(self.open(name, endpoint, first))),
         };
         async move {
             match through {
@@ -83,9 +85,11 @@ impl Ways {
         &self,
         name: &ServicePortName,
         endpoint: &PortalEndpoint,
+        first: &FirstBytes,
     ) -> Result<Opening, DialFault> {
         let (tunnel, node) = self.peer_of(endpoint)?;
-        Ok(Box::pin(tunnel.open_tcp(node, target(name, endpoint))))
+        let target = target(name, endpoint);
+        Ok(Box::pin(tunnel.open_tcp(node, target, first.clone())))
     }
 
     /// A UDP flow to an endpoint of the service port `name`.

@@ -247,6 +247,56 @@ fn a_half_closed_request_gets_its_whole_answer_from_another_node() -> Result<()>
 }
 
 #[test]
+fn what_a_client_says_first_is_there_before_the_exit_is_heard() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(&["cloud-1"], async |mesh| {
+            let listener = TcpListener::bind(endpoint(1)).await?;
+            mesh.web(Tcp, &[(endpoint(1), "cloud-1")]).await?;
+            let hear = async || {
+                let (mut stream, _) = timeout(PATIENCE, listener.accept()).await??;
+                let mut heard = [0; 5];
+                timeout(PATIENCE, stream.read_exact(&mut heard)).await??;
+                anyhow::Ok((stream, heard))
+            };
+            // The two nodes are connected from then on.
+            let hear_once = async { hear().await.map(drop) };
+            let (ended, heard) = tokio::join!(exchange(web(), b"hello"), hear_once);
+            heard.and(ended)?;
+            let cloud_is_mute = |action| {
+                Program::new("iptables-nft")
+                    .args([action, "INPUT", "-s", "10.1.200.2", "-j", "DROP"])
+                    .run()
+            };
+            for speaks_at_once in [true, false] {
+                cloud_is_mute("-I")?;
+                let mut client = TcpStream::connect(web()).await?;
+                if !speaks_at_once {
+                    let served = mesh.members[&NodeName::new("cloud-1")].tunnel.counters();
+                    while served.streams_in() == 0 {
+                        sleep(Duration::from_millis(5)).await;
+                    }
+                }
+                client.write_all(b"first").await?;
+                let (mut stream, heard) = hear().await?;
+                ensure!(&heard == b"first", "{heard:?}");
+                cloud_is_mute("-D")?;
+                stream.write_all(b"answer").await?;
+                drop(stream);
+                let mut answer = Vec::new();
+                timeout(PATIENCE, client.read_to_end(&mut answer)).await??;
+                ensure!(answer == b"answer", "{answer:?}");
+                drop(client);
+                let served = mesh.members[&NodeName::new("cloud-1")].tunnel.counters();
+                while served.streams_in() > 0 {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            }
+            Ok(())
+        })
+    })
+}
+
+#[test]
 fn endpoints_here_and_there_have_their_turns() -> Result<()> {
     edgemesh_lab::test(|_| {
         run(&["cloud-1"], async |mesh| {

@@ -3,17 +3,20 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use bytes::Bytes;
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::{Exits, NotExitable};
 use edgemesh_sockets::{EndpointAddr, OutwardSockets};
 use edgemesh_wire::{
     Answer, Move, REQUEST_HEADER, ReadUpTo, Request, Resume, WireError, request_length,
 };
+use futures_util::FutureExt;
 use iroh::endpoint::ReadExactError;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::counters::Counters;
@@ -24,6 +27,9 @@ use crate::resumable::{Held, Resumables};
 use crate::session::StreamOfSession;
 use crate::settings::{Limits, Timing};
 use crate::tcp_carrier::Carrier;
+
+/// Bytes of a client's that are looked at before there is an endpoint for them.
+const FIRST: usize = 64 * 1024;
 
 /// Connects peers with endpoints of this node.
 #[derive(Debug)]
@@ -59,7 +65,8 @@ pub(crate) struct Places {
 
 /// What an endpoint was reached by.
 enum Reached {
-    Tcp(TcpStream),
+    /// With what the client has said by then, as far as it was looked at.
+    Tcp(TcpStream, Option<Bytes>),
     Udp(UdpSocket),
 }
 
@@ -118,7 +125,7 @@ impl Exit {
         let reached = async {
             let places = self.take_places(quota)?;
             self.authorize(&request)?;
-            Ok::<_, Answer>((self.reach(&request).await?, places))
+            Ok::<_, Answer>((self.reach(&request, &mut stream.recv).await?, places))
         };
         let (reached, places) = match reached.await {
             Ok(reached) => reached,
@@ -133,8 +140,8 @@ impl Exit {
             return;
         }
         match reached {
-            Reached::Tcp(socket) => {
-                let held = Held::new(socket, places, tcp, &self.counters);
+            Reached::Tcp(socket, first) => {
+                let held = Held::new(socket, first, places, tcp, &self.counters);
                 let held = held.register(&self.resumables, &of, &stream);
                 held.carry(stream, &of, self.carrier.is_some()).await;
             }
@@ -167,22 +174,44 @@ impl Exit {
         })
     }
 
-    async fn reach(&self, request: &Request) -> Result<Reached, Answer> {
+    async fn reach(&self, request: &Request, recv: &mut Inflow) -> Result<Reached, Answer> {
         let endpoint = EndpointAddr(request.endpoint);
         match request.service_port.protocol {
-            Protocol::Tcp => {
-                match timeout(self.timing.dial, self.sockets.connect_tcp(endpoint)).await {
-                    Ok(Ok(stream)) => Ok(Reached::Tcp(stream)),
-                    Ok(Err(error)) => Err(answer_for(&error)),
-                    Err(_) => Err(Answer::TimedOut),
-                }
-            }
+            Protocol::Tcp => self.reach_tcp(endpoint, recv).await,
             Protocol::Udp => self
                 .sockets
                 .connect_udp(endpoint)
                 .map(Reached::Udp)
                 .map_err(|error| answer_for(&error)),
             Protocol::Sctp => Err(Answer::NotAnEndpoint),
+        }
+    }
+
+    async fn reach_tcp(
+        &self,
+        endpoint: EndpointAddr,
+        recv: &mut Inflow,
+    ) -> Result<Reached, Answer> {
+        let mut first = recv.piece(FIRST).now_or_never().and_then(bytes_of);
+        let has_spoken = first.is_some();
+        let connecting = async {
+            if has_spoken {
+                self.sockets.connect_tcp_to_send(endpoint).await
+            } else {
+                self.sockets.connect_tcp(endpoint).await
+            }
+        };
+        let connected = tokio::select! {
+            biased;
+            connected = timeout(self.timing.dial, connecting) => connected,
+            () = waits_with_bytes(recv, &mut first, self.timing.at_once) => {
+                return Err(Answer::NotAtOnce);
+            }
+        };
+        match connected {
+            Ok(Ok(stream)) => Ok(Reached::Tcp(stream, first)),
+            Ok(Err(error)) => Err(answer_for(&error)),
+            Err(_) => Err(Answer::TimedOut),
         }
     }
 
@@ -246,6 +275,22 @@ impl Exit {
             stream.close_in_order();
         }
     }
+}
+
+/// Waits until an endpoint has not accepted `at_once`, and the client's first bytes are there.
+async fn waits_with_bytes(recv: &mut Inflow, first: &mut Option<Bytes>, at_once: Duration) {
+    sleep(at_once).await;
+    if first.is_none() {
+        *first = bytes_of(recv.piece(FIRST).await);
+    }
+    if first.is_none() {
+        // The stream is over. Who reads on learns of it.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn bytes_of(read: io::Result<Option<Bytes>>) -> Option<Bytes> {
+    read.ok().flatten()
 }
 
 async fn write_answer(stream: &mut PeerStream, answer: Answer) -> io::Result<()> {

@@ -2,8 +2,11 @@
 
 use edgemesh_wire::Answer;
 
-/// Why there is no way to an endpoint through the tunnel. In each case not one byte of the
-/// client's has reached the endpoint, so that another endpoint may be tried.
+/// Why there is no way to an endpoint through the tunnel. Not one byte of the client's has
+/// reached the endpoint, so that another endpoint may be tried; unless
+/// [`FirstBytes::may_be_delivered`] says otherwise, as when a connection was lost before the answer.
+///
+/// [`FirstBytes::may_be_delivered`]: crate::FirstBytes::may_be_delivered
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum OpenFault {
     /// The exit reached the endpoint, which refused.
@@ -69,7 +72,8 @@ impl OpenFault {
             Answer::Busy => Some(Self::Busy),
             Answer::Draining => Some(Self::Draining),
             Answer::Failed => Some(Self::ExitFailed),
-            Answer::Malformed => Some(Self::Offence),
+            // The latter is asked again before anybody hears of it.
+            Answer::Malformed | Answer::NotAtOnce => Some(Self::Offence),
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use bytes::Bytes;
 use edgemesh_sockets::{ResetOnDrop, broken};
 use edgemesh_wire::{Answer, Resume, StreamName};
 use iroh::EndpointId;
@@ -81,16 +82,23 @@ impl Resumables {
 }
 
 impl Held {
-    /// A stream that begins, of a connection with an endpoint.
+    /// A stream that begins, of a connection with an endpoint, which is to have these bytes
+    /// first.
     pub(crate) fn new(
         socket: TcpStream,
+        first: Option<Bytes>,
         places: Places,
         tcp: Option<Going>,
         counters: &Arc<Counters>,
     ) -> Self {
+        let mut course = Course::new(counters.kept.clone());
+        if let Some(first) = first {
+            counters.came(first.len());
+            course.inbound.take(first.len(), vec![first]);
+        }
         Self {
             socket: ResetOnDrop::new(socket),
-            course: Course::new(counters.kept.clone()),
+            course,
             registered: None,
             _places: places,
             _tcp: tcp,

@@ -57,6 +57,8 @@ pub(crate) struct Session {
     superseded: AtomicBool,
     /// It has been silent long enough to lose ways.
     worn: AtomicBool,
+    /// The peer's agent takes no new streams any more.
+    draining: AtomicBool,
     name: OnceLock<Option<[u8; StreamName::CONNECTION]>>,
     /// Rung when the peer says hello, falls silent or is heard again.
     changed: Arc<Notify>,
@@ -124,6 +126,7 @@ impl Session {
             quiet_since: Mutex::default(),
             superseded: AtomicBool::new(false),
             worn: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             name: OnceLock::new(),
             changed,
             streams: AtomicUsize::new(0),
@@ -165,6 +168,16 @@ impl Session {
     /// preferred, and its streams go on on them.
     pub(crate) fn is_worn(&self) -> bool {
         self.worn.load(Ordering::Relaxed)
+    }
+
+    /// The peer has refused a stream because its agent ends.
+    pub(crate) fn drains(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer would refuse a new stream because its agent ends.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// Whether another one, with the same run of the peer's agent, would be better.

@@ -102,6 +102,10 @@ pub struct Timing {
     pub connect: Duration,
     /// How long an endpoint may take to accept a connection from the exit. Default 2 s.
     pub dial: Duration,
+    /// The part of it that an opener waits for when its client's first bytes came along: beyond
+    /// it he may want to ask elsewhere, too, and is told that he can. Default 250 ms (RFC 8305
+    /// section 8, "Connection Attempt Delay").
+    pub at_once: Duration,
     /// How long a UDP flow without a datagram lives at the exit; the entry's own limit should
     /// be shorter, for only the entry knows the client. Default 90 s.
     pub udp_idle: Duration,
@@ -123,6 +127,7 @@ impl Default for Timing {
         Self {
             connect: Duration::from_secs(3),
             dial: Duration::from_secs(2),
+            at_once: Duration::from_millis(250),
             udp_idle: Duration::from_secs(90),
             quiet: Duration::from_secs(4),
             given_up: Duration::from_secs(45),

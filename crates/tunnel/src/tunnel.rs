@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::counters::Counters;
 use crate::exit::{Exit, Quota};
 use crate::fault::OpenFault;
+use crate::first_bytes::FirstBytes;
 use crate::jobs::Jobs;
 use crate::link::{Link, State, Transport};
-use crate::open::{Opened, TunnelStream, connect};
+use crate::open::{NotConnected, Opened, TunnelStream, connect};
 use crate::peer_book::{Peers, RefusedPeer};
 use crate::peer_status::PeerStatus;
 use crate::peer_stream::PeerStream;
@@ -74,20 +75,23 @@ pub(crate) struct Inner {
 }
 
 impl Tunnel {
-    /// Connects with an endpoint of `node`.
+    /// Connects with an endpoint of `node`. The client's `first` bytes go along, if there are
+    /// any by then or while the answer is awaited.
     ///
     /// # Errors
     ///
-    /// Why it is not to be had. Not one byte has gone to the endpoint then.
+    /// Why it is not to be had. Not one byte has gone to the endpoint then, unless
+    /// [`FirstBytes::may_be_delivered`] says so.
     pub fn open_tcp(
         &self,
         node: &NodeName,
         target: Target,
+        first: FirstBytes,
     ) -> impl Future<Output = Result<TunnelStream, OpenFault>> + Send + 'static {
         let inner = Arc::clone(&self.0);
         let node = node.clone();
         async move {
-            let connected = inner.connect(&node, &target.into_request()).await;
+            let connected = inner.connect(&node, &target.into_request(), first).await;
             match &connected {
                 Ok(_) => inner.counters.stream_opened(),
                 Err(fault) => inner.counters.open_failed_for(*fault),
@@ -201,21 +205,41 @@ impl Target {
 impl Inner {
     /// Connects; anew where the connection with the peer ended before the answer: an agent that
     /// ends has often been followed by another one already.
-    async fn connect(&self, node: &NodeName, request: &Request) -> Result<TunnelStream, OpenFault> {
+    async fn connect(
+        &self,
+        node: &NodeName,
+        request: &Request,
+        mut first: FirstBytes,
+    ) -> Result<TunnelStream, OpenFault> {
         let mut attempts = 1;
         loop {
             let opened = self.open(node).await?;
             let session = Arc::clone(opened.session());
             let link = self.link(node)?;
             let carrier = self.carrier.clone();
+            // Of one that was silent the answer may be lost, and nothing is lost by asking anew.
+            let along = match session.is_worn() {
+                true => FirstBytes::default(),
+                false => first.clone(),
+            };
             let fault = tokio::select! {
-                connected = connect(opened, Arc::clone(&link), request, carrier) => match connected {
+                biased;
+                // Asked in the moment in which it is closed, it could not answer any more.
+                () = std::future::ready(()), if session.is_draining() => Some(OpenFault::Draining),
+                connected = connect(opened, Arc::clone(&link), request, carrier, &along) => match connected {
                     Ok(connected) => return Ok(connected),
-                    Err(fault) => Some(fault),
+                    Err(NotConnected::Fault(fault)) => Some(fault),
+                    Err(NotConnected::NotAtOnce) => {
+                        first = FirstBytes::default();
+                        continue;
+                    }
                 },
                 // Not one byte has gone to the endpoint, so another may be asked.
-                () = link.better_than(&session) => None,
+                () = better_and_free(&link, &session, &first) => None,
             };
+            if first.may_be_delivered() {
+                return Err(fault.unwrap_or(OpenFault::PeerDown));
+            }
             let ended = match fault {
                 Some(OpenFault::Draining) => timeout(FAREWELL_AFTER, session.connection.closed())
                     .await
@@ -304,6 +328,13 @@ impl Inner {
     pub(crate) fn links(&self) -> MutexGuard<'_, BTreeMap<NodeName, Arc<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Waits until there is a better connection with the peer than `session`, and no endpoint can
+/// have got the client's first bytes by that one.
+async fn better_and_free(link: &Link, session: &Arc<Session>, first: &FirstBytes) {
+    link.better_than(session).await;
+    first.free().await;
 }
 
 /// Opens a stream. A connection may be closed for want of use in the moment it is wanted;

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use edgemesh_catalog::{Change, MeshNode, NodeName, Protocol::Tcp};
 use edgemesh_sockets::ResetOnDrop;
 use edgemesh_tunnel::{LinkStatus, Path, RelayAddress, RelayNode, RelaySettings};
-use stage::{Cluster, Member, PATIENCE, endpoint, run, target};
+use stage::tcp::open;
+use stage::{Cluster, Member, PATIENCE, endpoint, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, tcp};
 use tokio::task::JoinSet;
@@ -160,9 +161,7 @@ async fn exchange(near: &Member, far: &Member, seed: u8) -> Result<Result<(), St
     let sent: Vec<u8> = (0..1_u32 << 16)
         .map(|i| (i.wrapping_mul(31) >> 3) as u8 ^ seed)
         .collect();
-    let opened = near
-        .tunnel
-        .open_tcp(&far.name, target("web", Tcp, endpoint(1)));
+    let opened = open(&near.tunnel, far);
     let stream = match timeout(Duration::from_secs(3), opened).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(fault)) => return Ok(Err(fault.to_string())),

@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use edgemesh_catalog::{Change, ObjectName, Protocol::Tcp};
 use edgemesh_sockets::ResetOnDrop;
-use edgemesh_tunnel::{Broken, OpenFault};
+use edgemesh_tunnel::{Broken, FirstBytes, OpenFault};
 use edgemesh_wire::Answer;
-use stage::tcp::{Carried, Echo, exchange, open, open_files, pattern, two_nodes};
+use stage::tcp::{Carried, Echo, exchange, exchange_at_once, open, open_files, pattern, two_nodes};
 use stage::{PATIENCE, endpoint, eventually, run, target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -199,7 +199,11 @@ fn what_is_no_endpoint_of_the_exits_node_is_refused_with_the_reason() -> Result<
                 ("own", endpoint(4), OpenFault::Filtered),
             ] {
                 let target = target(service, Tcp, endpoint);
-                let refused = near.tunnel.open_tcp(&far.name, target).await.err();
+                let refused = near
+                    .tunnel
+                    .open_tcp(&far.name, target, FirstBytes::default())
+                    .await
+                    .err();
                 ensure!(refused == Some(fault), "{service} {endpoint}: {refused:?}");
             }
             let counters = far.tunnel.counters();
@@ -231,7 +235,11 @@ fn an_endpoint_that_refuses_is_told_from_one_that_is_silent() -> Result<()> {
                 (endpoint(2), OpenFault::TimedOut),
             ] {
                 let target = target("web", Tcp, at);
-                let refused = near.tunnel.open_tcp(&far.name, target).await.err();
+                let refused = near
+                    .tunnel
+                    .open_tcp(&far.name, target, FirstBytes::default())
+                    .await
+                    .err();
                 ensure!(refused == Some(fault), "{at}: {refused:?}");
             }
             Ok(())
@@ -363,7 +371,10 @@ fn an_agent_that_ends_lets_its_streams_end_and_serves_others_meanwhile() -> Resu
             let mut ending = JoinSet::new();
             ending.spawn(far.running.shut_down(PATIENCE));
             for _ in 0..20 {
-                let opened = near.tunnel.open_tcp(&name, again.clone()).await;
+                let opened = near
+                    .tunnel
+                    .open_tcp(&name, again.clone(), FirstBytes::default())
+                    .await;
                 drop(opened.context("while it waits for an earlier one")?);
             }
             carried.client.write_all(b"last words").await?;
@@ -373,7 +384,11 @@ fn an_agent_that_ends_lets_its_streams_end_and_serves_others_meanwhile() -> Resu
             ensure!(answer == b"last words");
             let cut = timeout(PATIENCE, ending.join_next()).await?;
             ensure!(cut.context("it was started")?? == 0, "a stream was cut");
-            let gone = near.tunnel.open_tcp(&name, again).await.err();
+            let gone = near
+                .tunnel
+                .open_tcp(&name, again, FirstBytes::default())
+                .await
+                .err();
             ensure!(gone.is_some(), "it is still served");
             Ok(())
         })
@@ -396,9 +411,12 @@ fn a_loop_of_connections_passes_from_an_agent_that_ends_to_its_successor() -> Re
             let served = async {
                 let mut round = 0;
                 while !served_by_next {
-                    exchange(&near.tunnel, &next, b"x")
-                        .await
-                        .with_context(|| format!("exchange {round}"))?;
+                    let heard = match round % 2 {
+                        0 => exchange(&near.tunnel, &next, b"x").await,
+                        _ => exchange_at_once(&near.tunnel, &next, b"x").await,
+                    };
+                    let heard = heard.with_context(|| format!("exchange {round}"))?;
+                    ensure!(heard == b"x");
                     round += 1;
                     if round == 20 {
                         held.client.shutdown().await?;

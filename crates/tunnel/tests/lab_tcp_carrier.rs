@@ -14,7 +14,9 @@ use edgemesh_catalog::{Change, Protocol::Tcp};
 use edgemesh_lab::Program;
 use edgemesh_sockets::ResetOnDrop;
 use edgemesh_tunnel::{Broken, Counters};
-use stage::tcp::{Carried, Echo, exchange, open, open_files, pattern, two_nodes};
+use stage::tcp::{
+    Carried, Client, Echo, exchange, open, open_files, pattern, send_and_hear, two_nodes,
+};
 use stage::{Cluster, Member, PATIENCE, endpoint, eventually, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -88,7 +90,11 @@ fn what_moves_much_goes_by_a_lane_both_ways_with_its_half_close() -> Result<()> 
                 stream.write_all(&answer).await?;
                 anyhow::Ok(request)
             };
-            let (served, received) = tokio::join!(serve, exchange(&near.tunnel, &far, &request));
+            let (first, rest) = request.split_at(3000);
+            let client = Client::that_said(first).await?;
+            let opened = client.open(&near.tunnel, &far, endpoint(1)).await?;
+            let carried = Carried::of(client, opened);
+            let (served, received) = tokio::join!(serve, send_and_hear(carried, rest));
             ensure!(served? == request, "the request is not what was sent");
             ensure!(received? == answer, "the answer is not what was sent");
             for counters in [near.tunnel.counters(), far.tunnel.counters()] {

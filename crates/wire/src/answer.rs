@@ -27,11 +27,15 @@ pub enum Answer {
     Failed = 8,
     /// The request was not understood.
     Malformed = 9,
+    /// The endpoint has not accepted at once, and bytes of the client's came behind the request:
+    /// they were dropped, so that the opener may ask elsewhere, too, or again without them.
+    /// Said only to who sent such bytes.
+    NotAtOnce = 10,
 }
 
 impl Answer {
     /// All there are.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Connected,
         Self::Refused,
         Self::TimedOut,
@@ -42,6 +46,7 @@ impl Answer {
         Self::Draining,
         Self::Failed,
         Self::Malformed,
+        Self::NotAtOnce,
     ];
 
     /// As a byte.
@@ -79,6 +84,7 @@ impl Answer {
             Self::Draining => "draining",
             Self::Failed => "failed",
             Self::Malformed => "malformed",
+            Self::NotAtOnce => "not_at_once",
         }
     }
 }

@@ -5,7 +5,8 @@
 //! bidirectional stream, one per connection or flow:
 //!     opener ── Request ──────────────────────> exit
 //!     opener <───────────────────── Answer ──── exit
-//!     TCP: the two directions carry the bytes as they are
+//!     TCP: the two directions carry the bytes as they are; the opener's may follow the request at
+//!     once: none goes to the endpoint unless the answer is Connected
 //!     UDP: the two directions carry Messages, those datagrams that fit into no packet
 //!     or, instead of a request: Move (a lane for a TCP stream), Resume (a TCP stream goes on),
 //!     ReadUpTo (has the other end read so far?)

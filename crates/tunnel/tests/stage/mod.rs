@@ -16,7 +16,7 @@ use edgemesh_catalog::{
 };
 use edgemesh_lab::Program;
 use edgemesh_plan::{Exits, Policy};
-use edgemesh_tunnel::{NodeKey, Running, Settings, Target, Tunnel};
+use edgemesh_tunnel::{FirstBytes, NodeKey, OpenFault, Running, Settings, Target, Tunnel};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -280,6 +280,19 @@ impl Member {
         let known = reachability.wait_for(|r| r.peers().any(|peer| *peer == other.name));
         timeout(PATIENCE, known).await??;
         Ok(())
+    }
+
+    /// Makes a connection with `other`, which is asked for what it does not have.
+    pub(crate) async fn reaches(&self, other: &Member) -> Result<()> {
+        let nothing = target("nothing", Protocol::Tcp, endpoint(1));
+        let opened = self
+            .tunnel
+            .open_tcp(&other.name, nothing, FirstBytes::default())
+            .await;
+        match opened {
+            Err(OpenFault::NotAnEndpoint) => Ok(()),
+            other => bail!("asked for what is no endpoint: {other:?}"),
+        }
     }
 
     /// The address that its tunnel has, as text.

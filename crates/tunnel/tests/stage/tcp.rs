@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
 use edgemesh_catalog::Protocol::Tcp;
-use edgemesh_sockets::ResetOnDrop;
-use edgemesh_tunnel::{Broken, OpenFault, Tunnel, TunnelStream};
+use edgemesh_sockets::{ResetOnDrop, look_at};
+use edgemesh_tunnel::{Broken, FirstBytes, OpenFault, Tunnel, TunnelStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -52,6 +52,54 @@ impl Echo {
     }
 }
 
+/// A client that has connected, for whom no stream was opened yet.
+pub(crate) struct Client {
+    pub(crate) client: TcpStream,
+    pub(crate) near: TcpStream,
+    /// What it says first.
+    pub(crate) first: FirstBytes,
+}
+
+impl Client {
+    /// It says nothing yet.
+    pub(crate) async fn silent() -> Result<Self> {
+        let listener = TcpListener::bind("10.1.9.1:0").await?;
+        let client = TcpStream::connect(listener.local_addr()?).await?;
+        let (near, _) = listener.accept().await?;
+        Ok(Self {
+            client,
+            near,
+            first: FirstBytes::awaited(),
+        })
+    }
+
+    /// It has said `first`.
+    pub(crate) async fn that_said(first: &[u8]) -> Result<Self> {
+        let mut client = Self::silent().await?;
+        client.says(first).await?;
+        Ok(client)
+    }
+
+    /// It says its first bytes, which are heard.
+    pub(crate) async fn says(&mut self, first: &[u8]) -> Result<()> {
+        self.client.write_all(first).await?;
+        self.near.readable().await?;
+        let heard = look_at(&self.near, FirstBytes::MOST).context("it spoke")?;
+        self.first.came(heard);
+        Ok(())
+    }
+
+    /// A stream to an endpoint of `default/web` on `far`.
+    pub(crate) fn open(
+        &self,
+        tunnel: &Tunnel,
+        far: &Member,
+        at: SocketAddr,
+    ) -> impl Future<Output = Result<TunnelStream, OpenFault>> + Send + 'static {
+        tunnel.open_tcp(&far.name, target("web", Tcp, at), self.first.clone())
+    }
+}
+
 /// A client's connection, carried by the tunnel.
 pub(crate) struct Carried {
     pub(crate) client: TcpStream,
@@ -61,12 +109,15 @@ pub(crate) struct Carried {
 impl Carried {
     /// By `stream`.
     pub(crate) async fn over(stream: TunnelStream) -> Result<Self> {
-        let listener = TcpListener::bind("10.1.9.1:0").await?;
-        let client = TcpStream::connect(listener.local_addr()?).await?;
-        let (near, _) = listener.accept().await?;
+        Ok(Self::of(Client::silent().await?, stream))
+    }
+
+    /// `client`'s, by `stream`.
+    pub(crate) fn of(client: Client, stream: TunnelStream) -> Self {
+        let Client { client, near, .. } = client;
         let mut carrying = JoinSet::new();
         carrying.spawn(async move { stream.carry(ResetOnDrop::new(near), |_, _| {}).await });
-        Ok(Self { client, carrying })
+        Self { client, carrying }
     }
 
     /// How it ended.
@@ -88,13 +139,33 @@ pub(crate) async fn two_nodes(cluster: &mut Cluster) -> Result<(Member, Member)>
 /// A stream to endpoint 1 of `default/web`.
 pub(crate) async fn open(tunnel: &Tunnel, far: &Member) -> Result<TunnelStream, OpenFault> {
     tunnel
-        .open_tcp(&far.name, target("web", Tcp, endpoint(1)))
+        .open_tcp(
+            &far.name,
+            target("web", Tcp, endpoint(1)),
+            FirstBytes::default(),
+        )
         .await
 }
 
 /// Sends `sent`, ends the stream, and returns all that comes back.
 pub(crate) async fn exchange(tunnel: &Tunnel, far: &Member, sent: &[u8]) -> Result<Vec<u8>> {
-    let mut carried = Carried::over(open(tunnel, far).await?).await?;
+    let carried = Carried::over(open(tunnel, far).await?).await?;
+    send_and_hear(carried, sent).await
+}
+
+/// As [`exchange`], by a client that has spoken before the stream is opened.
+pub(crate) async fn exchange_at_once(
+    tunnel: &Tunnel,
+    far: &Member,
+    sent: &[u8],
+) -> Result<Vec<u8>> {
+    let client = Client::that_said(sent).await?;
+    let opened = client.open(tunnel, far, endpoint(1)).await?;
+    send_and_hear(Carried::of(client, opened), b"").await
+}
+
+/// Sends `sent`, ends the stream, and returns all that comes back.
+pub(crate) async fn send_and_hear(mut carried: Carried, sent: &[u8]) -> Result<Vec<u8>> {
     let (mut reader, mut writer) = carried.client.split();
     let send = async {
         writer.write_all(sent).await?;
