@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{
     ClusterService, Family, Flavour, Handler, Lab, Place, Serve, SideBySide, Signal, await_ok,
-    leave_kubelets_signs, test, test_each_flavour,
+    await_turn, leave_kubelets_signs, test, test_each_flavour,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
@@ -144,6 +144,7 @@ fn after_kill_9_kube_proxy_serves_and_the_next_agent_takes_over_without_a_failed
                         let stream = edgemesh_lab::connect_from(&node, to.parse()?)?;
                         edgemesh_lab::request(stream, "hello")?;
                         asked += 2;
+                        await_turn();
                     }
                 }
                 Ok(asked)

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{
     Background, ClusterService, Family, Flavour, Handler, Lab, Namespace, Place, Serve, SideBySide,
-    Signal, await_ok, connect_from, leave_kubelets_signs, request, test, test_each_flavour,
+    Signal, await_ok, await_turn, connect_from, leave_kubelets_signs, request, test,
+    test_each_flavour,
 };
 
 const AGENT: &str = env!("CARGO_BIN_EXE_edgemesh-agent");
@@ -116,6 +117,7 @@ fn keep_asking(place: &Namespace, over: &AtomicBool) -> Result<usize> {
             let answer = outcome.with_context(|| format!("{to}, after {asked} requests"))?;
             ensure!(answer.echo == "hello", "{answer:?}");
             asked += 1;
+            await_turn();
         }
     }
     Ok(asked)
@@ -135,6 +137,7 @@ fn keep_sending(socket: &UdpSocket, over: &AtomicBool) -> Result<Duration> {
             ensure!(length > 0, "an empty answer");
             longest = longest.max(heard.elapsed());
             heard = Instant::now();
+            await_turn();
         }
     }
     Ok(longest.max(heard.elapsed()))

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use edgemesh_lab::{
-    Agent, Background, ClusterService, Flavour, Lab, Place, Pod, Serve, SideBySide, await_until,
-    test,
+    Agent, Background, ClusterService, Flavour, Lab, Place, Pod, Serve, SideBySide, await_turn,
+    await_until, test,
 };
 use edgemesh_rules::RuleEvents;
 
@@ -66,6 +66,7 @@ fn keep_asking(
             Ok(_) => asked.fetch_add(1, Ordering::Relaxed),
             Err(error) => return failed.send(format!("{error:#}")).unwrap_or_default(),
         };
+        await_turn();
     }
 }
 

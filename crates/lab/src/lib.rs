@@ -75,6 +75,7 @@ mod sites;
 mod splitmix;
 mod strays;
 pub mod traffic;
+mod turn;
 mod uplink;
 mod way_in;
 
@@ -110,4 +111,5 @@ pub use site::{Site, SiteBuilder};
 pub use sites::{Sites, SitesBuilder};
 pub use strays::{Stray, StrayKind};
 pub use traffic::Traffic;
+pub use turn::await_turn;
 pub use uplink::{Cut, Uplink};

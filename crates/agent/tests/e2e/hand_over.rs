@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use edgemesh_lab::{Background, Place, connect_from, request, test_each_flavour};
+use edgemesh_lab::{Background, Place, await_turn, connect_from, request, test_each_flavour};
 
 use crate::cluster::{Cluster, PATIENCE, REPAIRED, WEB};
 
@@ -75,6 +75,7 @@ fn unnoticed<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<T
                         .and_then(|stream| request(stream, "hello"))
                         .with_context(|| format!("after {asked} requests"))?;
                     asked += 1;
+                    await_turn();
                 }
                 Ok(asked)
             })

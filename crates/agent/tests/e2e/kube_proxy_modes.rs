@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use edgemesh_lab::{Background, Family, await_ok, test_each_flavour};
+use edgemesh_lab::{Background, Family, await_ok, await_turn, test_each_flavour};
 
 use crate::agent::{Backend, Datapath};
 use crate::cluster::{
@@ -310,6 +310,7 @@ fn while_asking<T>(cluster: &Cluster, act: impl FnOnce() -> Result<T>) -> Result
             while !over.load(Ordering::Relaxed) {
                 ask(&cluster.client, WEB).with_context(|| format!("after {answered} answers"))?;
                 answered += 1;
+                await_turn();
             }
             anyhow::Ok(answered)
         });
