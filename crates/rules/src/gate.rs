@@ -4,6 +4,7 @@
 //! the agent refreshes them. An agent that was killed or hangs does not, so that new
 //! connections are kube-proxy's again; where there is no kube-proxy, they are refused.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -139,7 +140,7 @@ pub(crate) struct GateSets {
 struct Held {
     portals: SharedMap<Frontend, PortalRule>,
     /// Others that are in it still.
-    surplus: Vec<Frontend>,
+    surplus: BTreeSet<Frontend>,
 }
 
 impl GateSets {
@@ -179,7 +180,7 @@ impl GateSets {
             self.make_portals_anew(portals)?;
             self.portals = Some(Held {
                 portals: portals.clone(),
-                surplus: Vec::new(),
+                surplus: BTreeSet::new(),
             });
             return Ok(());
         };
@@ -210,7 +211,7 @@ impl GateSets {
         self.pulse.sets.remove_portals(set, &gone)?;
         self.portals = Some(Held {
             portals: portals.clone(),
-            surplus: Vec::new(),
+            surplus: BTreeSet::new(),
         });
         Ok(())
     }
