@@ -141,6 +141,8 @@ impl Tour {
             let first = asking.log().since(on_the_clock).first_answer();
             first.context("none is")
         });
+        let direct = await_path(&self.cluster, (edge1, cloud), &Path::Direct);
+        let direct_after = back_at.elapsed();
         self.screen.promise(
             own.map(|took| format!("meanwhile its own Service answers as ever, in {}", ms(took))),
         );
@@ -148,6 +150,13 @@ impl Tour {
             format!(
                 "back: a new connection to the cloud is answered after {}",
                 ms(first.saturating_sub(on_the_clock))
+            )
+        }));
+        self.screen.promise(direct.map(|()| {
+            format!(
+                "the path to the cloud is {} again after {}",
+                Path::Direct,
+                ms(direct_after)
             )
         }));
         self.screen.promise(on_again.map(|report| {
