@@ -140,7 +140,7 @@ impl Dialler<'_> {
         loop {
             let now = Instant::now();
             let is_due = now >= start_next_at && race.has_room();
-            let is_held = is_due && !race.running.is_empty() && !self.first.may_race();
+            let is_held = is_due && !race.running.is_empty() && !self.first.withhold();
             if is_due && !is_held {
                 match race.descriptor(self.descriptors) {
                     Some(own) => {
@@ -149,7 +149,7 @@ impl Dialler<'_> {
                             Some(attempt) => {
                                 if attempt.is_trial() {
                                     // Its outcome is not waited for alone.
-                                    let _ = self.first.may_race();
+                                    self.first.withhold();
                                 }
                                 start_next_at = now + self.head_start(&attempt);
                                 race.answer_due = now + self.patience(attempt.endpoint().way).0;

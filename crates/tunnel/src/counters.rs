@@ -59,8 +59,8 @@ pub enum DatagramDropped {
     /// A peer sent it, and it has not come: the network lost it, or it came faster than it was
     /// read.
     Lost,
-    /// It was sent in the last seconds of a connection with a peer, which was not told of it any
-    /// more: it may have come.
+    /// It was sent in the last moments of a connection with a peer, or of a flow, and the peer
+    /// was not told of it any more, or could not tell of it: it may have come.
     Unsettled,
 }
 

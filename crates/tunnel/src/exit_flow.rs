@@ -87,9 +87,10 @@ impl ExitFlow {
                 used: &self.used,
                 large: queue,
             };
+            let messages = MessageReader::new(recv, writer.receipts());
             tokio::select! {
                 biased;
-                ended = read_large(MessageReader::new(recv), &self.socket, &self.counters, &self.used) => ended,
+                ended = read_large(messages, &self.socket, &self.counters, &self.used) => ended,
                 ended = answers.run() => ended,
                 error = writer.run(send) => Ended::Broken(error),
                 () = idle_for(idle, &self.used) => Ended::Idle,

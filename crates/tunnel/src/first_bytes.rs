@@ -74,10 +74,9 @@ impl FirstBytes {
         }
     }
 
-    /// Asks to begin an attempt beside another one. When it may be begun, no attempt will get
-    /// the bytes any more; when one has them, it may not.
-    #[must_use]
-    pub fn may_race(&self) -> bool {
+    /// Withholds them from all attempts to come, for attempts beside each other. Returns whether
+    /// that could be done: not when an attempt has them, beside which none may be begun.
+    pub fn withhold(&self) -> bool {
         let Some(inner) = &self.0 else {
             return true;
         };
@@ -203,7 +202,7 @@ mod tests {
         first.came(Bytes::from_static(b"later"));
         let lent = first.lend_now().unwrap();
         assert_eq!(lent.bytes(), &HELLO);
-        assert!(first.lend_now().is_none() && !first.may_race());
+        assert!(first.lend_now().is_none() && !first.withhold());
         assert!(first.free().now_or_never().is_none());
         lent.give_back();
         assert!(first.free().now_or_never().is_some());
@@ -215,15 +214,15 @@ mod tests {
         let first = FirstBytes::awaited();
         first.came(HELLO);
         drop(first.lend_now());
-        assert!(first.may_be_delivered() && first.lend_now().is_none() && !first.may_race());
+        assert!(first.may_be_delivered() && first.lend_now().is_none() && !first.withhold());
     }
 
     #[test]
     fn attempts_beside_each_other_get_none() {
         let first = FirstBytes::awaited();
-        assert!(first.may_race());
+        assert!(first.withhold());
         first.came(HELLO);
-        assert!(first.lend_now().is_none() && first.may_race() && !first.may_be_delivered());
+        assert!(first.lend_now().is_none() && first.withhold() && !first.may_be_delivered());
     }
 
     #[tokio::test]
@@ -237,7 +236,7 @@ mod tests {
     fn without_any_nothing_is_held_up() {
         let none = FirstBytes::default();
         none.came(HELLO);
-        assert!(none.lend_now().is_none() && none.may_race() && !none.may_be_delivered());
+        assert!(none.lend_now().is_none() && none.withhold() && !none.may_be_delivered());
         assert!(!none.are_awaited() && none.free().now_or_never().is_some());
     }
 
@@ -284,7 +283,7 @@ mod tests {
                     }
                     Step::Lose => lost |= lent.take().is_some(),
                     Step::Race => {
-                        let may = first.may_race();
+                        let may = first.withhold();
                         prop_assert_eq!(may, lent.is_none() && !lost);
                         raced |= may;
                     }

@@ -15,7 +15,7 @@ use crate::counters::{Counters, DatagramDropped};
 use crate::datagram_traffic::NotSent;
 use crate::fault::OpenFault;
 use crate::inflow::Inflow;
-use crate::message_stream::{MessageQueue, MessageReader, MessageWriter};
+use crate::message_stream::{MessageQueue, MessageReader, MessageWriter, Receipts};
 use crate::open::{Opened, ask};
 use crate::peer_stream::PeerStream;
 use crate::session::Session;
@@ -247,15 +247,21 @@ async fn run(
         number,
         large,
     });
+    let receipts = writer.receipts();
     let PeerStream { send, recv, .. } = &mut opened.stream;
     tokio::select! {
         biased;
-        fault = receive(recv, shared, &session) => fault,
+        fault = receive(recv, receipts, shared, &session) => fault,
         error = writer.run(send) => fault_of_write(&error),
     }
 }
 
-async fn receive(recv: &mut Inflow, shared: &Shared, session: &Session) -> OpenFault {
+async fn receive(
+    recv: &mut Inflow,
+    receipts: Arc<Receipts>,
+    shared: &Shared,
+    session: &Session,
+) -> OpenFault {
     let mut answer = [0; 1];
     if let Err(error) = recv.read_exact(&mut answer).await {
         return match error {
@@ -274,7 +280,7 @@ async fn receive(recv: &mut Inflow, shared: &Shared, session: &Session) -> OpenF
             return OpenFault::Offence;
         }
     }
-    let mut messages = MessageReader::new(recv);
+    let mut messages = MessageReader::new(recv, receipts);
     loop {
         match messages.next().await {
             Ok(Some(payload)) => {

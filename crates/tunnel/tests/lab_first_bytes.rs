@@ -224,7 +224,7 @@ fn an_endpoint_that_does_not_accept_at_once_gives_them_back() -> Result<()> {
                 })
                 .await?;
                 timeout(PATIENCE, client.first.free()).await?;
-                ensure!(client.first.may_race(), "another one may be tried by now");
+                ensure!(client.first.withhold(), "another one may be tried by now");
                 rule("-D", &endpoint_is_silent)?;
                 let opened = timeout(PATIENCE, opening.join_next()).await?;
                 let opened = opened.context("it was started")???;

@@ -320,6 +320,59 @@ fn a_flow_that_falls_silent_ends_at_the_exit() -> Result<()> {
     })
 }
 
+#[test]
+fn large_datagrams_that_came_are_settled_when_their_flow_ends() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let _echo = Echo::start(endpoint(1)).await?;
+            let (near, far) = two_nodes(cluster).await?;
+            let flow = open(&near.tunnel, &far)?;
+            for tag in 0..100 {
+                flow.send(&datagram(9000, tag)).ok().context("dropped")?;
+                answer(&flow).await?;
+            }
+            drop(flow);
+            eventually("the flow has ended", || {
+                far.tunnel.counters().streams_in() == 0
+            })
+            .await?;
+            let counted = dropped_by(&[&near]);
+            ensure!(counted == 0, "{counted} of those that came are counted");
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn large_datagrams_under_way_to_a_node_that_ends_come_or_are_counted() -> Result<()> {
+    const ALL: u64 = 15;
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let sink = UdpSocket::bind(endpoint(1)).await?;
+            let (near, far) = two_nodes(cluster).await?;
+            let flow = open(&near.tunnel, &far)?;
+            flow.send(b"first").ok().context("the way")?;
+            let mut buffer = vec![0; 1 << 16];
+            timeout(PATIENCE, sink.recv(&mut buffer)).await??;
+            for tag in 0..ALL {
+                flow.send(&datagram(60_000, tag as u32))
+                    .ok()
+                    .context("dropped")?;
+            }
+            let overflowed = dropped_by_receiver(endpoint(1))?;
+            drop((far.running, far.tunnel));
+            drop(flow);
+            let arrived = || std::iter::from_fn(|| sink.try_recv(&mut [0; 1 << 16]).ok()).count();
+            let mut came = overflowed;
+            eventually("all are accounted for", || {
+                came += arrived() as u64;
+                came + dropped_by(&[&near]) >= ALL
+            })
+            .await
+        })
+    })
+}
+
 /// What the tunnel has counted at these nodes.
 fn dropped_by(members: &[&Member]) -> u64 {
     let counted = members.iter().flat_map(|member| {

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use edgemesh_catalog::{Change, KeySignature, MeshNode, Node, NodeName, Protocol::Tcp, PublicKey};
+use edgemesh_catalog::{
+    Change, KeySignature, MeshNode, Node, NodeName, Protocol::Tcp, Protocol::Udp, PublicKey,
+};
 use edgemesh_tunnel::{DatagramDropped, Settings};
-use edgemesh_wire::{ALPN, Answer, Datagram, Hello, Request, Tally};
+use edgemesh_wire::{ALPN, Answer, Datagram, Hello, MESSAGE_HEADER, MessageHeader, Request, Tally};
 use iroh::endpoint::{Connection, ConnectionError, RelayMode, SendStream, presets};
 use iroh::{Endpoint, EndpointAddr, SecretKey, TransportAddr};
 use stage::{Cluster, Member, PATIENCE, endpoint, eventually, run, service_port};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::time::timeout;
 
 /// A believed peer that speaks for itself.
@@ -268,6 +270,43 @@ fn tallies_that_are_none_are_offences() -> Result<()> {
             }
             ensure!(victim.tunnel.counters().offences() == 4);
             Ok(())
+        })
+    })
+}
+
+#[test]
+fn messages_taken_are_told_and_who_took_what_was_never_sent_is_an_offender() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let endpoint_of_it = UdpSocket::bind(endpoint(2)).await?;
+            let (victim, _listener) = victim(cluster).await?;
+            cluster.service("dns", Udp, &[(endpoint(2), &victim)]);
+            let offender = Offender::join(cluster, &victim).await?;
+            let connection = offender.connect().await?;
+            let _hello = say_hello(&connection, &[]).await?;
+            let request = Request {
+                service_port: service_port("dns", Udp),
+                endpoint: endpoint(2),
+            };
+            let (mut send, mut recv) = connection.open_bi().await?;
+            send.write_all(&request.encode()?).await?;
+            send.write_all(&MessageHeader::Message(3).encode()?).await?;
+            send.write_all(b"one").await?;
+            let mut answer = [0; 1];
+            timeout(PATIENCE, recv.read_exact(&mut answer)).await??;
+            ensure!(Answer::decode(answer[0])? == Answer::Connected);
+            let mut word = [0; MESSAGE_HEADER];
+            timeout(PATIENCE, recv.read_exact(&mut word)).await??;
+            ensure!(MessageHeader::decode(word) == MessageHeader::Taken(1));
+            let mut came = [0; 16];
+            let n = timeout(PATIENCE, endpoint_of_it.recv(&mut came)).await??;
+            ensure!(&came[..n] == b"one");
+            ensure!(victim.tunnel.counters().offences() == 0);
+            send.write_all(&MessageHeader::Taken(1).encode()?).await?;
+            eventually("that is counted", || {
+                victim.tunnel.counters().offences() == 1
+            })
+            .await
         })
     })
 }

@@ -7,7 +7,8 @@
 //!     opener <───────────────────── Answer ──── exit
 //!     TCP: the two directions carry the bytes as they are; the opener's may follow the request at
 //!     once: none goes to the endpoint unless the answer is Connected
-//!     UDP: the two directions carry Messages, those datagrams that fit into no packet
+//!     UDP: the two directions carry Messages, those datagrams that fit into no packet, and how
+//!     many of the other direction were taken
 //!     or, instead of a request: Move (a lane for a TCP stream), Resume (a TCP stream goes on),
 //!     ReadUpTo (has the other end read so far?)
 //! QUIC datagram: Datagram, one UDP datagram of the flow with that stream; a Tally tells later
@@ -35,7 +36,7 @@ pub use answer::Answer;
 pub use datagram::{Datagram, MAX_DATAGRAM_OVERHEAD};
 pub use hello::Hello;
 pub use lane::{Dialler, LANE_ALPN, LANE_OPEN, LaneToken, LaneWord, Move};
-pub use message::{MAX_MESSAGE, MESSAGE_HEADER, message_header, message_length};
+pub use message::{MAX_MESSAGE, MESSAGE_HEADER, MessageHeader};
 pub use probe::{Probe, ProbeAnswer};
 pub use read_up_to::ReadUpTo;
 pub use request::{MAX_REQUEST, REQUEST_HEADER, Request, request_length};
