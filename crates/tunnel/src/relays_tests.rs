@@ -201,28 +201,45 @@ fn relay_that_tells_addresses(key: &NodeKey, port: u16) -> MeshNode {
     says
 }
 
+/// A node, beside a relay of which it is told that it tells addresses.
+struct Asking {
+    relay: Relay,
+    member: Member,
+}
+
+impl Asking {
+    /// `at` is the port where the relay is said to do that, given its own.
+    async fn start(at: impl FnOnce(u16) -> u16) -> Self {
+        let keys = [(); 2].map(|()| NodeKey::generate());
+        let node = mesh_node("node", &keys[1]);
+        let first = believed(&[mesh_node("relay", &keys[0]), node.clone()]);
+        let relay = Relay::start_for(keys[0].clone(), first).await;
+        let says = relay_that_tells_addresses(&relay.key, at(relay.at.discovery.port()));
+        let peers = believed(&[says, node]);
+        let relays = [named("relay", RelayAddress::new(relay.at.relay).unwrap())];
+        let member = Member::start(keys[1].clone(), &[LOOPBACK.ip()], &relays, &peers).await;
+        Self { relay, member }
+    }
+
+    async fn end(self) {
+        self.member.end().await;
+        self.relay.end().await;
+    }
+}
+
 #[tokio::test]
 async fn node_asks_its_relay_for_its_address_and_believes_it_by_its_key() {
     if !has_network() {
         return;
     }
-    let keys = [(); 2].map(|()| NodeKey::generate());
-    let node = mesh_node("node", &keys[1]);
-    let first = believed(&[mesh_node("relay", &keys[0]), node.clone()]);
-    let relay = Relay::start_for(keys[0].clone(), first).await;
-    let says = relay_that_tells_addresses(&relay.key, relay.at.discovery.port());
-    let peers = believed(&[says, node]);
-    let at = RelayAddress::new(relay.at.relay).unwrap();
-    let listen = [LOOPBACK.ip()];
-    let member = Member::start(keys[1].clone(), &listen, &[named("relay", at)], &peers).await;
+    let asking = Asking::start(|own| own).await;
     let asked = async {
-        while relay.counters.observers() == 0 {
+        while asking.relay.counters.observers() == 0 {
             sleep(Duration::from_millis(10)).await;
         }
     };
     timeout(LONG, asked).await.expect("it has asked");
-    member.end().await;
-    relay.end().await;
+    asking.end().await;
 }
 
 #[tokio::test]
@@ -230,22 +247,13 @@ async fn relay_is_chosen_before_it_is_asked_for_an_address_for_that_may_never_be
     if !has_network() {
         return;
     }
-    let keys = [(); 2].map(|()| NodeKey::generate());
-    let node = mesh_node("node", &keys[1]);
-    let first = believed(&[mesh_node("relay", &keys[0]), node.clone()]);
-    let relay = Relay::start_for(keys[0].clone(), first).await;
     let silent = tokio::net::UdpSocket::bind(LOOPBACK).await.unwrap();
-    let says = relay_that_tells_addresses(&relay.key, silent.local_addr().unwrap().port());
-    let peers = believed(&[says, node]);
-    let at = RelayAddress::new(relay.at.relay).unwrap();
-    let listen = [LOOPBACK.ip()];
-    let member = Member::start(keys[1].clone(), &listen, &[named("relay", at)], &peers).await;
+    let asking = Asking::start(|_| silent.local_addr().unwrap().port()).await;
     let asked = timeout(LONG, silent.recv_from(&mut [0; 2048])).await;
     asked.expect("it asks").unwrap();
-    let status = member.endpoint.home_relay_status().get();
+    let status = asking.member.endpoint.home_relay_status().get();
     assert!(home_of(&status).is_some(), "asked before a choice was made");
-    member.end().await;
-    relay.end().await;
+    asking.end().await;
 }
 
 fn url(text: &str) -> RelayUrl {
