@@ -215,22 +215,22 @@ async fn open_family(
     }))
 }
 
-/// Shows of life for the gates that let new connections through while an agent lives.
+/// Signs of life for the gates that let new connections through while an agent lives.
 fn pulses(families: &[FamilyParts], beside: Beside) -> Vec<Pulse> {
-    families
+    let mut pulses: Vec<Pulse> = families
         .iter()
-        .filter_map(|family| {
-            let mut pulse = Pulse::new(Family::of(family.intercept)).ok()?;
-            // What an agent before this one left leads to listeners that are no more.
-            if beside == Beside::Nobody
-                && let Err(error) = pulse.stop()
-            {
+        .map(|family| family.backend.pulse())
+        .collect();
+    if beside == Beside::Nobody {
+        // What an agent before this one left leads to listeners that are no more.
+        for pulse in &mut pulses {
+            if let Err(error) = pulse.close_found_gate() {
                 // It closes by itself, only later.
                 tracing::debug!(%error, family = %pulse.family(), "the gate is not closed");
             }
-            Some(pulse)
-        })
-        .collect()
+        }
+    }
+    pulses
 }
 
 fn bind_forwarder(

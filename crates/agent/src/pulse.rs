@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::{Condition, Health};
 
-/// A gate closes 2 s after the last beat; a busy node may swallow a few.
+/// A gate closes 2 s (iptables) or 3 s (nftables) after the last beat; a busy node may swallow a
+/// few.
 const EVERY: Duration = Duration::from_millis(250);
 
 /// A listener that has not gone round for so long counts as hung. It shows itself twice a
@@ -26,34 +27,60 @@ const LISTENER_HUNG_AFTER: Duration = Duration::from_secs(3);
 /// and go. No thread of the runtime may be there then to beat in time, and the gates must not
 /// close before those who serve.
 pub(crate) async fn keep_open(
-    mut pulses: Vec<Pulse>,
+    pulses: Vec<Pulse>,
     health: Health,
     listeners: Liveness,
     stop: CancellationToken,
 ) {
-    let mut told = None;
-    let beat = move || {
-        let trouble = trouble(&health, &listeners);
-        if trouble != told {
-            match &trouble {
-                Some(what) => tracing::error!(
-                    "{what}: new connections are left to kube-proxy until that is over"
-                ),
-                None => tracing::info!("the agent serves again"),
-            }
-            told = trouble;
-        }
-        let open = match told {
-            Some(what) => Err(format!("closed: {what}")),
-            None if health.has_rules() => {
-                pulses.iter_mut().for_each(show);
-                Ok(())
-            }
-            None => return,
-        };
-        health.set(Condition::Gates, open);
+    let mut keeper = Keeper {
+        pulses,
+        health,
+        listeners,
+        told: None,
     };
-    beat_until(stop, beat).await;
+    beat_until(stop, move || keeper.beat()).await;
+}
+
+struct Keeper {
+    pulses: Vec<Pulse>,
+    health: Health,
+    listeners: Liveness,
+    /// Why signs of life are withheld, as it was logged.
+    told: Option<&'static str>,
+}
+
+impl Keeper {
+    fn beat(&mut self) {
+        let goes_round = self.health.alive().is_ok();
+        let trouble = trouble(goes_round, self.listeners.silent_for());
+        self.tell(trouble);
+        if let Some(what) = trouble {
+            self.pulses.iter_mut().for_each(Pulse::withhold);
+            let closed = Err(format!("closed: {what}"));
+            return self.health.set(Condition::Gates, closed);
+        }
+        // Asked before: ready is who has shown itself with its rules in.
+        let has_rules = self.health.has_rules();
+        self.pulses.iter_mut().for_each(show);
+        if has_rules {
+            self.health.set(Condition::Gates, Ok(()));
+        }
+    }
+
+    fn tell(&mut self, trouble: Option<&'static str>) {
+        if trouble == self.told {
+            return;
+        }
+        match trouble {
+            Some(what) => {
+                tracing::error!(
+                    "{what}: new connections are left to kube-proxy until that is over"
+                );
+            }
+            None => tracing::info!("the agent serves again"),
+        }
+        self.told = trouble;
+    }
 }
 
 /// Calls `beat` again and again, until `stop` or dropped.
@@ -80,11 +107,13 @@ async fn beat_until(stop: CancellationToken, mut beat: impl FnMut() + Send + 'st
     }
 }
 
-fn trouble(health: &Health, listeners: &Liveness) -> Option<&'static str> {
-    if health.alive().is_err() {
+/// Why nobody serves, if so: by whether the sync loop goes round, and how long the most silent of
+/// the listeners has not, none if one has ended.
+fn trouble(goes_round: bool, silent_for: Option<Duration>) -> Option<&'static str> {
+    if !goes_round {
         return Some("the sync loop hangs");
     }
-    match listeners.silent_for() {
+    match silent_for {
         Some(silent) if silent < LISTENER_HUNG_AFTER => None,
         Some(_) => Some("a listener hangs"),
         None => Some("a listener has ended"),
@@ -105,6 +134,33 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn nobody_serves_when_the_sync_loop_or_a_listener_hangs_or_one_has_ended() {
+        let (now, late) = (Duration::ZERO, LISTENER_HUNG_AFTER);
+        assert_eq!(trouble(true, Some(now)), None);
+        assert_eq!(trouble(true, Some(late)), Some("a listener hangs"));
+        assert_eq!(trouble(true, None), Some("a listener has ended"));
+        assert_eq!(trouble(false, Some(now)), Some("the sync loop hangs"));
+    }
+
+    #[tokio::test]
+    async fn gates_whose_listeners_have_ended_are_reported_closed_and_why() {
+        let health = Health::new();
+        let mut keeper = Keeper {
+            pulses: Vec::new(),
+            health: health.clone(),
+            listeners: Liveness::default(),
+            told: None,
+        };
+        health.set(Condition::Rules, Ok(()));
+        keeper.beat();
+        let (ready, text) = health.ready();
+        assert!(
+            !ready && text.contains("[-] gates: closed: a listener has ended"),
+            "{text}"
+        );
+    }
 
     #[tokio::test]
     async fn it_beats_while_the_only_thread_of_the_runtime_waits_for_the_kernel() {

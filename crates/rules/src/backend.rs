@@ -12,8 +12,10 @@ use crate::leftover::remove_all_but;
 use crate::nf_tables::NfTables;
 use crate::nftables::backend::NftablesBackend;
 use crate::nftables::table_name::TableName;
+use crate::pulse::SignsOfLife;
 use crate::{
-    BackendChoice, BackendKind, BackendSetting, Family, FlavourSetting, Removed, Repair, Ruleset,
+    BackendChoice, BackendKind, BackendSetting, Family, FlavourSetting, Pulse, Removed, Repair,
+    Ruleset,
 };
 
 /// Owner of one family's rules. It expects to be the only one on the node.
@@ -26,6 +28,8 @@ pub struct Backend {
     family: Family,
     setting: BackendSetting,
     way: Way,
+    /// What the gates of all ways go by.
+    signs: SignsOfLife,
     choice: BackendChoice,
     /// A way that was left and still has to be emptied.
     left: Option<Way>,
@@ -100,21 +104,23 @@ impl Backend {
     /// When the programs for it are not installed, or the kernel has no nf_tables where
     /// nftables was chosen.
     pub async fn open(family: Family, setting: BackendSetting) -> Result<Self, RulesError> {
+        let signs = SignsOfLife::default();
         let (way, choice) = match setting {
-            BackendSetting::Auto(flavour) => open_auto(family, flavour).await?,
-            BackendSetting::Iptables(flavour) => open_iptables(family, flavour).await?,
+            BackendSetting::Auto(flavour) => open_auto(family, flavour, &signs).await?,
+            BackendSetting::Iptables(flavour) => open_iptables(family, flavour, &signs).await?,
             BackendSetting::Nftables => {
                 let choice = BackendChoice {
                     kind: BackendKind::Nftables,
                     reason: "the configuration says so".to_owned(),
                 };
-                (open_nftables(family).await?, choice)
+                (open_nftables(family, &signs).await?, choice)
             }
         };
         let mut backend = Self {
             family,
             setting,
             way,
+            signs,
             choice,
             left: None,
             leftovers: true,
@@ -134,6 +140,12 @@ impl Backend {
     #[must_use]
     pub fn choice(&self) -> &BackendChoice {
         &self.choice
+    }
+
+    /// Who keeps the gates of its rules open, from now until this backend is gone.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        Pulse::new(self.family, &self.signs)
     }
 
     /// Why no portal can be served by the kernel on this host, as a clause. Whatever is wanted,
@@ -159,7 +171,9 @@ impl Backend {
         }
     }
 
-    /// Brings the kernel to hold `wanted`, in one atomic step.
+    /// Brings the kernel to hold `wanted`, in one atomic step. The gate before it is open then
+    /// for 2 s (iptables) or 3 s (nftables), unless signs of life are
+    /// [withheld](Pulse::withhold); [`pulse`](Self::pulse) keeps it open.
     ///
     /// The first call takes over what another process of the agent left: with iptables by
     /// the difference to it, with nftables by making the table anew. What such a process
@@ -321,13 +335,15 @@ impl Backend {
         &mut self,
         flavour: FlavourSetting,
     ) -> Result<Option<(Way, BackendChoice)>, RulesError> {
-        let nftables_mode = signs(self.family).nftables_mode_seen_in(self.family);
+        let nftables_mode = signs_of_kube_proxy(self.family).nftables_mode_seen_in(self.family);
         match (self.choice.kind, nftables_mode) {
-            (BackendKind::Iptables(_), Some(_)) => Ok(Some(open_auto(self.family, flavour).await?)),
+            (BackendKind::Iptables(_), Some(_)) => {
+                Ok(Some(open_auto(self.family, flavour, &self.signs).await?))
+            }
             // Our table stands before every mode's rules: without a sign of another one
             // there is no reason to move.
             (BackendKind::Nftables, None) if kube_services_in(self.family).await => {
-                match open_auto(self.family, flavour).await? {
+                match open_auto(self.family, flavour, &self.signs).await? {
                     (Way::Nftables(_), _) => Ok(None),
                     iptables @ (Way::Iptables(_), _) => Ok(Some(iptables)),
                 }
@@ -351,7 +367,7 @@ impl Backend {
             return;
         };
         let family = self.family;
-        let now = signs(family).nftables_mode;
+        let now = signs_of_kube_proxy(family).nftables_mode;
         match (std::mem::replace(&mut self.beside_nftables_mode, now), now) {
             (false, true) => tracing::warn!(
                 %family,
@@ -418,40 +434,42 @@ impl Way {
 async fn open_iptables(
     family: Family,
     flavour: FlavourSetting,
+    signs: &SignsOfLife,
 ) -> Result<(Way, BackendChoice), RulesError> {
-    let iptables = FailOpen::open(family, flavour).await?;
+    let iptables = FailOpen::open(family, flavour, signs.clone()).await?;
     let choice = iptables.choice().clone().into();
     Ok((Way::Iptables(Box::new(iptables)), choice))
 }
 
-async fn open_nftables(family: Family) -> Result<Way, RulesError> {
-    let nftables = NftablesBackend::open(family).await?;
+async fn open_nftables(family: Family, signs: &SignsOfLife) -> Result<Way, RulesError> {
+    let nftables = NftablesBackend::open(family, signs.clone()).await?;
     Ok(Way::Nftables(Box::new(nftables)))
 }
 
 async fn open_auto(
     family: Family,
     flavour: FlavourSetting,
+    signs: &SignsOfLife,
 ) -> Result<(Way, BackendChoice), RulesError> {
-    let (iptables, found) = match FailOpen::open(family, flavour).await {
+    let (iptables, found) = match FailOpen::open(family, flavour, signs.clone()).await {
         Ok(iptables) => {
             let choice = iptables.choice().clone();
             (Some(iptables), Ok(choice))
         }
         Err(missing) => (None, Err(missing)),
     };
-    let choice = choose(family, signs(family), found)?;
+    let choice = choose(family, signs_of_kube_proxy(family), found)?;
     let way = match (choice.kind, iptables) {
         (BackendKind::Iptables(_), Some(iptables)) => Way::Iptables(Box::new(iptables)),
         (BackendKind::Iptables(_), None) | (BackendKind::Nftables, _) => {
-            open_nftables(family).await?
+            open_nftables(family, signs).await?
         }
     };
     Ok((way, choice))
 }
 
 /// Asks the kernel alone; where it does not answer, there are none.
-fn signs(family: Family) -> Signs {
+fn signs_of_kube_proxy(family: Family) -> Signs {
     // Of kube-proxy in nftables mode (kubernetes `pkg/proxy/nftables/proxier.go`): the chain
     // that all its others are reached from. The table alone may be an empty remainder.
     const TABLE: &str = "kube-proxy";

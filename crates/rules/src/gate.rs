@@ -70,67 +70,30 @@ fn all_addresses(family: Family) -> [IpAddr; 2] {
     }
 }
 
-/// Shows that the agent lives, which keeps the gate of one family open.
-///
-/// To be called at least twice a second, and only while connections are really served.
-#[derive(Debug)]
-pub struct Pulse {
-    family: Family,
-    sets: IpSets,
+/// Keeps the gate open for another [`LIFETIME`]. Without a gate nothing is done.
+pub(crate) fn keep_open(sets: &mut IpSets, family: Family) -> io::Result<()> {
+    for network in all_addresses(family) {
+        match sets.add_network(alive_set(family), network, 1) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
-impl Pulse {
-    /// Makes ready; changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel gives no netlink socket.
-    pub fn new(family: Family) -> io::Result<Self> {
-        Ok(Self {
-            family,
-            sets: IpSets::open()?,
-        })
-    }
-
-    /// The family.
-    #[must_use]
-    pub fn family(&self) -> Family {
-        self.family
-    }
-
-    /// Keeps the gate open for another 2 s. Without a gate nothing is done.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn beat(&mut self) -> io::Result<()> {
-        for network in all_addresses(self.family) {
-            match self.sets.add_network(alive_set(self.family), network, 1) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                other => other?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes the gate at once: to be called while the rules lead to what an agent before
-    /// this one served. Without a gate nothing is done.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn stop(&mut self) -> io::Result<()> {
-        match self.sets.flush(alive_set(self.family)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+/// Closes the gate at once. Without a gate nothing is done.
+pub(crate) fn close(sets: &mut IpSets, family: Family) -> io::Result<()> {
+    match sets.flush(alive_set(family)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
 /// Owner of one family's sets.
 #[derive(Debug)]
 pub(crate) struct GateSets {
-    pulse: Pulse,
+    family: Family,
+    sets: IpSets,
     /// What the set of portals holds; none when it is not known.
     portals: Option<Held>,
 }
@@ -146,24 +109,25 @@ struct Held {
 impl GateSets {
     /// Makes the sets; a gate that is there already stays as it is.
     pub(crate) fn create(family: Family) -> io::Result<Self> {
-        let mut pulse = Pulse::new(family)?;
+        let mut sets = IpSets::open()?;
         let alive = SetKind::PassingNetworks { seconds: LIFETIME };
-        pulse.sets.create(alive_set(family), alive)?;
-        pulse.sets.create(portals_set(family), SetKind::Portals)?;
+        sets.create(alive_set(family), alive)?;
+        sets.create(portals_set(family), SetKind::Portals)?;
         Ok(Self {
-            pulse,
+            family,
+            sets,
             portals: None,
         })
     }
 
     /// Closes the gate.
     pub(crate) fn close(&mut self) -> io::Result<()> {
-        self.pulse.stop()
+        close(&mut self.sets, self.family)
     }
 
     /// Opens the gate, or keeps it open.
     pub(crate) fn open(&mut self) -> io::Result<()> {
-        self.pulse.beat()
+        keep_open(&mut self.sets, self.family)
     }
 
     /// Adds the portals of `rules` to their set: to be called before a rule leads there.
@@ -186,8 +150,8 @@ impl GateSets {
         };
         let mut new = only_in(portals, &held);
         new.retain(|portal| !surplus.contains(portal));
-        let set = portals_set(self.pulse.family);
-        self.pulse.sets.add_portals(set, &new)?;
+        let set = portals_set(self.family);
+        self.sets.add_portals(set, &new)?;
         surplus.extend(only_in(&held, portals));
         surplus.retain(|portal| !portals.contains_key(portal));
         self.portals = Some(Held {
@@ -207,8 +171,8 @@ impl GateSets {
         let mut gone = only_in(&held.portals, portals);
         gone.extend(held.surplus);
         gone.retain(|portal| !portals.contains_key(portal));
-        let set = portals_set(self.pulse.family);
-        self.pulse.sets.remove_portals(set, &gone)?;
+        let set = portals_set(self.family);
+        self.sets.remove_portals(set, &gone)?;
         self.portals = Some(Held {
             portals: portals.clone(),
             surplus: BTreeSet::new(),
@@ -222,7 +186,7 @@ impl GateSets {
         let Some(held) = &self.portals else {
             return true;
         };
-        let whole = match self.pulse.sets.count(portals_set(self.pulse.family)) {
+        let whole = match self.sets.count(portals_set(self.family)) {
             Ok(count) => count.is_none_or(|count| count == held.portals.len() + held.surplus.len()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(_) => true,
@@ -234,11 +198,8 @@ impl GateSets {
     }
 
     fn make_portals_anew(&mut self, portals: &SharedMap<Frontend, PortalRule>) -> io::Result<()> {
-        let (set, next) = (
-            portals_set(self.pulse.family),
-            next_portals_set(self.pulse.family),
-        );
-        let sets = &mut self.pulse.sets;
+        let (set, next) = (portals_set(self.family), next_portals_set(self.family));
+        let sets = &mut self.sets;
         // One that an agent left when it was killed just then.
         sets.destroy(next)?;
         sets.create(next, SetKind::Portals)?;

@@ -29,6 +29,7 @@ mod nf_tables;
 mod nftables;
 mod portal_layout;
 mod precedence;
+mod pulse;
 mod removal;
 mod repair;
 mod ruleset;
@@ -42,7 +43,7 @@ pub use cleanup::{CleanedUp, cleanup};
 pub use error::RulesError;
 pub use events::{Changer, RuleChange, RuleEvents};
 pub use family::Family;
-pub use gate::{Gate, Pulse};
+pub use gate::Gate;
 pub use host_forwarding::HostForwarding;
 pub use host_network::{
     HostNetwork, HostNetworkChanges, HostNetworkError, LAST_RESORT_PRIORITY, LAST_RESORT_TABLE,
@@ -63,6 +64,7 @@ pub use network_events::{NetworkEvent, NetworkEvents};
 pub use nftables::{NftablesError, render_nftables, render_refusing};
 pub use portal_layout::{Bucket, PortalChain, PortalLayout};
 pub use precedence::Misplacement;
+pub use pulse::Pulse;
 pub use removal::Removed;
 pub use repair::Repair;
 pub use ruleset::{Mark, Misplaced, PortalAddresses, PortalRule, RuleComment, Ruleset};

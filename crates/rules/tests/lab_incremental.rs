@@ -16,11 +16,10 @@ use edgemesh_catalog::Protocol;
 use edgemesh_lab::{Flavour, Lab, Node, test};
 use edgemesh_plan::Frontend;
 use edgemesh_rules::{
-    Backend, Change, Family, KernelEndpoint, KernelPath, Mark, PortalRule, RuleComment, Ruleset,
-    Sharing,
+    Change, Family, KernelEndpoint, KernelPath, Mark, PortalRule, RuleComment, Ruleset, Sharing,
 };
 use ipnet::IpNet;
-use on_node::{backend, cluster_ip, intercept, nat, nftables, on_node};
+use on_node::{Beating, backend, cluster_ip, intercept, nat, nftables, on_node};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
@@ -136,7 +135,7 @@ async fn follow(
     node: &Node,
     fresh_node: &Node,
     family: Family,
-    open: impl AsyncFn() -> Result<Backend> + Sync,
+    open: impl AsyncFn() -> Result<Beating> + Sync,
     show: impl Fn(&Node) -> Result<String> + Sync,
 ) -> Result<()> {
     let mut backend = open().await?;

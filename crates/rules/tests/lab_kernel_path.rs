@@ -15,7 +15,7 @@ use edgemesh_lab::{
     ClusterService, KubeProxy, Place, Pod, RuleList, Table, connect_from, request,
     test_each_flavour,
 };
-use edgemesh_rules::{Change, Family, KernelEndpoint, Pulse, Ruleset, Sharing};
+use edgemesh_rules::{Change, Family, KernelEndpoint, Ruleset, Sharing};
 use on_node::two_nodes::{
     ENDPOINT_PORT, HOUR, Stage, address, in_each_family, portal, seen, serve, who,
 };
@@ -32,9 +32,7 @@ fn every_endpoint_gets_the_same_share_and_the_agent_one_for_each_of_its_own() ->
             let rules = stage.leading_to(family, &[&stage.here, &stage.far], others)?;
             backend.apply(&rules).await?;
             let mut answers: BTreeMap<String, u32> = BTreeMap::new();
-            let mut pulse = Pulse::new(family)?;
             for _ in 0..CONNECTIONS {
-                pulse.beat()?;
                 *answers
                     .entry(who(&stage.client, portal(family, 1))?)
                     .or_default() += 1;

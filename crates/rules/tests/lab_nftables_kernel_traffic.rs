@@ -292,7 +292,8 @@ fn beside_kube_proxy_in_every_mode_the_kernel_path_comes_first_until_the_gate_cl
                 stage.node.program("nft").args(["flush", "ruleset"]).run()?;
                 assert_eq!(stage.answers(client, Udp, 40)?.len(), 2, "{mode:?}");
                 kube_proxy.restart()?;
-                // Nothing else runs on this runtime meanwhile: as if the agent hung.
+                // As if the agent hung.
+                let mut backend = backend.hold_still();
                 await_until(Duration::from_secs(10), "kube-proxy serves", || {
                     stage
                         .only_answer(client, Tcp)

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use edgemesh_lab::{Namespace, Node, Place, RuleList, Table, test_each_flavour};
 use edgemesh_rules::{
-    Bucket, Change, Family, OwnChain, PortalChain, PortalLayout, Pulse, Repair, Ruleset, cleanup,
+    Bucket, Change, Family, OwnChain, PortalChain, PortalLayout, Repair, Ruleset, cleanup,
 };
 use on_node::{Answering, add, backend, cluster_ip, intercept, labs, nat, on_node, rules_for};
 
@@ -45,10 +45,9 @@ struct Client<'a> {
 }
 
 impl Client<'_> {
-    fn run(self, answering: &Answering, mut before_each: impl FnMut() -> Result<()>) -> Result<()> {
+    fn run(self, answering: &Answering) -> Result<()> {
         let begin = self.told.recv();
         while begin.is_ok() && self.told.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout) {
-            before_each()?;
             let who = answering.asked_from(self.namespace, WEB)?;
             ensure!(who == "the agent", "{who} answered");
             // Who listens is gone when all is over.
@@ -109,14 +108,12 @@ fn no_connection_fails_while_portals_move_to_chains_by_address_and_back() -> Res
         let pod = node.pod("client").create()?;
         for family in Family::BOTH {
             let answering = &Answering::on_intercept_address(&node, family)?;
-            let mut pulse = node.namespace().run(|| Pulse::new(family))??;
             let (host_line, host) = Line::to(node.namespace());
             let (pod_line, pod) = Line::to(pod.namespace());
             let node = &node;
             thread::scope(|scope| -> Result<()> {
-                let beat = move || Ok(pulse.beat()?);
-                let host = scope.spawn(move || host.run(answering, beat));
-                let pod = scope.spawn(move || pod.run(answering, || Ok(())));
+                let host = scope.spawn(move || host.run(answering));
+                let pod = scope.spawn(move || pod.run(answering));
                 let changed = on_node(node, async move || -> Result<()> {
                     let mut backend = backend(family, flavour).await?;
                     let rules = with_others(answering, family, FEW)?;

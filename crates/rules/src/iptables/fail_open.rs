@@ -8,6 +8,7 @@ use crate::gate::{GateSets, remove_sets};
 use crate::iptables::backend::IptablesBackend;
 use crate::iptables::extensions::Lacking;
 use crate::iptables::trial::Trial;
+use crate::pulse::SignsOfLife;
 use crate::{
     Family, FlavourChoice, FlavourSetting, Gate, NoFlavour, PortalLayout, Removed, Repair, Ruleset,
 };
@@ -17,6 +18,7 @@ use crate::{
 pub(crate) struct FailOpen {
     backend: IptablesBackend,
     sets: Sets,
+    signs: SignsOfLife,
     trial: Trial,
     /// What becomes of a gate that an agent before this one left.
     found_gate: FoundGate,
@@ -49,10 +51,15 @@ enum Sets {
 
 impl FailOpen {
     /// See [`IptablesBackend::open`].
-    pub(crate) async fn open(family: Family, setting: FlavourSetting) -> Result<Self, NoFlavour> {
+    pub(crate) async fn open(
+        family: Family,
+        setting: FlavourSetting,
+        signs: SignsOfLife,
+    ) -> Result<Self, NoFlavour> {
         Ok(Self {
             backend: IptablesBackend::open(family, setting).await?,
             sets: Sets::NotYet,
+            signs,
             trial: Trial::default(),
             found_gate: FoundGate::Close,
             gated: None,
@@ -89,8 +96,8 @@ impl FailOpen {
         self.backend.try_out().await
     }
 
-    /// See [`IptablesBackend::apply`]. The gate is open afterwards: whoever calls this
-    /// serves what it leads to.
+    /// See [`IptablesBackend::apply`]. The gate is open afterwards, for whoever calls this
+    /// serves what it leads to, unless it is let close.
     pub(crate) async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
         self.make_sets();
         self.backend.look_around().await?;
@@ -203,6 +210,7 @@ impl FailOpen {
     /// See [`IptablesBackend::remove`]; the sets go, too.
     pub(crate) async fn remove(&mut self) -> Result<Removed, RulesError> {
         let removed = self.backend.remove().await?;
+        self.signs.go_by_ip_set(false);
         self.sets = Sets::NotYet;
         self.gated = None;
         if let Err(error) = remove_sets(self.backend.family()) {
@@ -310,7 +318,11 @@ impl FailOpen {
     }
 
     fn open_gate(&mut self) {
-        if let Sets::There(sets) = &mut self.sets
+        let Sets::There(sets) = &mut self.sets else {
+            return;
+        };
+        self.signs.go_by_ip_set(true);
+        if self.signs.may_open()
             && let Err(error) = sets.open()
         {
             tracing::warn!(%error, family = %self.backend.family(), "the gate stays closed");

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::change::between;
-use super::heartbeat::Heartbeat;
 use super::kernel_support::KernelSupport;
 use super::nftables_error::NftablesError;
 use super::refusal::Refusal;
+use super::sign_of_life::SignOfLife;
 use super::table::{Look, OwnTable};
 use super::table_name::TableName;
 use crate::backend::{Applied, Change, Verified};
 use crate::error::RulesError;
+use crate::pulse::SignsOfLife;
 use crate::{Family, Removed, Repair, Ruleset};
 
 /// Owner of one family's table.
@@ -23,14 +24,14 @@ pub(crate) struct NftablesBackend {
     table: Option<OwnTable>,
     support: Arc<KernelSupport>,
     known: Option<Arc<Ruleset>>,
-    heartbeat: Option<Heartbeat>,
-    told_of_lost_beats: bool,
+    signs: SignsOfLife,
+    told_of_lost_signs: bool,
     refusal: Refusal,
 }
 
 impl NftablesBackend {
     /// Finds out whether this kernel can do it, and makes ready; changes nothing.
-    pub(crate) async fn open(family: Family) -> Result<Self, NftablesError> {
+    pub(crate) async fn open(family: Family, signs: SignsOfLife) -> Result<Self, NftablesError> {
         let table = in_background(move || OwnTable::open(family)).await?;
         if !table.is_owned() {
             tracing::info!(
@@ -53,8 +54,8 @@ impl NftablesBackend {
             support,
             table: Some(table),
             known: None,
-            heartbeat: None,
-            told_of_lost_beats: false,
+            signs,
+            told_of_lost_signs: false,
             refusal: Refusal::new(family),
         })
     }
@@ -144,7 +145,7 @@ impl NftablesBackend {
     /// not refused, but tried again by the kernel a second later, when the next agent may be
     /// there.
     pub(crate) async fn remove(&mut self) -> Result<Removed, RulesError> {
-        self.heartbeat = None;
+        self.signs.go_by_packets(None);
         self.refusal.remove().await;
         let portals = self.known.take().map_or(0, |known| known.portals().len());
         let there = self.with_table(OwnTable::empty).await??;
@@ -163,7 +164,7 @@ impl NftablesBackend {
     /// Takes out the table if it is still the one that was made here. That which refuses is
     /// the next agent's now.
     pub(crate) async fn let_go(&mut self) -> Result<(), RulesError> {
-        self.heartbeat = None;
+        self.signs.go_by_packets(None);
         self.known = None;
         self.with_table(OwnTable::let_go).await??;
         Ok(())
@@ -172,19 +173,27 @@ impl NftablesBackend {
     async fn make(&mut self, wanted: &Arc<Ruleset>) -> Result<usize, RulesError> {
         self.known = None;
         let rules = Arc::clone(wanted);
-        let lines = self.with_table(move |table| table.make(&rules)).await??;
+        let open = self.signs.may_open();
+        let lines = self
+            .with_table(move |table| table.make(&rules, open))
+            .await??;
         self.known = Some(Arc::clone(wanted));
-        // The mark of its packets is one of the things that a new table may be made for.
-        self.heartbeat = None;
-        self.beat(wanted);
+        // The mark of the packets is one of the things that a new table may be made for.
+        self.take_packets(wanted);
         Ok(lines)
     }
 
-    /// Sees to it that signs of life are shown and arrive; tells whether the gate was closed.
+    /// Sees to it that signs of life arrive; tells whether the gate was closed. A gate that is
+    /// let close is left alone.
     async fn keep_open(&mut self, wanted: &Ruleset) -> Result<bool, RulesError> {
-        self.beat(wanted);
+        if !self.signs.has_packets() {
+            self.take_packets(wanted);
+        }
+        if !self.signs.may_open() {
+            return Ok(false);
+        }
         let kept = self.with_table(OwnTable::keep_open).await??;
-        if kept.renewed && !std::mem::replace(&mut self.told_of_lost_beats, true) {
+        if kept.renewed && !std::mem::replace(&mut self.told_of_lost_signs, true) {
             tracing::warn!(
                 family = %self.family,
                 "signs of life come late or don't come through on lo (is something dropping \
@@ -194,11 +203,9 @@ impl NftablesBackend {
         Ok(kept.was_closed)
     }
 
-    fn beat(&mut self, wanted: &Ruleset) {
-        if self.heartbeat.as_mut().is_some_and(Heartbeat::goes_on) {
-            return;
-        }
-        self.heartbeat = Heartbeat::start(self.family, wanted.mark())
+    /// From now on the table's gate goes by packets.
+    fn take_packets(&mut self, wanted: &Ruleset) {
+        let packets = SignOfLife::prepare(self.family, wanted.mark())
             .inspect_err(|error| {
                 tracing::warn!(
                     %error, family = %self.family,
@@ -206,6 +213,13 @@ impl NftablesBackend {
                 );
             })
             .ok();
+        if let Some(packets) = &packets
+            && self.signs.may_open()
+        {
+            // A transaction that took long may have opened a gate that is closed again.
+            packets.give();
+        }
+        self.signs.go_by_packets(packets);
     }
 
     /// The table that was made.

@@ -7,7 +7,7 @@
 //! | kernel path | portals with several destinations are in a second map, which is asked first and leads to a chain that draws one; see [`mod@serving`] |
 //! | masquerading | a base chain in postrouting, before kube-proxy's; see [`mod@kernel_rules`] |
 //! | owner | the table belongs to the netlink socket that made it: others can't change or flush it, and it vanishes when that socket is closed, however the process ends |
-//! | gate | a set whose only element lives for a few seconds: where it isn't renewed, the chains let everything pass |
+//! | gate | a set whose only element lives for a few seconds: where it isn't renewed, the chains let everything pass; see [`mod@sign_of_life`] |
 //! | refusal | where there is no kube-proxy, a second table, which belongs to nobody and so outlives the agent, rejects what still goes to a portal behind all NAT, and by which connections go on that the kernel sent elsewhere |
 //!
 //! The kernel is spoken to directly, not by way of nft: the owner of a table has to be a
@@ -20,7 +20,6 @@ mod element;
 mod expression;
 mod fixed_chain;
 mod fixed_sets;
-mod heartbeat;
 mod kernel_expression;
 mod kernel_rules;
 mod kernel_support;
@@ -35,6 +34,7 @@ mod refusing_rules;
 mod render;
 mod rule;
 mod serving;
+pub(crate) mod sign_of_life;
 mod sticky_chains;
 mod table;
 mod table_look;

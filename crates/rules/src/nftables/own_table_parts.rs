@@ -9,6 +9,7 @@ use super::fixed_sets::{DataType, FixedSet, address_name};
 use super::kernel_rules::{leaving, masquerading};
 use super::nftables_error::SHOWN_BYTES;
 use super::rule::rules_of;
+use super::sign_of_life::ALIVE_FOR;
 use super::table_name::{
     ALIVE, ALIVE_ID, LEAVING, LEAVING_PRIORITY, MASQUERADING, PORTALS, PORTALS_ID, PRIORITY,
     chain_name, hook_name, hook_number,
@@ -24,7 +25,7 @@ use crate::{Family, OwnChain, Ruleset};
 pub(super) const TABLE_COMMENT: &str = "ClusterIPs handled by edgemesh-agent";
 
 impl Transaction {
-    /// The table with all that is in it but the portals; its chains come
+    /// The table with all that is in it but the portals, the gate closed; its chains come
     /// [later](Self::make_chains).
     pub(super) fn make_table(&mut self, owned: bool, kernel_path: bool) {
         self.make_empty_table(owned);
@@ -88,17 +89,21 @@ impl Transaction {
             self.table
         );
         self.push(NEW_SET, CREATE | EXCLUSIVE, &attributes, command);
-        self.renew_alive();
     }
 
     /// Opens the gate, or begins its time anew.
-    pub(super) fn renew_alive(&mut self) {
-        const KEY: u16 = 1;
-        const TIMEOUT: u16 = 4;
-        let seconds = super::heartbeat::ALIVE_FOR.as_secs();
+    pub(super) fn renew_gate(&mut self) {
         let flush = self.set(ALIVE);
         let command = format!("flush set {} {ALIVE}", self.table);
         self.push(DELETE_ELEMENT, 0, &flush, command);
+        self.open_gate();
+    }
+
+    /// Opens the gate that is closed.
+    pub(super) fn open_gate(&mut self) {
+        const KEY: u16 = 1;
+        const TIMEOUT: u16 = 4;
+        let seconds = ALIVE_FOR.as_secs();
         let element = Attributes::default()
             .value(KEY, &[0])
             .long(TIMEOUT, seconds * 1000);

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::change::{Change, everything};
 use super::fixed_chain::HookPlace;
-use super::heartbeat::ALIVE_FOR;
 use super::own_table_parts::{TABLE_COMMENT, clients_declaration, fixed_sets, own_chains};
 use super::rule::Rule;
+use super::sign_of_life::ALIVE_FOR;
 use super::table_name::{ALIVE, TableName};
 use crate::{Family, Ruleset};
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use edgemesh_catalog::Protocol;
 
 use super::expression::{Expressions, Verdict};
-use super::heartbeat::{ALIVE_FOR, PORT};
+use super::sign_of_life::{ALIVE_FOR, PORT};
 use super::table_name::{ALIVE, ALIVE_ID, PORTALS, PORTALS_ID};
 use crate::{Family, OwnChain, Ruleset};
 
@@ -44,7 +44,7 @@ pub(super) fn rules_of(chain: OwnChain, rules: &Ruleset, kernel_path: bool) -> V
     all
 }
 
-/// What the agent sends itself to show that it lives; see [`super::heartbeat`].
+/// What the agent sends itself to show that it lives; see [`super::sign_of_life`].
 fn sign_of_life(rules: &Ruleset) -> Rule {
     let (family, mark) = (rules.family(), rules.mark());
     Rule {

@@ -11,10 +11,10 @@ use nix::sys::socket::SockProtocol;
 use super::change::{Change, Changes, everything};
 use super::element::{Element, Key};
 use super::fixed_chain::going_on;
-use super::heartbeat::ALIVE_FOR;
 use super::kernel_support::KernelSupport;
 use super::nftables_error::NftablesError;
 use super::own_table_parts::{fixed_sets, own_chains};
+use super::sign_of_life::ALIVE_FOR;
 use super::table_look::{self as look, Shape, TableFacts};
 use super::table_name::{ALIVE, TableName};
 use super::transaction::Transaction;
@@ -127,7 +127,7 @@ impl OwnTable {
 
     fn try_out(&mut self) -> Result<(), NftablesError> {
         for sample in self.support.samples(self.family) {
-            let (mut transaction, _) = self.begin()?;
+            let (mut transaction, _) = self.begin(true)?;
             transaction.change(everything(&sample).all());
             transaction.make_chains(&sample, self.support.can_share());
             transaction.try_out(&mut self.socket)?;
@@ -136,14 +136,17 @@ impl OwnTable {
     }
 
     /// A transaction that makes the table without portals and chains, in the place of one
-    /// that is nobody else's.
-    fn begin(&mut self) -> Result<(Transaction, TableName), NftablesError> {
+    /// that is nobody else's; its gate is open, or not.
+    fn begin(&mut self, open: bool) -> Result<(Transaction, TableName), NftablesError> {
         let (name, exists) = self.free_name()?;
         let mut transaction = Transaction::on(name);
         if exists {
             transaction.delete_table();
         }
         transaction.make_table(self.owned, self.support.can_share());
+        if open {
+            transaction.open_gate();
+        }
         Ok((transaction, name))
     }
 
@@ -165,10 +168,11 @@ impl OwnTable {
         Err(NftablesError::held(second))
     }
 
-    /// Makes the table anew, with all that is wanted; returns the number of lines.
-    pub(super) fn make(&mut self, wanted: &Ruleset) -> Result<usize, NftablesError> {
+    /// Makes the table anew, with all that is wanted, its gate open or not; returns the number
+    /// of lines.
+    pub(super) fn make(&mut self, wanted: &Ruleset, open: bool) -> Result<usize, NftablesError> {
         let before = self.generation();
-        let (begin, name) = self.begin()?;
+        let (begin, name) = self.begin(open)?;
         let portals = everything(wanted);
         let kernel_path = self.support.can_share();
         let mut whole = begin.clone();
@@ -258,7 +262,7 @@ impl OwnTable {
         }
         let before = self.generation();
         let mut transaction = Transaction::on(made.name);
-        transaction.renew_alive();
+        transaction.renew_gate();
         transaction.commit(&mut self.socket)?;
         self.settle(before);
         Ok(Gate {

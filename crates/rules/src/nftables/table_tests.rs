@@ -46,7 +46,7 @@ fn with_table(
     node.namespace().run(|| -> Result<()> {
         let wanted = rules(3);
         let mut table = OwnTable::open(Family::V4)?.without_owner_flag();
-        table.make(&wanted)?;
+        table.make(&wanted, true)?;
         job(&node, table, &wanted)
     })?
 }
@@ -86,7 +86,7 @@ fn whatever_others_do_to_a_table_that_nobody_owns_is_seen() -> Result<()> {
                 assert_eq!(table.look(wanted)?, Look::Same);
                 nft(node, command)?;
                 assert_eq!(table.look(wanted)?, seen, "{command}");
-                table.make(wanted)?;
+                table.make(wanted, true)?;
             }
             assert_eq!(table.look(wanted)?, Look::Same);
             Ok(())
@@ -125,7 +125,7 @@ fn whatever_others_do_to_the_kernel_path_is_seen() -> Result<()> {
     test(|lab| {
         with_table(lab, |node, mut table, wanted| {
             let wanted = with_paths(wanted, &[1, 2]);
-            table.make(&wanted)?;
+            table.make(&wanted, true)?;
             let sticky = "sticky/10.96.0.11/tcp/80";
             for command in [
                 "delete element ip edgemesh shared { 10.96.0.10 . tcp . 80 }".to_owned(),
@@ -140,7 +140,7 @@ fn whatever_others_do_to_the_kernel_path_is_seen() -> Result<()> {
                 assert_eq!(table.look(&wanted)?, Look::Same);
                 nft(node, &command)?;
                 assert_eq!(table.look(&wanted)?, Look::Altered, "{command}");
-                table.make(&wanted)?;
+                table.make(&wanted, true)?;
             }
             // What clients do is no alteration.
             nft(
@@ -237,7 +237,7 @@ fn the_agent_that_let_go_leaves_the_table_that_the_next_one_made_in_its_place() 
     test(|lab| {
         with_table(lab, |_, mut first, wanted| {
             let mut next = OwnTable::open(Family::V4)?.without_owner_flag();
-            next.make(wanted)?;
+            next.make(wanted, true)?;
             assert!(!first.let_go()?);
             assert_eq!(next.look(wanted)?, Look::Same);
             assert!(next.let_go()?);
@@ -258,9 +258,9 @@ fn of_two_owned_tables_each_agent_lets_go_of_its_own() -> Result<()> {
                 // An older kernel: see the test before.
                 return Ok(());
             }
-            first.make(&wanted)?;
+            first.make(&wanted, true)?;
             let mut next = OwnTable::open(Family::V4)?;
-            next.make(&wanted)?;
+            next.make(&wanted, true)?;
             assert_ne!(first.name(), next.name());
             assert!(first.let_go()?);
             assert_eq!(next.look(&wanted)?, Look::Same);

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each lab uses a part of it")]
 
 mod answering;
+mod beating;
 pub(crate) mod two_nodes;
 
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use edgemesh_rules::{
 };
 
 pub(crate) use answering::{Answering, connect_as_agent};
+pub(crate) use beating::Beating;
 
 /// Runs `job` in the node's network namespace, on a runtime of its own.
 pub(crate) fn on_node<T: Send>(node: &Node, job: impl AsyncFnOnce() -> T + Send) -> Result<T> {
@@ -31,14 +33,15 @@ pub(crate) fn on_node<T: Send>(node: &Node, job: impl AsyncFnOnce() -> T + Send)
 }
 
 /// A backend of the given flavour.
-pub(crate) async fn backend(family: Family, flavour: edgemesh_lab::Flavour) -> Result<Backend> {
+pub(crate) async fn backend(family: Family, flavour: edgemesh_lab::Flavour) -> Result<Beating> {
     let setting = BackendSetting::Iptables(FlavourSetting::Fixed(ours(flavour)));
-    Ok(Backend::open(family, setting).await?)
+    Ok(Beating::keep_open(Backend::open(family, setting).await?))
 }
 
 /// A backend that uses nftables.
-pub(crate) async fn nftables(family: Family) -> Result<Backend> {
-    Ok(Backend::open(family, BackendSetting::Nftables).await?)
+pub(crate) async fn nftables(family: Family) -> Result<Beating> {
+    let backend = Backend::open(family, BackendSetting::Nftables).await?;
+    Ok(Beating::keep_open(backend))
 }
 
 pub(crate) fn ours(flavour: edgemesh_lab::Flavour) -> Flavour {
