@@ -14,8 +14,8 @@ use super::parse::{Parsed, parse};
 pub(crate) fn read(path: &Path) -> anyhow::Result<Parsed> {
     let text = std::fs::read_to_string(path).with_context(|| {
         format!(
-            "read the configuration file {}: see that it is there and readable, name another by --config, or leave \
-             --config out for the defaults",
+            "read the configuration file {}: see that it is there and readable, name another by \
+             --config, or leave --config out for the defaults",
             path.display()
         )
     })?;
