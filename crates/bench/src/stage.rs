@@ -14,8 +14,12 @@ pub const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 1);
 /// be had for a few seconds of connections, that connections that have ended are forgotten
 /// before there are too many, and that rules see what one bridge holds together. kubeadm asks
 /// for the latter on every node, and the agent sets it when it serves such pods: all are to
-/// pay for it.
-const PARAMETERS: [(&str, &str); 4] = [
+/// pay for it. No ended connection is remembered (`TIME-WAIT`) either: contenders share the
+/// client's ports, and the kernel takes a new connection for a part of another contender's old
+/// one when the ports are the same after NAT, refuses it (`PAWSTimewait` in `nstat`), and the
+/// client asks again three jiffies later.
+const PARAMETERS: [(&str, &str); 5] = [
+    ("net.ipv4.tcp_max_tw_buckets", "0"),
     ("net.bridge.bridge-nf-call-iptables", "1"),
     ("net.ipv4.ip_local_port_range", "10000 65535"),
     ("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "2"),
