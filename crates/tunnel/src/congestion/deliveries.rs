@@ -8,8 +8,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// A packet whose fate is not known this long after it was sent has been forgotten by the
-/// transport: its key is gone, or it was a probe of the path's packet size.
+/// A packet whose fate is not known although one of so many later was acknowledged has been
+/// forgotten by the transport: its key is gone, or it was a probe of the path's packet size.
+/// (Of any other it tells the loss once the third after it was acknowledged, RFC 9002 section
+/// 6.1.1.) It must not stay: what was settled behind it stays with it.
+const LATE: u64 = 64;
+/// The same for one whose fate is not known this long after it was sent, where nothing is
+/// acknowledged.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 
 /// What a packet was sent for.
@@ -35,6 +40,9 @@ pub(super) struct Deliveries {
     /// Samples are limited by the application until so much is delivered; 0 if they are not.
     limited_until: u64,
     packets: VecDeque<Packet>,
+    /// The largest number that was acknowledged since numbers began, before this batch: what is
+    /// lost by that is told behind the batch.
+    acknowledged_to: u64,
     batch: Batch,
 }
 
@@ -97,6 +105,7 @@ impl Deliveries {
         {
             // Numbers begin anew with the keys: packets of before are as good as settled.
             self.packets.clear();
+            self.acknowledged_to = 0;
         }
         if self.in_flight == 0 {
             self.first_sent = Some(now);
@@ -170,6 +179,7 @@ impl Deliveries {
             round_trip,
         } = std::mem::take(&mut self.batch);
         let (newest, round_trip) = (newest?, round_trip?);
+        self.acknowledged_to = self.acknowledged_to.max(newest.number);
         self.first_sent = Some(newest.sent);
         let sending = newest.sent.saturating_duration_since(newest.first_sent);
         let delivering = now.saturating_duration_since(newest.delivered_at);
@@ -208,7 +218,9 @@ impl Deliveries {
 
     fn forget(&mut self, now: Instant) {
         let is_over = |packet: &Packet| {
-            packet.is_settled || now.saturating_duration_since(packet.sent) > FORGOTTEN
+            packet.is_settled
+                || packet.number.saturating_add(LATE) < self.acknowledged_to
+                || now.saturating_duration_since(packet.sent) > FORGOTTEN
         };
         while self.packets.front().is_some_and(is_over) {
             self.packets.pop_front();
@@ -224,6 +236,8 @@ impl Deliveries {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     const SIZE: u16 = 1000;
@@ -307,6 +321,39 @@ mod tests {
                 .unwrap()
                 .is_limited
         );
+    }
+
+    /// Sends packets of these numbers, and has all but the first acknowledged at once.
+    fn all_but_the_first(deliveries: &mut Deliveries, now: Instant, numbers: Range<u64>) {
+        for number in numbers.clone() {
+            deliveries.sent(now, SIZE, number, Purpose::Steady);
+        }
+        for number in numbers.skip(1) {
+            deliveries.acknowledged(now, now, u64::from(SIZE), number);
+        }
+        deliveries.end_of_batch(now, u64::from(SIZE), false, None);
+    }
+
+    #[test]
+    fn a_packet_that_the_transport_forgot_keeps_no_later_ones() {
+        let now = Instant::now();
+        let mut deliveries = Deliveries::default();
+        all_but_the_first(&mut deliveries, now, 0..2 * LATE);
+        assert_eq!(deliveries.remembered() as u64, 2 * LATE);
+        all_but_the_first(&mut deliveries, now, 2 * LATE..2 * LATE + 2);
+        assert_eq!(deliveries.remembered(), 2);
+        // Numbers that begin anew are not late.
+        deliveries.sent(now, SIZE, 0, Purpose::Steady);
+        deliveries.end_of_batch(now, u64::from(SIZE), false, None);
+        assert_eq!(deliveries.lost(SIZE, 0), Some(Purpose::Steady));
+    }
+
+    #[test]
+    fn a_loss_is_known_when_it_is_told_behind_the_batch_that_shows_it() {
+        let now = Instant::now();
+        let mut deliveries = Deliveries::default();
+        all_but_the_first(&mut deliveries, now, 0..10 * LATE);
+        assert_eq!(deliveries.lost(SIZE, 0), Some(Purpose::Steady));
     }
 
     #[test]
