@@ -48,6 +48,25 @@ async fn peer_that_opens_very_many_streams_is_not_kept_waiting() {
 }
 
 #[tokio::test]
+async fn packets_grow_until_they_fill_an_ethernet_frame() {
+    let (here, there) = (options(), options());
+    let [here, there] = [&here, &there].map(bind_endpoint);
+    let (here, there) = tokio::try_join!(here, there).unwrap();
+    let (outgoing, _incoming) = connected(&here, &there).await;
+    let is_filled = || {
+        let paths = outgoing.paths();
+        let mut sizes = paths.iter().map(|path| path.stats().current_mtu);
+        sizes.any(|size| size == LARGEST_PACKET)
+    };
+    let mut look = tokio::time::interval(Duration::from_millis(1));
+    while !is_filled() {
+        look.tick().await;
+    }
+    here.close().await;
+    there.close().await;
+}
+
+#[tokio::test]
 async fn port_that_is_taken_is_replaced_by_another() {
     let predecessor = UdpSocket::bind((LOOPBACK, 0)).unwrap();
     let taken = predecessor.local_addr().unwrap().port();
