@@ -17,17 +17,11 @@
 //! * Then it does what the draft does: a probe ends and remembers how much was too much; rate
 //!   and window fall by up to 30 % a round until the next probe.
 //!
-//! And how it takes round trips: one that waited behind nothing of ours is believed at once when
-//! it is far longer than the one known, as a new connection would believe it
-//! ([`windows::ShortestRoundTrip::note`]).
-//!
 //! So it yields to losses that it causes, on a path with any floor, and it is never bolder than
 //! BBR of version 1, which heeds none.
 
 mod bbr;
 mod deliveries;
-#[cfg(test)]
-mod far_path;
 mod losses;
 #[cfg(test)]
 mod simulation;

@@ -64,7 +64,6 @@ struct Batch {
     acknowledged: u64,
     newest: Option<Packet>,
     round_trip: Option<Duration>,
-    least_in_flight: Option<u64>,
 }
 
 /// What a batch of acknowledgements tells.
@@ -84,8 +83,6 @@ pub(super) struct Sample {
     pub(super) delivered: u64,
     /// Bytes that were under way when it was sent, with it.
     pub(super) in_flight: u64,
-    /// The fewest that were, of all packets of the batch.
-    pub(super) least_in_flight: u64,
 }
 
 impl Deliveries {
@@ -146,8 +143,6 @@ impl Deliveries {
             .map_or(round_trip, |r| r.min(round_trip));
         self.batch.round_trip = Some(shortest);
         let packet = self.settle(number)?;
-        let least = self.batch.least_in_flight.unwrap_or(packet.in_flight);
-        self.batch.least_in_flight = Some(least.min(packet.in_flight));
         let newer = |newest: Packet| (packet.sent, number) > (newest.sent, newest.number);
         if self.batch.newest.is_none_or(newer) {
             self.batch.newest = Some(packet);
@@ -182,7 +177,6 @@ impl Deliveries {
             acknowledged,
             newest,
             round_trip,
-            least_in_flight,
         } = std::mem::take(&mut self.batch);
         let (newest, round_trip) = (newest?, round_trip?);
         self.acknowledged_to = self.acknowledged_to.max(newest.number);
@@ -200,7 +194,6 @@ impl Deliveries {
             delivered_before: newest.delivered,
             delivered,
             in_flight: newest.in_flight,
-            least_in_flight: least_in_flight.unwrap_or(newest.in_flight),
         })
     }
 

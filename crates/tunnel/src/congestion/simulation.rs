@@ -2,14 +2,11 @@
 //! Nothing here depends on the clock or on chance: time is counted, and losses come from a row
 //! of numbers that is the same each time.
 
-mod alone;
-mod shared;
-
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::{Duration, Instant};
 
-use super::bbr::Bbr;
+use super::bbr::{Bbr, Phase};
 
 const SIZE: u64 = 1400;
 /// Packets that are acknowledged later tell of one that is lost (RFC 9002 section 6.1.1).
@@ -42,8 +39,6 @@ enum Sender {
 struct Flow {
     sender: Sender,
     begins: u64,
-    /// From when until when there is next to nothing to send.
-    pauses: Option<[u64; 2]>,
     next: u64,
     free_at: u64,
     asked_for: u64,
@@ -80,7 +75,6 @@ impl Flow {
         Self {
             sender,
             begins,
-            pauses: None,
             next: 0,
             free_at: 0,
             asked_for: u64::MAX,
@@ -104,12 +98,6 @@ impl Flow {
             Sender::Bbr(bbr) => bbr.window(),
             Sender::Reno { window, .. } => (*window * SIZE as f64) as u64,
         }
-    }
-
-    /// A packet, and the next when that has arrived.
-    fn has_little(&self, now: u64) -> bool {
-        self.pauses
-            .is_some_and(|[from, until]| (from..until).contains(&now))
     }
 
     /// Nanoseconds between two packets.
@@ -176,9 +164,6 @@ impl Simulation {
     fn send(&mut self, at: usize) {
         loop {
             let flow = &mut self.flows[at];
-            if flow.has_little(self.now) && flow.in_flight > 0 {
-                return;
-            }
             if flow.in_flight + SIZE > flow.window() {
                 if let Sender::Bbr(bbr) = &mut flow.sender {
                     bbr.limited_by_window();
@@ -258,9 +243,9 @@ impl Simulation {
                 Sender::Reno { .. } => {}
             }
         }
-        let (in_flight, is_limited) = (flow.in_flight, flow.has_little(now));
+        let in_flight = flow.in_flight;
         if let Sender::Bbr(bbr) = &mut flow.sender {
-            bbr.end_of_batch(now_at, in_flight, is_limited);
+            bbr.end_of_batch(now_at, in_flight, false);
         }
         self.send(at);
     }
@@ -300,9 +285,158 @@ impl Simulation {
     }
 }
 
+fn alone(path: Path, seconds: u64) -> Simulation {
+    let mut simulation = Simulation::new(path, vec![Flow::bbr(7)]);
+    simulation.run_for(seconds);
+    simulation
+}
+
 const RADIO: Path = Path {
     rate: 40_000_000,
     round_trip_ms: 30,
     queue: 100,
     lost: 500,
 };
+
+#[test]
+fn path_without_loss_is_used_up_and_nothing_piles_up_on_it() {
+    for (rate, round_trip_ms) in [(10_000_000, 20), (40_000_000, 30), (20_000_000, 200)] {
+        let path = Path {
+            rate,
+            round_trip_ms,
+            queue: 100_000,
+            lost: 0,
+        };
+        let mut simulation = alone(path, 5);
+        simulation.flows[0].longest_wait = 0;
+        simulation.run_for(20);
+        let share = simulation.share(0, 20);
+        assert!(share > 0.9, "{share} of {rate} at {round_trip_ms} ms");
+        let waited = simulation.flows[0].longest_wait / MS;
+        assert!(
+            waited <= 2 * round_trip_ms,
+            "{waited} ms at {round_trip_ms}"
+        );
+    }
+}
+
+#[test]
+fn losses_of_a_radio_link_cost_no_more_than_what_is_lost() {
+    for (rate, round_trip_ms, lost, least) in [
+        (40_000_000, 30, 500, 0.9),
+        (40_000_000, 30, 2000, 0.88),
+        (20_000_000, 100, 2000, 0.85),
+        (5_000_000, 100, 2000, 0.8),
+        (20_000_000, 60, 4000, 0.8),
+    ] {
+        let path = Path {
+            rate,
+            round_trip_ms,
+            queue: 500,
+            lost,
+        };
+        let mut simulation = alone(path, 5);
+        simulation.run_for(30);
+        let share = simulation.share(0, 30);
+        assert!(share > least, "{share} of {rate} with {lost} lost");
+        let beyond = simulation.lost_share(0) - lost as f64 / 100_000.0;
+        assert!(beyond < 0.03, "{beyond} lost beyond what is lost anyway");
+    }
+}
+
+#[test]
+fn short_transfer_is_not_slowed_down_by_losses() {
+    let mut simulation = alone(RADIO, 1);
+    let share = simulation.share(0, 1);
+    assert!(share > 0.5, "{share} in the first second");
+    simulation.run_for(2);
+    let share = simulation.share(0, 2);
+    assert!(share > 0.8, "{share} in the next two");
+}
+
+#[test]
+fn short_queue_is_not_flooded() {
+    let path = Path {
+        queue: 10,
+        lost: 0,
+        ..RADIO
+    };
+    let mut simulation = alone(path, 30);
+    let share = simulation.share(0, 30);
+    let lost = simulation.lost_share(0);
+    assert!(share > 0.8, "{share}");
+    assert!(lost < 0.05, "{lost} lost");
+    simulation.run_for(10);
+}
+
+#[test]
+fn two_flows_share_a_path() {
+    for queue in [20, 100, 400] {
+        let mut second = Flow::bbr(11);
+        second.begins = 5 * SECOND;
+        let path = Path { queue, ..RADIO };
+        let mut simulation = Simulation::new(path, vec![Flow::bbr(7), second]);
+        simulation.run_for(20);
+        simulation.run_for(40);
+        let shares = [0, 1].map(|flow| simulation.share(flow, 40));
+        let lost = [0, 1].map(|flow| simulation.lost_share(flow));
+        let (least, sum) = (shares[0].min(shares[1]), shares[0] + shares[1]);
+        assert!(sum > 0.85, "{shares:?} with a queue of {queue}");
+        assert!(least > 0.25 * sum, "{shares:?} with a queue of {queue}");
+        assert!(
+            lost.iter().all(|lost| *lost < 0.06),
+            "{lost:?}, queue of {queue}"
+        );
+    }
+}
+
+#[test]
+fn neighbour_that_heeds_every_loss_is_not_starved() {
+    let reno = || {
+        let window = 10.0;
+        Flow::new(Sender::Reno { window, calm_at: 0 }, 0)
+    };
+    let path = Path {
+        rate: 20_000_000,
+        round_trip_ms: 30,
+        queue: 80,
+        lost: 0,
+    };
+    let mut simulation = Simulation::new(path, vec![Flow::bbr(7), reno()]);
+    simulation.run_for(20);
+    simulation.run_for(40);
+    let shares = [0, 1].map(|flow| simulation.share(flow, 40));
+    assert!(shares[1] > 0.15, "{shares:?}");
+    assert!(shares[0] > 0.15, "{shares:?}");
+}
+
+#[test]
+fn path_that_becomes_slower_or_faster_is_followed() {
+    let path = Path {
+        rate: 20_000_000,
+        lost: 1000,
+        ..RADIO
+    };
+    let mut simulation = alone(path, 10);
+    simulation.path.rate = 4_000_000;
+    simulation.run_for(5);
+    simulation.run_for(10);
+    let share = simulation.share(0, 10);
+    assert!(share > 0.8, "{share} of the slower path");
+    simulation.path.rate = 40_000_000;
+    simulation.run_for(10);
+    simulation.run_for(10);
+    let share = simulation.share(0, 10);
+    assert!(share > 0.8, "{share} of the faster path");
+}
+
+#[test]
+fn rate_of_the_path_is_known() {
+    let simulation = alone(RADIO, 10);
+    let Sender::Bbr(bbr) = &simulation.flows[0].sender else {
+        panic!("a flow of ours");
+    };
+    assert_ne!(bbr.phase(), Phase::Startup);
+    let known = bbr.rate() * 8.0 / RADIO.rate as f64;
+    assert!((known - 1.0).abs() < 0.1, "{known} of the path's rate");
+}

@@ -40,11 +40,6 @@ pub(super) struct ShortestRoundTrip {
 pub(super) const LOOK_AFTER: Duration = Duration::from_secs(5);
 /// What was seen longer ago is not true any more (`BBR.MinRTTFilterLen`).
 const TRUE_FOR: Duration = Duration::from_secs(10);
-/// A round trip beyond so many of the shortest is far longer ...
-const FAR_LONGER: u32 = 2;
-/// ... if what may hold a lone packet's acknowledgement back does not explain it: the 25 ms of
-/// RFC 9000 section 18.2 (`max_ack_delay`), and a little.
-const HELD_BACK: Duration = Duration::from_millis(30);
 
 impl ShortestRoundTrip {
     pub(super) fn get(&self) -> Option<Duration> {
@@ -52,36 +47,22 @@ impl ShortestRoundTrip {
     }
 
     /// Notes a round trip. Returns whether it is time to look for a shorter one.
-    ///
-    /// `was_idle` tells that next to nothing was under way when a packet was sent that took as
-    /// long at least, so that it waited behind nothing of ours. If it is far longer, the path is
-    /// another one. The draft believes in the shorter one for up to 10 s, and allows no more
-    /// under way than that would hold: the search for the path's rate would end far too soon
-    /// where a stream over 100 ms begins after little had gone over 30 ms.
-    pub(super) fn note(&mut self, round_trip: Duration, was_idle: bool, now: Instant) -> bool {
-        let age = |(_, at): (Duration, Instant)| now.saturating_duration_since(at);
-        let due = self.lately.is_some_and(|lately| age(lately) > LOOK_AFTER);
+    pub(super) fn note(&mut self, round_trip: Duration, now: Instant) -> bool {
+        let is_due = |(_, at): (Duration, Instant)| now.saturating_duration_since(at) > LOOK_AFTER;
+        let due = self.lately.is_some_and(is_due);
         if due || self.lately.is_none_or(|(lately, _)| round_trip <= lately) {
             self.lately = Some((round_trip, now));
         }
+        let is_old = |(_, at): (Duration, Instant)| now.saturating_duration_since(at) > TRUE_FOR;
         let lately = self.lately;
         let shorter = |(shortest, _)| lately.is_some_and(|(lately, _)| lately <= shortest);
         if self
             .shortest
-            .is_none_or(|known| age(known) > TRUE_FOR || shorter(known))
+            .is_none_or(|known| is_old(known) || shorter(known))
         {
             self.shortest = lately;
         }
-        if was_idle && self.is_far_shorter_than(round_trip) {
-            self.shortest = Some((round_trip, now));
-            self.lately = self.shortest;
-        }
         due
-    }
-
-    fn is_far_shorter_than(&self, round_trip: Duration) -> bool {
-        self.get()
-            .is_some_and(|shortest| round_trip > shortest * FAR_LONGER + HELD_BACK)
     }
 
     /// It was looked for.
@@ -116,31 +97,14 @@ mod tests {
         let at = |s| start + Duration::from_secs(s);
         let (short, long) = (Duration::from_millis(10), Duration::from_millis(30));
         let mut known = ShortestRoundTrip::default();
-        assert!(!known.note(short, false, start));
-        assert!(!known.note(long, false, at(1)));
-        assert!(!known.note(long, false, at(4)));
-        assert!(known.note(long, false, at(6)));
+        assert!(!known.note(short, start));
+        assert!(!known.note(long, at(1)));
+        assert!(!known.note(long, at(4)));
+        assert!(known.note(long, at(6)));
         assert_eq!(known.get(), Some(short));
-        assert!(!known.note(long, false, at(11)));
+        assert!(!known.note(long, at(11)));
         assert_eq!(known.get(), Some(long));
-        assert!(!known.note(short, false, at(12)));
-        assert_eq!(known.get(), Some(short));
-    }
-
-    #[test]
-    fn path_that_is_far_longer_is_believed_by_what_waits_behind_nothing() {
-        let start = Instant::now();
-        let at = |s| start + Duration::from_secs(s);
-        let (short, long) = (Duration::from_millis(30), Duration::from_millis(100));
-        let held_back = short + Duration::from_millis(25);
-        let mut known = ShortestRoundTrip::default();
-        known.note(short, true, start);
-        known.note(held_back, true, at(1));
-        known.note(long, false, at(2));
-        assert_eq!(known.get(), Some(short));
-        known.note(long, true, at(3));
-        assert_eq!(known.get(), Some(long));
-        known.note(short, false, at(4));
+        assert!(!known.note(short, at(12)));
         assert_eq!(known.get(), Some(short));
     }
 }
