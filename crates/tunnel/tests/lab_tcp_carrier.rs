@@ -480,6 +480,8 @@ fn strangers_at_the_listener_get_nothing_and_keep_nobody_out() -> Result<()> {
             let _echo = Echo::start(endpoint(1)).await?;
             let (near, far) = two_nodes(cluster).await?;
             let at = far.mesh_node.addresses[0];
+            // Nodes may know each other before a port is open.
+            eventually("it listens", || std::net::TcpStream::connect(at).is_ok()).await?;
             // As many as one address may have at a time, and more; none says a word.
             let mut silent = Vec::new();
             for _ in 0..100 {
