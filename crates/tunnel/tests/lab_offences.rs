@@ -339,7 +339,7 @@ fn who_speaks_another_protocol_is_not_let_in() -> Result<()> {
             let (victim, _listener) = victim(cluster).await?;
             let offender = Offender::join(cluster, &victim).await?;
             let victim_at = offender.victim.clone();
-            for other in [&b"edgemesh/1"[..], b"h3", b"/iroh-qad/0"] {
+            for other in [&b"edgemesh/2"[..], b"h3", b"/iroh-qad/0"] {
                 let connected = offender.endpoint.connect(victim_at.clone(), other).await;
                 ensure!(connected.is_err(), "{}", String::from_utf8_lossy(other));
             }

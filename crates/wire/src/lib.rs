@@ -44,7 +44,7 @@ pub use resume::{Resume, StreamName};
 pub use tally::Tally;
 
 /// Names this protocol and its version in the TLS handshake (RFC 7301).
-pub const ALPN: &[u8] = b"edgemesh/2";
+pub const ALPN: &[u8] = b"edgemesh/3";
 
 /// Bytes that are not what the other end should have sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
