@@ -55,7 +55,8 @@ proptest! {
                 _ => {}
             }
         }
-        // Then all of it, in an order of its own.
+        // Then all of it, in an order of its own, and not in more pieces than may leave gaps.
+        let cut = cut.max(length.div_ceil(MOST_GAPS));
         let mut cuts: Vec<u64> = (begin..end).step_by(cut).collect();
         cuts.sort_by_key(|cut| cut.wrapping_mul(seed | 1).rotate_left(17));
         for start in cuts {
