@@ -225,9 +225,11 @@ impl Forwarder {
             self.tasks.own(TaskName::Worker(number), stop, running);
         }
         let stop = self.stop_accepting.child_token();
+        let runtime = self.connections.ways.runtime();
         let worker = Worker::new(shared, beside_tunnel, vec![], self.liveness.listener());
         let running = worker.run(stop.clone());
-        self.tasks.own(TaskName::TunnelWorker, stop, running);
+        self.tasks
+            .own_in(&runtime, TaskName::TunnelWorker, stop, running);
     }
 
     fn listeners_of_next_worker(&mut self) -> Vec<(TcpListener, ListenAddr)> {

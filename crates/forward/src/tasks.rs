@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use edgemesh_plan::Frontend;
 use futures_util::FutureExt;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -57,8 +58,19 @@ impl Tasks {
         stop: CancellationToken,
         running: impl Future<Output = ()> + Send + 'static,
     ) {
+        self.own_in(&Handle::current(), task, stop, running);
+    }
+
+    /// The same in another runtime.
+    pub(crate) fn own_in(
+        &mut self,
+        runtime: &Handle,
+        task: TaskName,
+        stop: CancellationToken,
+        running: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.workers += is_worker(task);
-        self.running.spawn(async move {
+        let running = async move {
             // The task's state is dropped with it; nobody sees it half changed.
             let ended = AssertUnwindSafe(running).catch_unwind().await;
             let end = TaskEnd {
@@ -71,7 +83,8 @@ impl Tasks {
                 error!(%task, "a task of the forwarder panicked");
             }
             end
-        });
+        };
+        self.running.spawn_on(running, runtime);
     }
 
     /// The next task to end; waits forever when none runs.

@@ -10,6 +10,7 @@ use edgemesh_sockets::{
 };
 use edgemesh_tunnel::{FirstBytes, OpenFault, Target, Tunnel, TunnelStream, UdpFlow};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 
 use crate::dial::fault_of;
 use crate::metrics::{self, Counters};
@@ -38,6 +39,12 @@ pub(crate) enum TcpUpstream {
 impl Ways {
     pub(crate) fn new(sockets: OutwardSockets, tunnel: Option<Tunnel>) -> Self {
         Self { sockets, tunnel }
+    }
+
+    /// The runtime for connections that may go through the tunnel.
+    pub(crate) fn runtime(&self) -> Handle {
+        let tunnel = self.tunnel.as_ref().map(Tunnel::runtime);
+        tunnel.cloned().unwrap_or_else(Handle::current)
     }
 
     /// Whether a connection through `portal` may have to go through the tunnel.

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use edgemesh_tunnel::movable;
 use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -173,11 +174,16 @@ impl Worker {
         let beside_tunnel = self.seat.number.is_none();
         let crew = Arc::clone(&self.shared.crew);
         let arrival = Box::new(arrival);
-        self.tasks.spawn(async move {
+        let serving = async move {
             let _loaded = loaded;
             let crew = (!beside_tunnel).then_some(&*crew);
             connections.serve(arrival, crew).await;
-        });
+        };
+        if beside_tunnel {
+            self.tasks.spawn(movable(serving));
+        } else {
+            self.tasks.spawn(serving);
+        }
     }
 
     fn note(&self, ended: Result<(), JoinError>) {

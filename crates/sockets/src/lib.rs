@@ -20,4 +20,4 @@ pub use datagrams::{await_datagram, receive_now, send_now, send_to_now};
 pub use first_bytes::{look_at, take_seen};
 pub use outward::{EndpointAddr, OutwardSockets, has_data, open, tune};
 pub use pipes::{LentPipe, PipePool};
-pub use reset_on_drop::{ResetOnDrop, broken, end_stream, send_last};
+pub use reset_on_drop::{ResetOnDrop, broken, end_stream, send_last, watch_here};

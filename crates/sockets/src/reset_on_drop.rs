@@ -41,6 +41,11 @@ impl ResetOnDrop {
         self.in_order = true;
     }
 
+    /// The stream itself, for [`watch_here`].
+    pub fn stream_mut(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
     /// Takes it out of its runtime, for another one to register.
     ///
     /// # Errors
@@ -67,6 +72,20 @@ impl Drop for ResetOnDrop {
 fn reset_on_close(stream: &TcpStream) {
     // It can only fail on a socket that has no connection any more.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Has the runtime that this is called in watch `stream`, instead of the one that did.
+///
+/// # Errors
+///
+/// When the process has no descriptor left for the moment in which it has two, or the kernel
+/// takes no more to watch. It is watched as before then: nothing is lost, but each call of it goes
+/// from runtime to runtime.
+pub fn watch_here(stream: &mut TcpStream) -> io::Result<()> {
+    let other = stream.as_fd().try_clone_to_owned()?;
+    // That closes the first of the two only.
+    *stream = TcpStream::from_std(other.into())?;
+    Ok(())
 }
 
 /// Ends the stream towards the other side (FIN) and leaves the other way open.

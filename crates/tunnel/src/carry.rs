@@ -16,7 +16,7 @@ use std::io;
 use std::pin::pin;
 
 use bytes::Bytes;
-use edgemesh_sockets::{StreamBuffer, broken, end_stream};
+use edgemesh_sockets::{StreamBuffer, broken, end_stream, watch_here};
 use edgemesh_wire::ReadUpTo;
 use iroh::endpoint::{ReadError, SendStream, VarInt, WriteError};
 use tokio::net::TcpStream;
@@ -27,11 +27,12 @@ use tokio::time::{Instant, sleep};
 use crate::chunk_run::{pass_on_rest, take_run};
 use crate::course::{Course, FORGOTTEN_AFTER, Inbound, Outbound};
 use crate::inflow::{Inflow, is_offence};
+use crate::movable::go_on_in;
 use crate::peer_stream::PeerStream;
 use crate::readings::read_by_peer;
 use crate::session::Session;
 use crate::tcp_carrier::{
-    Guided, LaneIn, LaneOut, Lanes, Progress, receive_by_lane, send_by_lane, switch,
+    Brought, Guided, LaneIn, LaneOut, Lanes, Progress, receive_by_lane, send_by_lane, switch,
 };
 
 /// Bytes taken from a stream at once. They are not copied; this bounds how long one stream
@@ -64,7 +65,7 @@ pub enum Broken {
 /// Dropped before, it leaves in `course` all that is needed to go on by another stream; by this
 /// one only if [`Course::can_stay`].
 pub(crate) async fn carry(
-    tcp: &TcpStream,
+    tcp: &mut TcpStream,
     stream: &mut PeerStream,
     course: &mut Course,
     lanes: Lanes,
@@ -72,19 +73,44 @@ pub(crate) async fn carry(
     moved: impl Fn(Way, usize),
 ) -> Result<(), Broken> {
     let number = stream.number();
+    stream.recv.may_be_read_ahead(&session.ahead);
+    let _being_read = session.readings.register(number, course.inbound.reading());
+    let mut guided = Guided::new(lanes);
+    let first = tokio::select! {
+        biased;
+        done = pumps(tcp, stream, course, &mut guided.brought, session, &moved) => return done,
+        first = guided.guide.first() => first,
+    };
+    // By lanes it will move much, which must not keep others from the threads of QUIC.
+    go_on_in(first.runtime()).await;
+    // Else it is watched from afar.
+    let _ = watch_here(tcp);
+    tokio::select! {
+        biased;
+        done = pumps(tcp, stream, course, &mut guided.brought, session, &moved) => done,
+        never = guided.guide.run(first) => match never {},
+    }
+}
+
+/// Moves bytes both ways until both have ended, or one broke.
+async fn pumps(
+    tcp: &TcpStream,
+    stream: &mut PeerStream,
+    course: &mut Course,
+    brought: &mut Brought,
+    session: &Session,
+    moved: &impl Fn(Way, usize),
+) -> Result<(), Broken> {
     let PeerStream { send, recv, .. } = stream;
     let Course { outbound, inbound } = course;
-    recv.may_be_read_ahead(&session.ahead);
-    let _being_read = session.readings.register(number, inbound.reading());
-    let guided = Guided::new(lanes);
-    let progress = &guided.progress;
+    let progress = &brought.progress;
     let outgoing = Lane {
-        offered: guided.outgoing,
+        offered: &mut brought.outgoing,
         progress,
         session,
     };
     let incoming = Lane {
-        offered: guided.incoming,
+        offered: &mut brought.incoming,
         progress,
         session,
     };
@@ -94,26 +120,19 @@ pub(crate) async fn carry(
     let out = pin!(pump_out(tcp, recv, inbound, incoming, |n| {
         moved(Way::OutOfTunnel, n);
     }));
-    let both = async {
-        let done = both(tcp, into, out).await;
-        progress.end();
-        if let Err(Broken::Tunnel(error)) = &done
-            && is_offence(error)
-        {
-            session.offended(error);
-        }
-        done
-    };
-    tokio::select! {
-        biased;
-        done = both => done,
-        never = guided.guide.run() => match never {},
+    let done = both(tcp, into, out).await;
+    progress.end();
+    if let Err(Broken::Tunnel(error)) = &done
+        && is_offence(error)
+    {
+        session.offended(error);
     }
+    done
 }
 
 /// What a direction has to do with lanes.
 struct Lane<'g, L> {
-    offered: mpsc::Receiver<L>,
+    offered: &'g mut mpsc::Receiver<L>,
     progress: &'g Progress,
     /// The connection that the stream belongs to.
     session: &'g Session,
@@ -146,7 +165,7 @@ async fn pump_in(
     tcp: &TcpStream,
     send: &mut SendStream,
     outbound: &mut Outbound,
-    mut lane: Lane<'_, LaneOut>,
+    lane: Lane<'_, LaneOut>,
     moved: impl Fn(usize),
 ) -> Result<(), Broken> {
     let mut stop = pin!(send.stopped());
@@ -274,7 +293,7 @@ async fn pump_out(
     tcp: &TcpStream,
     recv: &mut Inflow,
     inbound: &mut Inbound,
-    mut lane: Lane<'_, LaneIn>,
+    lane: Lane<'_, LaneIn>,
     moved: impl Fn(usize),
 ) -> Result<(), Broken> {
     let mut taken: Option<LaneIn> = None;

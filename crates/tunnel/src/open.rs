@@ -77,7 +77,7 @@ impl TunnelStream {
     /// Which side broke it.
     pub async fn carry(
         mut self,
-        client: ResetOnDrop,
+        mut client: ResetOnDrop,
         moved: impl Fn(Way, usize),
     ) -> Result<(), Broken> {
         let counters = Arc::clone(self.going.counters());
@@ -104,7 +104,7 @@ impl TunnelStream {
         self.said = Said::default();
         let mut may_resume = name.is_some();
         loop {
-            match self.leg(&client, &mut course, may_resume, &count).await {
+            match self.leg(&mut client, &mut course, may_resume, &count).await {
                 Leg::Done(Ok(())) => break,
                 Leg::Done(Err(broken)) => return Err(broken),
                 Leg::Worn => {}
@@ -134,7 +134,7 @@ impl TunnelStream {
     /// Carries it on its present connection, as long as that is not worn.
     async fn leg(
         &mut self,
-        client: &ResetOnDrop,
+        client: &mut ResetOnDrop,
         course: &mut Course,
         may_resume: bool,
         moved: impl Fn(Way, usize),
@@ -151,7 +151,7 @@ impl TunnelStream {
             )),
             None => Lanes::None,
         };
-        let carried = carry(client.stream(), stream, course, lanes, session, moved);
+        let carried = carry(client.stream_mut(), stream, course, lanes, session, moved);
         tokio::select! {
             biased;
             done = carried => Leg::Done(done),

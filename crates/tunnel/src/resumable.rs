@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use edgemesh_sockets::{ResetOnDrop, broken};
+use edgemesh_sockets::{ResetOnDrop, broken, watch_here};
 use edgemesh_wire::{Answer, Resume, StreamName};
 use iroh::EndpointId;
 use iroh::endpoint::ReadError;
@@ -131,8 +131,11 @@ impl Held {
         self.course.inbound.at()
     }
 
-    /// From now on it goes on by another stream, whose opener has its bytes up to `position`.
+    /// From now on it goes on here by another stream, whose opener has its bytes up to
+    /// `position`.
     pub(crate) fn go_on_at(&mut self, position: u64) {
+        // Else it is watched from afar.
+        let _ = watch_here(self.socket.stream_mut());
         self.course.go_on_at(position, Instant::now());
     }
 
@@ -198,7 +201,7 @@ impl Held {
             Way::IntoTunnel => counters.went(bytes),
             Way::OutOfTunnel => counters.came(bytes),
         };
-        let carried = carry(socket.stream(), stream, course, lanes, session, moved);
+        let carried = carry(socket.stream_mut(), stream, course, lanes, session, moved);
         tokio::select! {
             biased;
             done = carried => Leg::Done(done),

@@ -11,6 +11,7 @@ use edgemesh_plan::{Exits, Reachability};
 use edgemesh_sockets::OutwardSockets;
 use edgemesh_wire::{ALPN, Hello};
 use iroh::address_lookup::MemoryLookup;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -23,6 +24,7 @@ use crate::endpoint_options::{BindFault, EndpointOptions, bind_endpoint};
 use crate::exit::Exit;
 use crate::identity::NodeKey;
 use crate::jobs::Jobs;
+use crate::own_threads::OwnThreads;
 use crate::peer_book::{PeerBook, Peers};
 use crate::presence::{Presence, PresenceOptions};
 use crate::relay_dialer::RelayDialer;
@@ -52,6 +54,8 @@ const FORGET_EVERY: Duration = Duration::from_secs(60);
 pub struct Running {
     inner: Arc<Inner>,
     tasks: JoinSet<&'static str>,
+    /// Dropped last.
+    _threads: OwnThreads,
 }
 
 /// Where the tunnel learns and tells who is a peer.
@@ -73,6 +77,11 @@ struct Follower {
 /// Why the tunnel could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// It has no thread.
+    #[error(
+        "start the tunnel's threads; see the limits of this process and of its control group (ulimit -n, ulimit -u, pids.max)"
+    )]
+    Threads(#[source] io::Error),
     /// It has no socket.
     #[error(transparent)]
     Bind(#[from] BindFault),
@@ -87,8 +96,9 @@ pub enum StartError {
 }
 
 impl Tunnel {
-    /// Opens the tunnel's socket and starts all its tasks, which run until
-    /// [`Running::shut_down`]. `exits` is followed from then on.
+    /// Opens the tunnel's socket and starts all its tasks, which run on threads of their own until
+    /// [`Running::shut_down`]. What moves much is carried in the runtime that this is called in.
+    /// `exits` is followed from then on.
     ///
     /// # Errors
     ///
@@ -98,125 +108,149 @@ impl Tunnel {
         key: NodeKey,
         exits: watch::Receiver<Arc<Exits>>,
     ) -> Result<(Self, Running), StartError> {
-        let hello = Hello {
-            boot_id: boot_id().map_err(StartError::NoChance)?,
-        };
-        let previous = key.previous().map(|previous| previous.public_key);
-        let own_keys = [Some(key.public()), previous]
-            .into_iter()
-            .flatten()
-            .collect();
-        let lookup = MemoryLookup::new();
-        let trust = RelayTrust::default();
-        let dialer = RelayDialer::bind().await.map_err(BindFault::RelayDialer)?;
-        let endpoint = bind_endpoint(&EndpointOptions {
-            key: key.clone(),
-            alpns: vec![ALPN.to_vec()],
-            bind: settings.bind,
-            port: settings.listen_port,
-            advertise: settings.advertise.clone(),
-            lookup: lookup.clone(),
-            trust: trust.clone(),
-            relay_dialer: Some(dialer.address()),
-        })
-        .await?;
-        let counters = Arc::new(Counters::default());
-        let carrier_key = key.clone();
-        let (lanes, side_entrance) = side_door();
-        // Where the relay listens already, it passes on who comes for a lane.
-        let relay_port = settings.relay.as_ref().map(|relay| relay.listen.port());
-        let mut lanes_at = endpoint.bound_sockets();
-        lanes_at.retain(|at| Some(at.port()) != relay_port);
-        let (jobs, job_owner) = Jobs::new();
-        let peers = watch::Sender::new(Arc::new(Peers::default()));
-        let reachability = watch::Sender::new(Reachability::default());
-        let stop = CancellationToken::new();
-        let (presence, of_presence) = Presence::new(
-            PresenceOptions {
-                node: settings.node.clone(),
-                key,
-                endpoint: endpoint.clone(),
-                trust,
-                dialer: Some(dialer),
-                relay_nodes: settings.relay_nodes,
-                relay: settings.relay,
-                lanes: settings.tcp_carrier.then_some(lanes),
-                advertise: settings.advertise,
-                never: settings.never,
-                version: settings.version,
-                boot_id: hello.boot_id_text().into(),
-                peers: peers.subscribe(),
-                exits: exits.clone(),
+        let threads = OwnThreads::start().map_err(StartError::Threads)?;
+        let at = threads.handle().clone();
+        let starting = start(settings, key, exits, at, Handle::current());
+        let (inner, tasks) = threads.run(starting).await?;
+        Ok((
+            Self(Arc::clone(&inner)),
+            Running {
+                inner,
+                tasks,
+                _threads: threads,
             },
-            &stop,
-        );
-        let sockets = OutwardSockets::new(settings.mark);
-        let carrier = settings.tcp_carrier.then(|| {
-            Carrier::new(CarrierOptions {
-                key: carrier_key,
-                sockets,
-                peers: peers.subscribe(),
-                counters: Arc::clone(&counters),
-            })
-        });
-        let carrier = carrier.transpose().map_err(StartError::Tls)?.map(Arc::new);
-        let exit = Exit::new(
-            exits.clone(),
-            sockets,
-            settings.timing,
-            &settings.limits,
-            carrier.clone(),
-            Arc::clone(&counters),
-        );
-        let inner = Arc::new(Inner {
-            endpoint,
-            lookup,
-            presence,
-            hello,
-            limits: settings.limits,
-            timing: settings.timing,
-            keep_alive: settings.keep_alive,
-            counters,
-            exit: Arc::new(exit),
-            carrier: carrier.clone(),
-            jobs,
-            places: Arc::new(Semaphore::new(settings.limits.streams_out)),
-            exits: exits.clone(),
-            peers: peers.subscribe(),
-            reachability: reachability.subscribe(),
-            links: Mutex::new(BTreeMap::new()),
-            stop: stop.clone(),
-        });
-        let follower = Follower {
-            inner: Arc::clone(&inner),
-            book: PeerBook::default(),
-            own: settings.node,
-            own_keys,
-            exits,
-            peers,
-            reachability,
-            followed: None,
-            rotated: BTreeMap::new(),
-        };
-        let mut tasks = JoinSet::new();
-        for (name, task) in of_presence {
-            tasks.spawn(named(name, task));
-        }
-        tasks.spawn(named(
-            "the tunnel's follower of the cluster",
-            follower.run(),
-        ));
-        tasks.spawn(named(
-            "the tunnel's acceptor",
-            accept(Arc::clone(&inner), stop.clone()),
-        ));
-        if let Some(carrier) = carrier {
-            let listener = keep_listening(carrier, lanes_at, side_entrance, stop.clone());
-            tasks.spawn(named("the tunnel's listener for lanes", listener));
-        }
-        tasks.spawn(named("the tunnel's owner of tasks", job_owner.run(stop)));
-        Ok((Self(Arc::clone(&inner)), Running { inner, tasks }))
+        ))
     }
+}
+
+/// Starts all tasks in this runtime, `threads`; `lanes` is the one in which lanes are used.
+async fn start(
+    settings: Settings,
+    key: NodeKey,
+    exits: watch::Receiver<Arc<Exits>>,
+    threads: Handle,
+    lanes: Handle,
+) -> Result<(Arc<Inner>, JoinSet<&'static str>), StartError> {
+    let hello = Hello {
+        boot_id: boot_id().map_err(StartError::NoChance)?,
+    };
+    let previous = key.previous().map(|previous| previous.public_key);
+    let own_keys = [Some(key.public()), previous]
+        .into_iter()
+        .flatten()
+        .collect();
+    let lookup = MemoryLookup::new();
+    let trust = RelayTrust::default();
+    let dialer = RelayDialer::bind().await.map_err(BindFault::RelayDialer)?;
+    let endpoint = bind_endpoint(&EndpointOptions {
+        key: key.clone(),
+        alpns: vec![ALPN.to_vec()],
+        bind: settings.bind,
+        port: settings.listen_port,
+        advertise: settings.advertise.clone(),
+        lookup: lookup.clone(),
+        trust: trust.clone(),
+        relay_dialer: Some(dialer.address()),
+    })
+    .await?;
+    let counters = Arc::new(Counters::default());
+    let carrier_key = key.clone();
+    let (to_lanes, side_entrance) = side_door();
+    // Where the relay listens already, it passes on who comes for a lane.
+    let relay_port = settings.relay.as_ref().map(|relay| relay.listen.port());
+    let mut lanes_at = endpoint.bound_sockets();
+    lanes_at.retain(|at| Some(at.port()) != relay_port);
+    let (jobs, job_owner) = Jobs::new();
+    let peers = watch::Sender::new(Arc::new(Peers::default()));
+    let reachability = watch::Sender::new(Reachability::default());
+    let stop = CancellationToken::new();
+    let (presence, of_presence) = Presence::new(
+        PresenceOptions {
+            node: settings.node.clone(),
+            key,
+            endpoint: endpoint.clone(),
+            trust,
+            dialer: Some(dialer),
+            relay_nodes: settings.relay_nodes,
+            relay: settings.relay,
+            lanes: settings.tcp_carrier.then_some(to_lanes),
+            advertise: settings.advertise,
+            never: settings.never,
+            version: settings.version,
+            boot_id: hello.boot_id_text().into(),
+            peers: peers.subscribe(),
+            exits: exits.clone(),
+        },
+        &stop,
+    );
+    let sockets = OutwardSockets::new(settings.mark);
+    let carrier = settings.tcp_carrier.then(|| {
+        Carrier::new(CarrierOptions {
+            key: carrier_key,
+            sockets,
+            peers: peers.subscribe(),
+            runtime: lanes,
+            counters: Arc::clone(&counters),
+        })
+    });
+    let carrier = carrier.transpose().map_err(StartError::Tls)?.map(Arc::new);
+    let exit = Exit::new(
+        exits.clone(),
+        sockets,
+        settings.timing,
+        &settings.limits,
+        carrier.clone(),
+        Arc::clone(&counters),
+    );
+    let inner = Arc::new(Inner {
+        threads,
+        endpoint,
+        lookup,
+        presence,
+        hello,
+        limits: settings.limits,
+        timing: settings.timing,
+        keep_alive: settings.keep_alive,
+        counters,
+        exit: Arc::new(exit),
+        carrier: carrier.clone(),
+        jobs,
+        places: Arc::new(Semaphore::new(settings.limits.streams_out)),
+        exits: exits.clone(),
+        peers: peers.subscribe(),
+        reachability: reachability.subscribe(),
+        links: Mutex::new(BTreeMap::new()),
+        stop: stop.clone(),
+    });
+    let follower = Follower {
+        inner: Arc::clone(&inner),
+        book: PeerBook::default(),
+        own: settings.node,
+        own_keys,
+        exits,
+        peers,
+        reachability,
+        followed: None,
+        rotated: BTreeMap::new(),
+    };
+    let mut tasks = JoinSet::new();
+    for (name, task) in of_presence {
+        tasks.spawn(named(name, task));
+    }
+    tasks.spawn(named(
+        "the tunnel's follower of the cluster",
+        follower.run(),
+    ));
+    tasks.spawn(named(
+        "the tunnel's acceptor",
+        accept(Arc::clone(&inner), stop.clone()),
+    ));
+    if let Some(carrier) = carrier {
+        let listener = keep_listening(carrier, lanes_at, side_entrance, stop.clone());
+        tasks.spawn(named("the tunnel's listener for lanes", listener));
+    }
+    tasks.spawn(named("the tunnel's owner of tasks", job_owner.run(stop)));
+    Ok((inner, tasks))
 }
 
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {

@@ -21,6 +21,7 @@ use crate::datagram_traffic::{DatagramTraffic, NotSent};
 use crate::exit::{Exit, Quota};
 use crate::flow_table::FlowTable;
 use crate::hello_stream;
+use crate::movable::movable;
 use crate::peer_stream::PeerStream;
 use crate::read_ahead::BytesAhead;
 use crate::readings::Readings;
@@ -349,9 +350,9 @@ impl Session {
                         let exit = Arc::clone(&serving.exit);
                         let quota = serving.quota.clone();
                         let session = self.count_stream();
-                        streams.spawn(async move {
+                        streams.spawn(movable(async move {
                             exit.serve(PeerStream::new(stream), session, quota).await;
-                        });
+                        }));
                     }
                     // The connection is closed, as `serve` learns.
                     Err(_) => std::future::pending().await,

@@ -10,6 +10,7 @@ use edgemesh_plan::{Exits, Reachability};
 use edgemesh_wire::{Hello, Request};
 use iroh::Endpoint;
 use iroh::address_lookup::MemoryLookup;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +55,8 @@ pub struct Tunnel(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
+    /// Where its connections live.
+    pub(crate) threads: Handle,
     pub(crate) endpoint: Endpoint,
     pub(crate) lookup: MemoryLookup,
     pub(crate) presence: Presence,
@@ -98,6 +101,13 @@ impl Tunnel {
             }
             connected
         }
+    }
+
+    /// The runtime in which its connections live. Who carries streams does so there: each byte of
+    /// them comes from there.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        &self.0.threads
     }
 
     /// A UDP flow to an endpoint of `node`. It is there at once and keeps the first datagrams

@@ -7,13 +7,14 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use edgemesh_catalog::{Change, Protocol::Tcp};
 use edgemesh_lab::Program;
 use edgemesh_sockets::ResetOnDrop;
-use edgemesh_tunnel::{Broken, Counters};
+use edgemesh_tunnel::{Broken, Counters, movable};
 use stage::tcp::{
     Carried, Client, Echo, exchange, open, open_files, pattern, send_and_hear, two_nodes,
 };
@@ -21,6 +22,7 @@ use stage::{Cluster, Member, PATIENCE, endpoint, eventually, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -103,6 +105,46 @@ fn what_moves_much_goes_by_a_lane_both_ways_with_its_half_close() -> Result<()> 
                 ensure!(counters.lanes_made() == 1, "{}", counters.lanes_made());
             }
             Ok(())
+        })
+    })
+}
+
+#[test]
+fn what_goes_by_a_lane_is_carried_apart_from_the_connections_between_nodes() -> Result<()> {
+    edgemesh_lab::test(|_| {
+        run(async |cluster| {
+            let listener = TcpListener::bind(endpoint(1)).await?;
+            let (near, far) = two_nodes(cluster).await?;
+            let stream = open(&near.tunnel, &far).await?;
+            let Client {
+                mut client,
+                near: socket,
+                ..
+            } = Client::silent().await?;
+            let (tell, threads) = watch::channel((false, false));
+            let mut carrying = JoinSet::new();
+            let carried = async move {
+                let note = |_, _| {
+                    let on_its_own = thread::current().name() == Some("edgemesh-tunnel");
+                    tell.send_modify(|(there, apart)| {
+                        *there |= on_its_own;
+                        *apart |= !on_its_own;
+                    });
+                };
+                // It is reset at the end of the test.
+                let _ = stream.carry(ResetOnDrop::new(socket), note).await;
+            };
+            carrying.spawn_on(movable(carried), near.tunnel.runtime());
+            let (mut server, _) = listener.accept().await?;
+            let mut rounds = 0;
+            while !threads.borrow().1 {
+                move_some(&mut client, &mut server, 64 * 1024).await?;
+                rounds += 1;
+                ensure!(rounds < 100_000, "still there after {rounds} rounds");
+            }
+            ensure!(threads.borrow().0, "it has not begun there");
+            let counters = near.tunnel.counters();
+            eventually("its lane", || counters.lanes() == 1).await
         })
     })
 }

@@ -38,16 +38,22 @@ pub(crate) struct Progress {
     over: AtomicBool,
 }
 
-/// What a stream's two directions and its guide have of each other.
+/// A stream's guide, and what its two directions have of that.
 #[derive(Debug)]
 pub(crate) struct Guided {
+    pub(crate) brought: Brought,
+    pub(crate) guide: Guide,
+}
+
+/// What the two directions of a stream have of its guide.
+#[derive(Debug)]
+pub(crate) struct Brought {
     /// For the direction that sends.
     pub(crate) outgoing: mpsc::Receiver<LaneOut>,
     /// For the direction that receives.
     pub(crate) incoming: mpsc::Receiver<LaneIn>,
     /// For both.
     pub(crate) progress: Arc<Progress>,
-    pub(crate) guide: Guide,
 }
 
 /// Brings the lanes.
@@ -69,9 +75,11 @@ impl Guided {
             over: AtomicBool::new(false),
         });
         Self {
-            outgoing,
-            incoming,
-            progress: Arc::clone(&progress),
+            brought: Brought {
+                outgoing,
+                incoming,
+                progress: Arc::clone(&progress),
+            },
             guide: Guide {
                 lanes,
                 takers: Takers {
@@ -85,10 +93,15 @@ impl Guided {
 }
 
 impl Guide {
-    /// Brings lanes for as long as the stream lasts.
-    pub(crate) async fn run(mut self) -> Infallible {
+    /// The first lane of the stream, which is not used yet.
+    pub(crate) async fn first(&mut self) -> Lane {
+        self.next().await
+    }
+
+    /// Brings lanes for as long as the stream lasts, this one `first`.
+    pub(crate) async fn run(mut self, first: Lane) -> Infallible {
+        let mut lane = first;
         loop {
-            let lane = self.next().await;
             // Boxed: most streams never have one.
             let end = Box::pin(lane.run(&self.takers, &self.progress)).await;
             if let Lanes::Asked(mover) = &self.lanes {
@@ -99,6 +112,7 @@ impl Guide {
                 sleep(PAUSE).await;
             }
             self.progress.forget();
+            lane = self.next().await;
         }
     }
 
@@ -153,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_stream_shows_once_that_it_moves_much_and_again_when_it_is_forgotten() {
-        let Guided { progress, .. } = Guided::new(Lanes::None);
+        let Brought { progress, .. } = Guided::new(Lanes::None).brought;
         let is_much = || progress.much.notified().now_or_never().is_some();
         progress.count(1 << 19);
         assert!(!is_much());

@@ -5,9 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use edgemesh_sockets::watch_here;
 use edgemesh_wire::{LaneWord, WireError};
 use iroh::endpoint::SendStream;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -30,6 +32,8 @@ pub(crate) struct Lane {
     pub(super) words: PeerStream,
     pub(super) secured: Secured,
     pub(super) place: LanePlace,
+    /// Where it is to be used.
+    pub(super) runtime: Handle,
     /// Those of the same connection between the nodes.
     pub(super) beside: Arc<LaneTable>,
     pub(super) counters: Arc<Counters>,
@@ -136,11 +140,18 @@ impl Wire {
 }
 
 impl Lane {
+    /// Where it is to be used.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Has both directions use it, and passes their words on until both are back.
-    pub(super) async fn run(self, takers: &Takers, progress: &Progress) -> LaneEnd {
+    pub(super) async fn run(mut self, takers: &Takers, progress: &Progress) -> LaneEnd {
         let (say, mut said) = mpsc::channel(WORDS_WAITING);
         let (told, told_here) = watch::channel(Told::default());
         let (heard, heard_here) = watch::channel(Heard::default());
+        // Else it is watched from afar.
+        let _ = watch_here(&mut self.secured.tcp);
         let _going = (self.counters.lane(), self.beside.count());
         let wire = Arc::new(Wire {
             tcp: self.secured.tcp,

@@ -1,6 +1,7 @@
 use edgemesh_sockets::OutwardSockets;
 use edgemesh_wire::LaneToken;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::super::CarrierOptions;
@@ -39,6 +40,7 @@ impl Stage {
             key: node.clone(),
             sockets: OutwardSockets::new(None),
             peers: watch::Sender::new(Arc::new(believed(&known))).subscribe(),
+            runtime: Handle::current(),
             counters: Arc::new(Counters::default()),
         };
         let carrier = Arc::new(Carrier::new(options).unwrap());

@@ -58,6 +58,7 @@ use iroh::TransportAddr;
 use iroh::endpoint::{Connection, SendStream};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::rustls::{self, ServerConfig};
@@ -76,7 +77,7 @@ use crate::peer_book::Peers;
 use crate::peer_stream::PeerStream;
 use crate::session::Session;
 
-pub(crate) use self::guide::{Guided, Lanes, Progress};
+pub(crate) use self::guide::{Brought, Guided, Lanes, Progress};
 pub(crate) use self::lane::{LaneIn, LaneOut};
 pub(crate) use self::lane_table::LaneTable;
 pub(crate) use self::listener::{SideDoor, keep_listening, side_door};
@@ -100,6 +101,8 @@ pub(crate) struct CarrierOptions {
     pub(crate) sockets: OutwardSockets,
     /// Who is believed.
     pub(crate) peers: watch::Receiver<Arc<Peers>>,
+    /// Where lanes are used.
+    pub(crate) runtime: Handle,
     /// Where it counts.
     pub(crate) counters: Arc<Counters>,
 }
@@ -145,6 +148,7 @@ impl Carrier {
             words,
             secured,
             place,
+            runtime: self.options.runtime.clone(),
             beside: Arc::clone(&session.lanes),
             counters: Arc::clone(&self.counters),
         };

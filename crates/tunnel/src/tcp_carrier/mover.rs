@@ -110,6 +110,7 @@ impl Mover {
             words,
             secured,
             place,
+            runtime: self.carrier.options.runtime.clone(),
             beside: Arc::clone(&self.session.lanes),
             counters: Arc::clone(&self.carrier.counters),
         }
