@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgemesh_plan::PortalEndpoint;
-use edgemesh_sockets::{PipePool, ResetOnDrop, broken, look_at};
+use edgemesh_sockets::{PipePool, ResetOnDrop, ResetUnlessKept, broken, look_at};
 use edgemesh_tunnel::FirstBytes;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, debug_span, field, info, warn};
 
-use crate::addrs::{ClientAddr, ListenAddr};
+use crate::addrs::ClientAddr;
 use crate::chance::Chance;
 use crate::crew::{Arrival, Crew};
 use crate::descriptors::Descriptors;
@@ -76,14 +76,14 @@ impl Connections {
     /// otherwise stay taken as long as the connection lives.)
     pub(crate) fn serve<'a>(
         &'a self,
-        arrival: Box<Arrival<TcpStream>>,
+        arrival: Box<Arrival>,
         crew: Option<&'a Crew>,
     ) -> impl Future<Output = ()> + Send + 'a {
         let span = debug_span!("connection", id = arrival.id, client = %arrival.client, portal = field::Empty);
         tracing::Instrument::instrument(self.serve_in_span(arrival, crew), span)
     }
 
-    async fn serve_in_span(&self, arrival: Box<Arrival<TcpStream>>, crew: Option<&Crew>) {
+    async fn serve_in_span(&self, arrival: Box<Arrival>, crew: Option<&Crew>) {
         let mut record = Record {
             client: arrival.client,
             portal: None,
@@ -110,28 +110,38 @@ impl Connections {
     /// Finds out where the client wants to go; none when it is not served here.
     fn begin(
         &self,
-        arrival: Arrival<TcpStream>,
+        mut arrival: Arrival,
         crew: Option<&Crew>,
         record: &mut Record,
     ) -> Option<(ResetOnDrop, OwnedSemaphorePermit)> {
-        let (stream, arrival) = arrival.take_stream();
-        let client = ResetOnDrop::new(stream);
-        let portal = match self.find_portal(client.stream(), arrival.listener) {
-            Ok(portal) => portal,
-            Err(reason) => {
-                self.close(Closed::Refused(reason), record);
-                return None;
-            }
+        let portal = match arrival.portal.take() {
+            Some(portal) => portal,
+            None => match self.find_portal(&arrival) {
+                Ok(portal) => portal,
+                Err(reason) => {
+                    self.close(Closed::Refused(reason), record);
+                    return None;
+                }
+            },
         };
         if let Some(crew) = crew
             && self.ways.may_lead_into_tunnel(&portal)
         {
-            hand_to_tunnel(crew, client, arrival);
+            arrival.portal = Some(portal);
+            // Who serves there ends only when all do; dropped, the connection is closed.
+            drop(crew.hand_to_tunnel(arrival));
             return None;
         }
+        let stream = match TcpStream::from_std(arrival.stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!(%error, client = %arrival.client, "a connection can't be watched and was closed");
+                return None;
+            }
+        };
         Span::current().record("portal", field::display(&portal.name));
         record.portal = Some(portal);
-        Some((client, arrival.room))
+        Some((ResetOnDrop::new(stream), arrival.room))
     }
 
     async fn run(
@@ -165,12 +175,11 @@ impl Connections {
         }
     }
 
-    fn find_portal(
-        &self,
-        stream: &TcpStream,
-        listener: ListenAddr,
-    ) -> Result<Arc<ActivePortal>, Refused> {
-        let destination = (self.original_dst)(stream, listener).map_err(|error| {
+    /// Resets the connection when there is none.
+    fn find_portal(&self, arrival: &Arrival) -> Result<Arc<ActivePortal>, Refused> {
+        let listener = arrival.listener;
+        let in_charge = ResetUnlessKept::new(&arrival.stream);
+        let destination = (self.original_dst)(&arrival.stream, listener).map_err(|error| {
             debug!(%error, "the kernel does not tell the original destination");
             Refused::NoOriginalDestination
         })?;
@@ -179,6 +188,7 @@ impl Connections {
         }
         let table = self.table.borrow();
         let portal = table.tcp(destination).ok_or(Refused::NoPortal)?;
+        in_charge.keep();
         Ok(Arc::clone(portal))
     }
 
@@ -294,16 +304,6 @@ async fn hear_first(client: &TcpStream, first: &FirstBytes) -> Infallible {
     pending().await
 }
 
-fn hand_to_tunnel(crew: &Crew, client: ResetOnDrop, arrival: Arrival<()>) {
-    match client.into_std() {
-        // Who serves there ends only when all do; dropped, the connection is closed.
-        Ok(stream) => drop(crew.hand_to_tunnel(arrival.with_stream(stream))),
-        Err(error) => {
-            warn!(%error, client = %arrival.client, "a connection could not be handed over and was reset");
-        }
-    }
-}
-
 impl Record {
     fn write(&self, result: impl std::fmt::Display) {
         debug!(
@@ -336,6 +336,7 @@ mod tests {
     use edgemesh_sockets::OutwardSockets;
 
     use super::*;
+    use crate::addrs::ListenAddr;
     use crate::original_dst::from_conntrack;
 
     #[tokio::test]
@@ -361,13 +362,14 @@ mod tests {
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
-        let stream = TcpStream::connect(address).await.unwrap();
+        let stream = std::net::TcpStream::connect(address).unwrap();
         let room = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
         let arrival = Arrival {
             id: 1,
             stream,
             client: ClientAddr(address),
             listener: ListenAddr(address),
+            portal: None,
             room,
         };
         let task = connections.serve(Box::new(arrival), None);

@@ -9,55 +9,24 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::addrs::{ClientAddr, ListenAddr};
+use crate::portal::ActivePortal;
 
 /// By how many connections a worker may be ahead of the idlest one, besides half of what that
 /// has: short connections come and go, and handing one over costs more than such a difference
 /// is worth. Only who has nothing to do at all is always given something.
 const SLACK: usize = 4;
 
-/// A connection on its way to who will serve it. It holds its place in the room, so that no
-/// more of them wait anywhere than the room has places.
+/// A connection on its way to who will serve it, watched by no runtime yet. It holds its place in
+/// the room, so that no more of them wait anywhere than the room has places.
 #[derive(Debug)]
-pub(crate) struct Arrival<S = TcpStream> {
+pub(crate) struct Arrival {
     pub(crate) id: u64,
-    pub(crate) stream: S,
+    pub(crate) stream: TcpStream,
     pub(crate) client: ClientAddr,
     pub(crate) listener: ListenAddr,
+    /// Where the client wants to go, once that is known.
+    pub(crate) portal: Option<Arc<ActivePortal>>,
     pub(crate) room: OwnedSemaphorePermit,
-}
-
-impl<S> Arrival<S> {
-    /// The stream, and the rest.
-    pub(crate) fn take_stream(self) -> (S, Arrival<()>) {
-        let Self {
-            id,
-            stream,
-            client,
-            listener,
-            room,
-        } = self;
-        let rest = Arrival {
-            id,
-            stream: (),
-            client,
-            listener,
-            room,
-        };
-        (stream, rest)
-    }
-}
-
-impl Arrival<()> {
-    /// The rest, and a stream.
-    pub(crate) fn with_stream<S>(self, stream: S) -> Arrival<S> {
-        Arrival {
-            id: self.id,
-            stream,
-            client: self.client,
-            listener: self.listener,
-            room: self.room,
-        }
-    }
 }
 
 /// All workers, as each of them sees the others.

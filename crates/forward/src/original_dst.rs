@@ -1,11 +1,10 @@
 //! Where a connection was meant to go before the kernel translated its destination.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use socket2::SockRef;
-use tokio::net::TcpStream;
 
 use crate::addrs::{ListenAddr, OriginalDst};
 

@@ -7,15 +7,18 @@
 
 use std::future::{pending, poll_fn};
 use std::io;
+use std::net::{TcpListener, TcpStream};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use edgemesh_sockets::accept_now;
 use edgemesh_tunnel::movable;
 use futures_util::FutureExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -53,7 +56,7 @@ pub(crate) struct Shared {
 pub(crate) struct Worker {
     shared: Shared,
     seat: Seat,
-    listeners: Vec<(TcpListener, ListenAddr)>,
+    listeners: Vec<Listener>,
     tasks: JoinSet<()>,
     not_before: Instant,
     sign: SignOfLife,
@@ -64,7 +67,7 @@ impl Worker {
     pub(crate) fn new(
         shared: Shared,
         seat: Seat,
-        listeners: Vec<(TcpListener, ListenAddr)>,
+        listeners: Vec<Listener>,
         sign: SignOfLife,
     ) -> Self {
         Self {
@@ -87,7 +90,7 @@ impl Worker {
                 () = &mut stopped => break,
                 _ = sign.tick() => self.sign.give(),
                 Some(ended) = self.tasks.join_next() => self.note(ended),
-                Some(arrival) = self.seat.inbox.recv() => self.take_over(arrival),
+                Some(arrival) = self.seat.inbox.recv() => self.serve(arrival),
                 accepted = accept(&self.listeners, &self.shared.room, self.not_before) => {
                     self.admit(accepted);
                     self.accept_more(ACCEPTED_AT_ONCE - 1);
@@ -100,7 +103,7 @@ impl Worker {
         self.listeners.clear();
         self.seat.inbox.close();
         while let Ok(arrival) = self.seat.inbox.try_recv() {
-            self.take_over(arrival);
+            self.serve(arrival);
         }
         while let Some(ended) = self.tasks.join_next().await {
             self.note(ended);
@@ -127,6 +130,7 @@ impl Worker {
                     stream,
                     client,
                     listener: accepted.listener,
+                    portal: None,
                     room: accepted.room,
                 });
             }
@@ -141,34 +145,18 @@ impl Worker {
     }
 
     /// Serves it here, or lets a worker serve it that has less to do.
-    fn place(&mut self, arrival: Arrival<TcpStream>) {
+    fn place(&mut self, arrival: Arrival) {
         let crew = &self.shared.crew;
         let other = self.seat.number.and_then(|me| crew.idler_than(me));
         let Some(other) = other else {
             return self.serve(arrival);
         };
-        let (stream, rest) = arrival.take_stream();
-        // It fails only for a descriptor that is none.
-        let Ok(stream) = stream.into_std() else {
-            return;
-        };
-        if let Err(back) = crew.hand_over(other, rest.with_stream(stream)) {
-            self.take_over(back);
+        if let Err(back) = crew.hand_over(other, arrival) {
+            self.serve(back);
         }
     }
 
-    /// Serves a connection that another worker accepted.
-    fn take_over(&mut self, arrival: Arrival) {
-        let (stream, rest) = arrival.take_stream();
-        match TcpStream::from_std(stream) {
-            Ok(stream) => self.serve(rest.with_stream(stream)),
-            Err(error) => {
-                warn!(%error, client = %rest.client, "a connection can't be watched and was closed");
-            }
-        }
-    }
-
-    fn serve(&mut self, arrival: Arrival<TcpStream>) {
+    fn serve(&mut self, arrival: Arrival) {
         let connections = Arc::clone(&self.shared.connections);
         let loaded = self.seat.loaded();
         let beside_tunnel = self.seat.number.is_none();
@@ -198,19 +186,46 @@ impl Worker {
 pub(crate) fn with_listeners(
     shared: Shared,
     seat: Seat,
-    listeners: Vec<(std::net::TcpListener, ListenAddr)>,
+    listeners: Vec<(TcpListener, ListenAddr)>,
     sign: SignOfLife,
     stop: CancellationToken,
 ) -> impl AsyncFnOnce() + Send + 'static {
     async move || {
         let listeners: io::Result<Vec<_>> = listeners
             .into_iter()
-            .map(|(listener, address)| Ok((TcpListener::from_std(listener)?, address)))
+            .map(|(listener, address)| Listener::new(listener, address))
             .collect();
         match listeners {
             Ok(listeners) => Worker::new(shared, seat, listeners, sign).run(stop).await,
             // The worker ends, which its owner sees.
             Err(error) => error!(%error, "a listener can't be watched for connections"),
+        }
+    }
+}
+
+/// Where clients come in.
+pub(crate) struct Listener {
+    socket: AsyncFd<TcpListener>,
+    address: ListenAddr,
+}
+
+impl Listener {
+    #[expect(
+        deprecated,
+        reason = "the unsoundness is about types that may close their descriptor early, which \
+                  this one never does; the replacement is unsafe to call"
+    )]
+    fn new(socket: TcpListener, address: ListenAddr) -> io::Result<Self> {
+        let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
+        Ok(Self { socket, address })
+    }
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<(TcpStream, ClientAddr)>> {
+        loop {
+            let mut ready = ready!(self.socket.poll_read_ready(context))?;
+            if let Ok(accepted) = ready.try_io(|socket| accept_now(socket.get_ref())) {
+                return Poll::Ready(accepted.map(|(stream, from)| (stream, ClientAddr(from))));
+            }
         }
     }
 }
@@ -223,11 +238,7 @@ struct Accepted {
 }
 
 /// The next connection, as soon as there is room for it; the rest waits in the backlog.
-async fn accept(
-    listeners: &[(TcpListener, ListenAddr)],
-    room: &Arc<Semaphore>,
-    not_before: Instant,
-) -> Accepted {
+async fn accept(listeners: &[Listener], room: &Arc<Semaphore>, not_before: Instant) -> Accepted {
     if listeners.is_empty() {
         return pending().await;
     }
@@ -243,16 +254,16 @@ async fn accept(
         },
     };
     let (stream, listener) = poll_fn(|cx| {
-        for (listener, address) in listeners {
+        for listener in listeners {
             if let Poll::Ready(accepted) = listener.poll_accept(cx) {
-                return Poll::Ready((accepted, *address));
+                return Poll::Ready((accepted, listener.address));
             }
         }
         Poll::Pending
     })
     .await;
     Accepted {
-        stream: stream.map(|(stream, from)| (stream, ClientAddr(from))),
+        stream,
         listener,
         room,
     }

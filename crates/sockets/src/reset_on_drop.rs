@@ -1,7 +1,7 @@
 //! Streams whose end tells the truth: in order, or reset.
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{self, Shutdown};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -45,18 +45,37 @@ impl ResetOnDrop {
     pub fn stream_mut(&mut self) -> &mut TcpStream {
         &mut self.stream
     }
+}
 
-    /// Takes it out of its runtime, for another one to register.
-    ///
-    /// # Errors
-    ///
-    /// When the process has no descriptor left for the moment in which it has two; the stream
-    /// is reset.
-    pub fn into_std(self) -> io::Result<std::net::TcpStream> {
-        let other = self.stream.as_fd().try_clone_to_owned()?;
-        // That closes the first of the two only.
-        self.close_in_order();
-        Ok(other.into())
+/// Makes a stream that no runtime watches yet be reset when it is closed, should this be dropped
+/// before [`ResetUnlessKept::keep`].
+#[derive(Debug)]
+pub struct ResetUnlessKept<'s> {
+    stream: &'s net::TcpStream,
+    is_kept: bool,
+}
+
+impl<'s> ResetUnlessKept<'s> {
+    /// Takes charge of how `stream` ends, for now.
+    #[must_use]
+    pub fn new(stream: &'s net::TcpStream) -> Self {
+        Self {
+            stream,
+            is_kept: false,
+        }
+    }
+
+    /// Somebody else takes charge.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for ResetUnlessKept<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            reset_on_close(self.stream);
+        }
     }
 }
 
@@ -69,7 +88,7 @@ impl Drop for ResetOnDrop {
 }
 
 /// Makes closing `stream` reset the connection.
-fn reset_on_close(stream: &TcpStream) {
+fn reset_on_close(stream: &impl AsFd) {
     // It can only fail on a socket that has no connection any more.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
