@@ -22,4 +22,6 @@ pub use datagrams::{await_datagram, receive_now, send_now, send_to_now};
 pub use first_bytes::{look_at, take_seen};
 pub use outward::{EndpointAddr, OutwardSockets, has_data, open, tune};
 pub use pipes::{LentPipe, PipePool};
-pub use reset_on_drop::{ResetOnDrop, ResetUnlessKept, broken, end_stream, send_last, watch_here};
+pub use reset_on_drop::{
+    ResetOnDrop, ResetUnlessKept, broken, end_stream, send_last, send_last_pieces, watch_here,
+};

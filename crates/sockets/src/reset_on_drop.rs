@@ -1,6 +1,6 @@
 //! Streams whose end tells the truth: in order, or reset.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{self, Shutdown};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -125,6 +125,17 @@ pub fn end_stream(stream: &TcpStream) -> io::Result<()> {
 pub fn send_last(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     stream.try_io(Interest::WRITABLE, || {
         SockRef::from(stream).send_with_flags(bytes, MSG_MORE)
+    })
+}
+
+/// The same for bytes in several pieces.
+///
+/// # Errors
+///
+/// See [`send_last`].
+pub fn send_last_pieces(stream: &TcpStream, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    stream.try_io(Interest::WRITABLE, || {
+        SockRef::from(stream).send_vectored_with_flags(pieces, MSG_MORE)
     })
 }
 

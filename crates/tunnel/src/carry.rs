@@ -337,7 +337,9 @@ async fn pump_out(
         moved(length);
         lane.progress.count(length);
         pass_on_rest(tcp, recv, inbound).await?;
-        consume_budget().await;
+        if !inbound.ended {
+            consume_budget().await;
+        }
     }
     if !inbound.passed_on {
         end_stream(tcp).map_err(Broken::Socket)?;

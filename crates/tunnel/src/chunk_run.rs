@@ -2,13 +2,15 @@
 //!
 //! The transport hands out what came in one packet as one chunk. Written each by itself, a
 //! chunk would go on as a packet of its own, and every packet costs its way through the
-//! kernel: bridges, netfilter, the acknowledgement. Written together, up to 64 KiB pass as one.
+//! kernel: bridges, netfilter, the acknowledgement. Written together, up to 64 KiB pass as one,
+//! and the end of the stream with them, where it has come, too.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
+use edgemesh_sockets::send_last_pieces;
 use iroh::endpoint::ReadError;
 use tokio::net::TcpStream;
 
@@ -22,6 +24,9 @@ const MOST: usize = 48;
 /// Takes `first`, and unless `is_last` all that has come behind it, and gives the socket what
 /// it has room for. Returns how many bytes of the stream that was. It never waits.
 ///
+/// `inbound` knows then whether the stream has ended with them. The socket's end is to follow as
+/// soon as it has all of them: it keeps them back for that.
+///
 /// # Errors
 ///
 /// When the socket or the stream is broken.
@@ -33,13 +38,14 @@ pub(crate) async fn take_run(
     is_last: bool,
 ) -> Result<usize, Broken> {
     // Both at once, so that while it waits a connection holds no more than what is left.
-    let Begun { length, rest } = poll_fn(|cx| {
+    let begun = poll_fn(|cx| {
         let more = (!is_last).then_some(&mut *recv);
         Poll::Ready(begin(cx, tcp, more, &first))
     })
     .await?;
-    inbound.take(length, rest);
-    Ok(length)
+    inbound.take(begun.length, begun.rest);
+    inbound.ended = begun.ended;
+    Ok(begun.length)
 }
 
 /// A run that the socket was offered.
@@ -48,6 +54,8 @@ struct Begun {
     length: usize,
     /// What the socket had no room for.
     rest: Vec<Bytes>,
+    /// Whether it is the last of the stream.
+    ended: bool,
 }
 
 fn begin(
@@ -58,16 +66,21 @@ fn begin(
 ) -> Result<Begun, Broken> {
     let mut run = [const { Bytes::new() }; MOST];
     run[0] = first.clone();
-    let mut count = 1;
-    if let Some(recv) = more
-        && let Poll::Ready(read) = recv.poll_run(cx, &mut run[1..])
-    {
-        // The end of the stream is told by the next read once more.
-        count += read.map_err(Broken::Tunnel)?;
+    let (mut count, mut ended) = (1, false);
+    if let Some(recv) = more {
+        while count < MOST
+            && !ended
+            && let Poll::Ready(read) = recv.poll_run(cx, &mut run[count..])
+        {
+            let read = read.map_err(Broken::Tunnel)?;
+            count += read;
+            ended = read == 0;
+        }
     }
     let run = &mut run[..count];
     let length = run.iter().map(Bytes::len).sum();
-    let written = write_now(tcp, run).map_err(Broken::Socket)?;
+    let write = if ended { write_last } else { write_now };
+    let written = write(tcp, run).map_err(Broken::Socket)?;
     let rest = if written == length {
         Vec::new()
     } else {
@@ -75,7 +88,11 @@ fn begin(
         drop_front(&mut rest, written);
         rest
     };
-    Ok(Begun { length, rest })
+    Ok(Begun {
+        length,
+        rest,
+        ended,
+    })
 }
 
 /// Gives the socket the rest of what was taken.
@@ -114,11 +131,23 @@ pub(crate) async fn pass_on_rest(
 
 /// Writes what the socket takes now, of [`MOST`] chunks; tells how many bytes it took.
 fn write_now(tcp: &TcpStream, chunks: &[Bytes]) -> io::Result<usize> {
+    write(chunks, |slices| tcp.try_write_vectored(slices))
+}
+
+/// The same for those that the end of the stream follows at once.
+fn write_last(tcp: &TcpStream, chunks: &[Bytes]) -> io::Result<usize> {
+    write(chunks, |slices| send_last_pieces(tcp, slices))
+}
+
+fn write(
+    chunks: &[Bytes],
+    write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
+) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); MOST];
     for (slice, chunk) in slices.iter_mut().zip(chunks) {
         *slice = IoSlice::new(chunk);
     }
-    match tcp.try_write_vectored(&slices[..chunks.len().min(MOST)]) {
+    match write(&slices[..chunks.len().min(MOST)]) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
         result => result,
     }
