@@ -138,26 +138,40 @@ struct Lane<'g, L> {
     session: &'g Session,
 }
 
+/// Runs both directions to their ends, and passes the end of `out` on.
 async fn both(
     tcp: &TcpStream,
     mut into: impl Future<Output = Result<(), Broken>> + Unpin,
-    mut out: impl Future<Output = Result<(), Broken>> + Unpin,
+    mut out: impl Future<Output = Result<End, Broken>> + Unpin,
 ) -> Result<(), Broken> {
     tokio::select! {
+        biased;
         ended = &mut into => {
             ended?;
             // Nothing is read from the socket any more, so its reset has to be watched for.
             tokio::select! {
                 biased;
-                done = &mut out => done,
+                // The socket is closed next, which tells its other side as well. To be told before
+                // wakes this side, too.
+                ended = &mut out => ended.map(drop),
                 error = broken(tcp) => Err(Broken::Socket(error)),
             }
         }
         ended = &mut out => {
-            ended?;
+            match ended? {
+                End::New => end_stream(tcp).map_err(Broken::Socket)?,
+                End::PassedOn => {}
+            }
             into.await
         }
     }
+}
+
+/// That a direction has come to its end.
+enum End {
+    /// It is to be passed on.
+    New,
+    PassedOn,
 }
 
 /// Moves bytes into the tunnel until the socket ends, and passes the end on.
@@ -288,14 +302,15 @@ async fn finish(
     }
 }
 
-/// Moves bytes out of the tunnel until the stream ends, and passes the end on.
+/// Moves bytes out of the tunnel until the stream ends. The last ones may still be on their way
+/// then: they leave with the end, which is to be passed on at once.
 async fn pump_out(
     tcp: &TcpStream,
     recv: &mut Inflow,
     inbound: &mut Inbound,
     lane: Lane<'_, LaneIn>,
     moved: impl Fn(usize),
-) -> Result<(), Broken> {
+) -> Result<End, Broken> {
     let mut taken: Option<LaneIn> = None;
     let mut switch_at = None;
     // What came before another stream took over from the last one.
@@ -341,11 +356,10 @@ async fn pump_out(
             consume_budget().await;
         }
     }
-    if !inbound.passed_on {
-        end_stream(tcp).map_err(Broken::Socket)?;
-        inbound.passed_on = true;
+    match std::mem::replace(&mut inbound.passed_on, true) {
+        false => Ok(End::New),
+        true => Ok(End::PassedOn),
     }
-    Ok(())
 }
 
 async fn switch_of(lane: &mut Option<LaneIn>) -> Result<u64, Broken> {
