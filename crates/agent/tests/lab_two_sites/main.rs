@@ -11,6 +11,7 @@
 
 mod cluster;
 mod figures;
+mod held;
 mod places;
 mod scenario;
 

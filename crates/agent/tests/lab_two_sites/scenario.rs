@@ -12,7 +12,7 @@ use crate::cluster::Cluster;
 /// Far more than any wait takes that succeeds.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 /// Where the tunnels of all nodes listen.
-const TUNNEL_PORT: u16 = 20006;
+pub(crate) const TUNNEL_PORT: u16 = 20006;
 
 /// Scenarios measure, and would measure each other.
 static TURN: Mutex<()> = Mutex::new(());
