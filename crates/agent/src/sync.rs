@@ -50,7 +50,7 @@ const LONGEST_NOT_LOOKING: Duration = Duration::from_millis(500);
 struct FamilyRules {
     host: HostNetwork,
     backend: Backend,
-    /// The ruleset without portals: addresses, refusal port, mark.
+    /// The ruleset without portals: addresses, ports, mark.
     empty: Ruleset,
     /// What the last successful transaction made of it; none before the first one.
     wanted: Option<Arc<Ruleset>>,
@@ -112,15 +112,22 @@ impl Sync {
             .refusal_addrs()
             .map(|at| (at.ip(), at.port()))
             .collect();
+        let tcp_ports: BTreeMap<IpAddr, u16> = parts
+            .forwarder
+            .listen_addrs()
+            .map(|at| (at.0.ip(), at.0.port()))
+            .collect();
         let families = parts
             .families
             .into_iter()
             .filter_map(|family| {
                 let refusal_port = *refusal_ports.get(&family.intercept)?;
+                let tcp_port = *tcp_ports.get(&family.intercept)?;
                 Some(FamilyRules {
                     host: family.host,
                     backend: family.backend,
-                    empty: Ruleset::new(family.intercept, refusal_port, parts.mark),
+                    empty: Ruleset::new(family.intercept, refusal_port, parts.mark)
+                        .forwarding_tcp_at(tcp_port),
                     wanted: None,
                     made_of: None,
                     flows: UdpFlows::default(),

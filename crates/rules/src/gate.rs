@@ -161,8 +161,8 @@ impl GateSets {
         Ok(())
     }
 
-    /// Takes all other portals out of their set: to be called when no rule leads there any
-    /// more.
+    /// Takes all other portals out of their set. Nothing of ours is asked about them any more,
+    /// though their rules be there.
     pub(crate) fn keep_portals(&mut self, rules: &Ruleset) -> io::Result<()> {
         let portals = rules.portals();
         let Some(held) = self.portals.take() else {

@@ -16,6 +16,7 @@ use crate::{Extensions, Family, Gate, KernelPath, PortalLayout};
 pub struct Ruleset {
     intercept: IpAddr,
     refusal_port: u16,
+    tcp_port: Option<u16>,
     mark: Mark,
     gate: Gate,
     extensions: Extensions,
@@ -79,6 +80,7 @@ impl Ruleset {
         Self {
             intercept,
             refusal_port,
+            tcp_port: None,
             mark,
             gate: Gate::None,
             extensions: Extensions::default(),
@@ -107,6 +109,14 @@ impl Ruleset {
         self
     }
 
+    /// The same rules, where the agent forwards the TCP connections of any portal at this port of
+    /// its own address. Among many portals, one whose own rule is still to come is then its.
+    #[must_use]
+    pub fn forwarding_tcp_at(mut self, port: u16) -> Self {
+        self.tcp_port = Some(port);
+        self
+    }
+
     /// The same rules, where some ports of the portals' addresses are somebody else's, or none
     /// are. Where all are ours, a process of the host that only the last-resort routes lead to
     /// such an address is refused at any other port.
@@ -127,6 +137,19 @@ impl Ruleset {
         self.kernel_paths = earlier.kernel_paths;
         self.extensions.kernel_path = self.kernel_paths > 0;
         self
+    }
+
+    /// The same rules without any portal.
+    pub(crate) fn without_portals(&self) -> Self {
+        let mut rules = Self {
+            portals: SharedMap::default(),
+            addresses: SharedMap::default(),
+            kernel_paths: 0,
+            hairpins: Arc::default(),
+            ..self.clone()
+        };
+        rules.extensions.kernel_path = false;
+        rules
     }
 
     /// Adds a portal, or changes where it leads.
@@ -213,6 +236,11 @@ impl Ruleset {
     #[must_use]
     pub fn refused_at(&self) -> SocketAddr {
         SocketAddr::new(self.intercept, self.refusal_port)
+    }
+
+    /// Where the agent forwards the TCP connections of any portal, if it does.
+    pub(crate) fn tcp_forwarded_at(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.intercept, self.tcp_port?))
     }
 
     /// The mark of the agent's own traffic.
@@ -311,6 +339,7 @@ impl Ruleset {
                 rules.mark,
                 rules.gate,
                 rules.refused_at(),
+                rules.tcp_port,
                 rules.leaves_ports,
             )
         };

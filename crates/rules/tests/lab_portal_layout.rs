@@ -10,13 +10,17 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use edgemesh_lab::{Namespace, Node, Place, RuleList, Table, test_each_flavour};
+use edgemesh_lab::{
+    ClusterService, KubeProxy, Namespace, Node, Place, RuleList, Serve, Table, test_each_flavour,
+};
 use edgemesh_rules::{
     Bucket, Change, Family, OwnChain, PortalChain, PortalLayout, Repair, Ruleset, cleanup,
 };
 use on_node::{Answering, add, backend, cluster_ip, intercept, labs, nat, on_node, rules_for};
 
 const WEB: &str = "default/web";
+/// Where it is answered in place of the agent.
+const AGENTS_PORT: u16 = 20007;
 const MANY: u16 = 600;
 /// Few enough to go back, were there many before.
 const FEW: u16 = 200;
@@ -27,7 +31,17 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// The portal that answers, and so many others.
 fn with_others(answering: &Answering, family: Family, others: u16) -> Result<Arc<Ruleset>> {
-    let mut rules = Ruleset::clone(&*answering.rules(&[WEB])?);
+    others_and(answering, family, others, &[WEB])
+}
+
+/// These portals, and so many others.
+fn others_and(
+    answering: &Answering,
+    family: Family,
+    others: u16,
+    names: &[&str],
+) -> Result<Arc<Ruleset>> {
+    let mut rules = Ruleset::clone(&*answering.rules(names)?).forwarding_tcp_at(AGENTS_PORT);
     for number in 1000..1000 + others {
         add(&mut rules, number)?;
     }
@@ -146,6 +160,60 @@ fn no_connection_fails_while_portals_move_to_chains_by_address_and_back() -> Res
                 }
                 changed?
             })?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_portal_whose_rule_is_still_to_come_is_the_agents_and_one_that_is_gone_is_kube_proxys()
+-> Result<()> {
+    test_each_flavour(|lab, flavour| {
+        let node = lab.node("edge-1").create()?;
+        let (client, server) = (node.pod("client").create()?, node.pod("server").create()?);
+        let _serving = server.serve(8080, Serve::Identity)?;
+        let mut web = ClusterService::new(WEB).tcp("http", 80, 8080);
+        for family in Family::BOTH {
+            web = web.cluster_ip(&cluster_ip(family, 1).to_string());
+        }
+        let _kube_proxy = KubeProxy::start(&node, flavour, &[web.endpoint(&server)])?;
+        for family in Family::BOTH {
+            let answering = Answering::on_intercept_address(&node, family)?;
+            let expect = |who: &str| -> Result<()> {
+                for place in [client.namespace(), node.namespace()] {
+                    let answered = answering.asked_from(place, WEB)?;
+                    ensure!(answered == who, "{answered} answered {}", place.name());
+                }
+                Ok(())
+            };
+            expect("server")?;
+            let with_web = with_others(&answering, family, MANY)?;
+            let without = others_and(&answering, family, MANY, &[])?;
+            on_node(&node, async || -> Result<()> {
+                let mut backend = backend(family, flavour).await?;
+                backend.apply(&with_web).await?;
+                expect("the agent")?;
+                // As it is until iptables has added it.
+                let chain = Bucket::of(cluster_ip(family, 1)).to_string();
+                let before = nat(&node, flavour, family)?;
+                let rule = before
+                    .lines()
+                    .find(|line| line.contains(WEB) && line.contains("-p tcp"))
+                    .context("the portal has no rule")?;
+                let delete = format!("*nat\n{}\nCOMMIT\n", rule.replace("-A ", "-D "));
+                ensure!(rule.contains(&chain), "{rule} is not in {chain}");
+                flavour.restore(&node, labs(family), &delete)?;
+                expect("the agent")?;
+                let missing = backend.verify(&with_web).await?;
+                ensure!(
+                    matches!(missing.repairs[..], [Repair::RulesMissing { count: 1, .. }]),
+                    "{missing:?}"
+                );
+                backend.apply(&without).await?;
+                expect("server")?;
+                backend.remove().await?;
+                Ok(())
+            })??;
         }
         Ok(())
     })

@@ -273,7 +273,8 @@ impl NatView {
                 | OwnRule::ForNoPortal(_)
                 | OwnRule::ThroughPortal
                 | OwnRule::LetPass
-                | OwnRule::NotLetPass(_),
+                | OwnRule::NotLetPass(_)
+                | OwnRule::RuleToCome { .. },
             ) => {}
             Some(OwnRule::NotThroughPortal { refused_at, .. }) => {
                 self.refused_at = Some(refused_at);

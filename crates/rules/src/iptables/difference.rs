@@ -9,7 +9,7 @@ use crate::iptables::chain_content::{ChainContent, buckets, chains_of, portal_ch
 use crate::iptables::kernel_path_difference::{
     kernel_path_against, kernel_path_between, remove_kernel_path,
 };
-use crate::iptables::own_rule::{OwnRule, portal_rule};
+use crate::iptables::own_rule::{OwnRule, layout_rules, portal_rule};
 use crate::iptables::parse::{FoundRule, Table};
 use crate::iptables::transaction::Transaction;
 use crate::merged::merged;
@@ -98,10 +98,11 @@ fn move_to_both(transaction: &mut Transaction, wanted: &Ruleset) {
             transaction.append(content.chain, &portal_rule(wanted, frontend, rule));
         }
     }
+    let of_old_layout: Vec<_> = layout_rules(wanted, PortalLayout::ByAddress).collect();
     for chain in OwnChain::BOTH {
-        for bucket in buckets(PortalLayout::ByAddress) {
-            let entry = OwnRule::ByAddress(wanted.family(), bucket);
-            transaction.delete(chain.name(), &entry);
+        // The last one first: it would take what the others lead to no more.
+        for rule in of_old_layout.iter().rev() {
+            transaction.delete(chain.name(), rule);
         }
     }
 }

@@ -103,6 +103,8 @@ impl FailOpen {
         self.backend.look_around().await?;
         self.try_kernel_path(wanted).await;
         let gated = self.gated(wanted);
+        // Before their rules go: nobody may take them for portals whose rules are still to come.
+        self.forget_other_portals(wanted);
         let applied = self.apply_what_is_taken(gated.clone(), wanted).await?;
         self.open_gate();
         // Reading the rules may have shown who else is there.
@@ -110,7 +112,6 @@ impl FailOpen {
         if better != gated {
             self.backend.apply(&better).await?;
         }
-        self.forget_other_portals(wanted);
         Ok(applied)
     }
 

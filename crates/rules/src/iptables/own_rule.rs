@@ -14,7 +14,7 @@ use crate::gate::{alive_set, portals_set};
 use crate::iptables::chain_content::buckets;
 use crate::iptables::options::Options;
 use crate::iptables::service_chain::{PortalTarget, target};
-use crate::{Bucket, Family, Gate, Mark, PortalRule, Ruleset};
+use crate::{Bucket, Family, Gate, Mark, PortalLayout, PortalRule, Ruleset};
 
 const OWN_TRAFFIC_COMMENT: &str = "edgemesh: the agent's own traffic";
 const NO_PORTAL_COMMENT: &str = "edgemesh: not through a portal";
@@ -25,6 +25,7 @@ const LET_PASS_COMMENT: &str = "edgemesh: let pass as behind kube-proxy";
 const NOT_LET_PASS_COMMENT: &str = "edgemesh: from a pod here";
 const LEFT_COMMENT: &str = "edgemesh: kube-proxy's while no agent lives";
 const REFUSED_COMMENT: &str = "edgemesh: refused while no agent lives";
+const RULE_TO_COME_COMMENT: &str = "edgemesh: a portal whose own rule is still to come";
 
 /// A rule of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +68,9 @@ pub(crate) enum OwnRule<'a> {
     NotLetPass(IpNet),
     /// What is for an address with these last bits goes to the chain of such portals.
     ByAddress(Family, Bucket),
+    /// A TCP connection to a portal that has no rule among many yet goes to the agent, which knows
+    /// the portal by then: with iptables, a rule more takes the longer the more there are.
+    RuleToCome { agent: SocketAddr },
     /// A portal's traffic goes to the agent, or to endpoints.
     Portal {
         frontend: Frontend,
@@ -126,12 +130,28 @@ fn let_pass(rules: &Ruleset) -> Vec<OwnRule<'static>> {
 }
 
 /// The rules of a hook's chain that are no portal's, in their order: the fixed ones, and those
-/// that lead to the chains of the portals where these have chains of their own.
+/// by which the layout leads on.
 pub(crate) fn entry_rules(rules: &Ruleset, chain: OwnChain) -> Vec<OwnRule<'static>> {
     let mut entry = fixed_rules(rules, chain);
-    let family = rules.family();
-    entry.extend(buckets(rules.layout()).map(|bucket| OwnRule::ByAddress(family, bucket)));
+    entry.extend(layout_rules(rules, rules.layout()));
     entry
+}
+
+/// The rules that lead to the chains of the portals, where these have chains of their own, and
+/// what becomes of a portal that is in none of them.
+pub(crate) fn layout_rules(
+    rules: &Ruleset,
+    layout: PortalLayout,
+) -> impl Iterator<Item = OwnRule<'static>> + use<> {
+    let family = rules.family();
+    let rule_to_come = match layout {
+        // Without the set nobody could tell what is for a portal.
+        PortalLayout::ByAddress if rules.extensions().portal_set => rules.tcp_forwarded_at(),
+        PortalLayout::ByAddress | PortalLayout::InBoth => None,
+    };
+    buckets(layout)
+        .map(move |bucket| OwnRule::ByAddress(family, bucket))
+        .chain(rule_to_come.map(|agent| OwnRule::RuleToCome { agent }))
 }
 
 /// The rule of one portal.
@@ -229,6 +249,11 @@ impl fmt::Display for OwnRule<'_> {
                 last_bits(*family, bucket.bits()),
                 last_bits(*family, Bucket::MASK)
             ),
+            OwnRule::RuleToCome { agent } => write!(
+                f,
+                "-p tcp -m comment --comment \"{RULE_TO_COME_COMMENT}\" -j DNAT \
+                 --to-destination {agent}"
+            ),
             OwnRule::Portal {
                 frontend,
                 to,
@@ -296,6 +321,7 @@ fn likely<'a>(options: &Options<'a>) -> Option<OwnRule<'a>> {
             protocol: options.protocol?,
             refused_at: options.to?,
         }),
+        RULE_TO_COME_COMMENT => Some(OwnRule::RuleToCome { agent: options.to? }),
         NO_PORTAL_COMMENT => Some(OwnRule::NotThroughPortal {
             protocol: options.protocol?,
             listener: options.destination?,
@@ -365,16 +391,21 @@ mod tests {
         for gate in [Gate::None, Gate::KubeProxy, Gate::Refuse] {
             let rules = Ruleset::new("fd00:ed6e::1".parse().unwrap(), 20008, Mark::AGENT);
             let pods = ["fd00:244:1::/64", "fd00:244:2::1/128"].map(|net| net.parse().unwrap());
-            check_recognised(&rules.gated(gate).with_pods(pods));
+            let rules = rules.gated(gate).with_pods(pods).forwarding_tcp_at(20007);
+            check_recognised(&rules.laid_out(PortalLayout::ByAddress));
         }
     }
 
     fn check_recognised(rules: &Ruleset) {
         for chain in OwnChain::BOTH {
-            for rule in fixed_rules(rules, chain) {
+            for rule in entry_rules(rules, chain) {
                 let text = rule.to_string();
+                let is_marked = text.contains("edgemesh:");
+                assert_eq!(is_marked, !matches!(rule, OwnRule::ByAddress(..)), "{text}");
                 assert_eq!(recognise(&text), Some(rule));
-                assert_eq!(recognise(&text.replace("edgemesh:", "other:")), None);
+                if is_marked {
+                    assert_eq!(recognise(&text.replace("edgemesh:", "other:")), None);
+                }
             }
         }
     }

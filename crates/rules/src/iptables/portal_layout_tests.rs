@@ -1,5 +1,6 @@
 //! Portals laid out by address, in a simulated nat table.
 
+use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 use proptest::prelude::*;
 
@@ -10,7 +11,7 @@ use crate::iptables::own_rule::{OwnRule, recognise};
 use crate::iptables::parse::Table;
 use crate::iptables::simulated::Simulated;
 use crate::iptables::transaction::Transaction;
-use crate::{Bucket, PortalChain, PortalLayout, Repair, Ruleset};
+use crate::{Bucket, Extensions, PortalChain, PortalLayout, Repair, Ruleset};
 
 /// The rule of ours that takes a packet for this portal, if it comes by the hook of `chain`.
 fn taken_by(table: &Simulated, chain: &str, packet: &Frontend) -> Option<String> {
@@ -23,6 +24,7 @@ fn taken_by(table: &Simulated, chain: &str, packet: &Frontend) -> Option<String>
                 taken_by(table, &bucket.to_string(), packet)
             }
             OwnRule::Portal { frontend, .. } => (frontend == *packet).then(|| text.clone()),
+            OwnRule::RuleToCome { .. } => (packet.protocol == Protocol::Tcp).then(|| text.clone()),
             _ => None,
         })
 }
@@ -33,6 +35,12 @@ fn both_hooks(table: &Simulated, packet: &Frontend) -> [Option<String>; 2] {
 
 fn of_both_layouts(portals: &[(u8, u16)]) -> [Ruleset; 2] {
     [PortalLayout::InBoth, PortalLayout::ByAddress].map(|layout| ruleset(portals).laid_out(layout))
+}
+
+/// The same where the agent takes what is in the set of portals and has no rule. Who looks for a
+/// rule here has asked the set before.
+fn with_rules_to_come(portals: &[(u8, u16)]) -> [Ruleset; 2] {
+    of_both_layouts(portals).map(|rules| rules.forwarding_tcp_at(20007))
 }
 
 #[test]
@@ -48,6 +56,45 @@ fn one_added_service_is_one_line_where_portals_are_laid_out_by_address() {
     );
     let (read_back, _) = Simulated::holding(&known).difference(&wanted);
     assert_eq!(read_back.text(), text);
+}
+
+#[test]
+fn among_many_portals_one_without_a_rule_yet_is_the_agents() {
+    let [in_both, by_address] = with_rules_to_come(&[(1, 0), (2, 0)]);
+    let to_come = "-p tcp -m comment --comment \"edgemesh: a portal whose own rule is still to \
+                   come\" -j DNAT --to-destination 169.254.96.16:20007";
+    // Number 65 is TCP and shares its chain with number 1, number 66 is UDP.
+    for (packet, expected) in [(65, Some(to_come)), (66, None)] {
+        let taken = both_hooks(&Simulated::holding(&by_address), &frontend(packet));
+        assert_eq!(
+            taken,
+            [expected.map(str::to_owned), expected.map(str::to_owned)]
+        );
+        assert_eq!(
+            both_hooks(&Simulated::holding(&in_both), &frontend(packet)),
+            [None, None]
+        );
+    }
+    let no_set = Extensions {
+        portal_set: false,
+        ..by_address.extensions()
+    };
+    let without_set = Simulated::holding(&by_address.with_extensions(no_set));
+    assert!(!without_set.save().contains("still to come"));
+}
+
+#[test]
+fn a_rule_to_come_stays_the_last_when_a_service_is_added() {
+    let [_, known] = with_rules_to_come(&[(1, 0), (2, 0)]);
+    let [_, wanted] = with_rules_to_come(&[(1, 0), (2, 0), (66, 0)]);
+    let transaction = between(&known, &wanted);
+    assert_eq!(transaction.lines(), 1);
+    let mut table = Simulated::holding(&known);
+    table.restore(&transaction.text());
+    assert_eq!(
+        table.difference(&wanted),
+        (Transaction::default(), Vec::new())
+    );
 }
 
 #[test]
@@ -137,9 +184,13 @@ proptest! {
     fn no_packet_misses_its_rule_while_the_layout_changes_in_steps(
         portals in proptest::collection::vec((1_u8..200, 0_u16..4), 1..12),
         to_both in any::<bool>(),
+        rules_to_come in any::<bool>(),
         most in 20_usize..200,
     ) {
-        let [in_both, by_address] = of_both_layouts(&portals);
+        let [in_both, by_address] = match rules_to_come {
+            true => with_rules_to_come(&portals),
+            false => of_both_layouts(&portals),
+        };
         let (known, wanted) = match to_both {
             true => (by_address, in_both),
             false => (in_both, by_address),

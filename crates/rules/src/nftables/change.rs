@@ -56,9 +56,17 @@ impl Changes {
 /// What turns what the table holds for one ruleset into what it holds for another; none
 /// when their fixed rules differ, so that the table has to be made anew.
 pub(super) fn between(known: &Ruleset, wanted: &Ruleset) -> Option<Changes> {
-    if !known.same_fixed_rules(wanted) || known.pods() != wanted.pods() {
-        return None;
-    }
+    let same = known.same_fixed_rules(wanted) && known.pods() == wanted.pods();
+    same.then(|| changes(known, wanted))
+}
+
+/// All that is wanted, into a table that holds nothing yet.
+pub(super) fn everything(wanted: &Ruleset) -> Changes {
+    changes(&wanted.without_portals(), wanted)
+}
+
+/// What turns the one into the other where their fixed rules are the same.
+fn changes(known: &Ruleset, wanted: &Ruleset) -> Changes {
     let mut difference = Difference::default();
     let mut addresses = BTreeSet::new();
     let mut differs = false;
@@ -80,7 +88,7 @@ pub(super) fn between(known: &Ruleset, wanted: &Ruleset) -> Option<Changes> {
         difference.of_parts(parts(known, before), parts(wanted, after));
     }
     if !differs {
-        return Some(Changes::default());
+        return Changes::default();
     }
     difference.of_amounts(known, wanted, &amounts);
     for ip in addresses {
@@ -91,21 +99,7 @@ pub(super) fn between(known: &Ruleset, wanted: &Ruleset) -> Option<Changes> {
     for (ip, before, after) in merged(before, after) {
         difference.of_member(Key::Hairpin(ip), before.is_some(), after.is_some());
     }
-    Some(difference.in_order())
-}
-
-/// All that is wanted, into a table that holds nothing yet.
-pub(super) fn everything(wanted: &Ruleset) -> Changes {
-    let nothing = Ruleset::new(
-        wanted.intercept(),
-        wanted.refused_at().port(),
-        wanted.mark(),
-    );
-    let nothing = nothing
-        .gated(wanted.gate())
-        .leaving_ports(wanted.leaves_ports())
-        .with_pods(wanted.pods().iter().copied());
-    between(&nothing, wanted).unwrap_or_default()
+    difference.in_order()
 }
 
 fn has_path_at(rules: &Ruleset, ip: IpAddr) -> bool {

@@ -75,7 +75,8 @@ pub(crate) fn cluster_ip(family: Family, number: u16) -> IpAddr {
 
 /// Rules for so many Services of one port.
 pub(crate) fn rules_for(family: Family, services: u16) -> Result<Arc<Ruleset>> {
-    let mut rules = Ruleset::new(intercept(family), 20008, Mark::AGENT);
+    let rules = Ruleset::new(intercept(family), 20008, Mark::AGENT);
+    let mut rules = rules.forwarding_tcp_at(20007);
     for number in 0..services {
         add(&mut rules, number)?;
     }
