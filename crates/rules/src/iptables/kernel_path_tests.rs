@@ -1,5 +1,6 @@
 //! Portals that the kernel serves, in a simulated nat table.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use crate::iptables::service_chain::{chain_name, endpoint_rules};
 use crate::iptables::simulated::Simulated;
 use crate::iptables::transaction::Transaction;
 use crate::{
-    Extensions, KernelEndpoint, KernelPath, Mark, OwnChain, PortalRule, Repair, RuleComment,
-    Ruleset, Sharing,
+    Extensions, KernelEndpoint, KernelPath, Mark, OwnChain, PortalLayout, PortalRule, Repair,
+    RuleComment, Ruleset, Sharing,
 };
 
 /// Endpoints of a portal, by the last byte of their address, and who shares them.
@@ -220,6 +221,27 @@ fn a_chain_is_filled_before_and_deleted_after_rules_lead_there() {
     let text = between(&two, &one).text();
     assert!(line(&text, "-D EDGEMESH-PORTALS-") < line(&text, ":EDGEMESH-SVC-"));
     assert!(line(&text, ":EDGEMESH-SVC-") < line(&text, "-X EDGEMESH-SVC-"));
+}
+
+#[test]
+fn however_many_chains_iptables_has_few_to_search_through_for_each_line() {
+    let all = 0..=255;
+    let portals: Vec<Portal> = all
+        .map(|number| (number, vec![1, 2], Sharing::Alone))
+        .collect();
+    let wanted = ruleset(&portals).laid_out(PortalLayout::ByAddress);
+    let (transaction, _) = Simulated::new().difference(&wanted);
+    // As iptables-nft keeps them: sorted, looked through from the front.
+    let mut named = BTreeSet::new();
+    for line in transaction.text().lines() {
+        let words = line.split([' ', ':']);
+        for chain in words.filter(|word| word.starts_with("EDGEMESH-")) {
+            let before = named.range(..chain.to_owned()).count();
+            assert!(before <= 64 + 8, "{before} chains before that of {line}");
+            named.insert(chain.to_owned());
+        }
+    }
+    assert!(named.len() > 256);
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod masquerade;
 pub(crate) mod options;
 pub(crate) mod own_rule;
 pub(crate) mod parse;
+mod parting;
 pub(crate) mod probe;
 mod render;
 pub(crate) mod service_chain;
