@@ -16,6 +16,7 @@ use tracing::{Span, debug, debug_span, field, info, warn};
 
 use crate::addrs::ClientAddr;
 use crate::chance::Chance;
+use crate::connection_end::Broken;
 use crate::crew::{Arrival, Crew};
 use crate::descriptors::Descriptors;
 use crate::dial::{DialFailure, DialLimits, Dialled, Dialler, Stragglers};
@@ -26,7 +27,7 @@ use crate::original_dst::ResolveOriginalDst;
 use crate::portal::ActivePortal;
 use crate::portal_table::PortalTable;
 use crate::reasons::Refused;
-use crate::relay::{Broken, Moved};
+use crate::relay::Moved;
 use crate::ways::{TcpUpstream, Ways};
 
 /// What all connections share.

@@ -23,6 +23,7 @@ mod affinity;
 mod balance;
 mod chance;
 mod connection;
+mod connection_end;
 mod crew;
 mod descriptors;
 mod dial;

@@ -10,24 +10,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 
+use crate::connection_end::{Broken, End, Side};
 use crate::gait::Gait;
-use crate::relay::{Broken, Side};
-
-/// One end of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct End<'a> {
-    pub(crate) stream: &'a TcpStream,
-    pub(crate) side: Side,
-}
-
-impl End<'_> {
-    pub(crate) fn broken(self, error: io::Error) -> Broken {
-        Broken {
-            side: self.side,
-            error,
-        }
-    }
-}
 
 /// What a run of moves ended with.
 enum Pause {

@@ -1,5 +1,7 @@
 //! Why things went as they did: the words of counters and logs.
 
+use edgemesh_tunnel::OpenFault;
+
 /// Why a TCP connection was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refused {
@@ -131,6 +133,24 @@ impl DialFault {
     }
 }
 
+/// What the tunnel's answer means for dialling.
+impl From<OpenFault> for DialFault {
+    fn from(fault: OpenFault) -> Self {
+        match fault {
+            OpenFault::Refused => Self::Refused,
+            OpenFault::TimedOut => Self::TimedOut,
+            OpenFault::Unreachable => Self::Unreachable,
+            OpenFault::NotAnEndpoint => Self::NotAnEndpoint,
+            OpenFault::Filtered => Self::Filtered,
+            OpenFault::Busy => Self::Busy,
+            OpenFault::Draining => Self::ExitEnding,
+            OpenFault::UnknownPeer => Self::NoPeer,
+            OpenFault::PeerDown => Self::PeerDown,
+            OpenFault::ExitFailed | OpenFault::Offence => Self::ExitFailed,
+        }
+    }
+}
+
 /// Why a datagram was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dropped {
@@ -210,6 +230,23 @@ impl FlowEnded {
             Self::WayFailed => "way_failed",
             Self::EndpointGone => "endpoint_gone",
             Self::PortalClosed => "portal_closed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_the_endpoints_fault_is_not_laid_to_it() {
+        for fault in OpenFault::ALL {
+            let expected = if fault.is_about_endpoint() {
+                Blame::Endpoint
+            } else {
+                Blame::Way
+            };
+            assert_eq!(DialFault::from(fault).blame(), expected, "{fault}");
         }
     }
 }

@@ -7,28 +7,14 @@
 //!   waits, and none at all while nothing moves.
 
 use std::future::Future;
-use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use edgemesh_sockets::{PipePool, ResetOnDrop, broken, end_stream};
 
+use crate::connection_end::{Broken, End, Side};
 use crate::metrics::{Counters, Way};
-use crate::pump::{End, Pump};
-
-/// Which side of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
-    Client,
-    Endpoint,
-}
-
-/// A side broke the connection.
-#[derive(Debug)]
-pub(crate) struct Broken {
-    pub(crate) side: Side,
-    pub(crate) error: io::Error,
-}
+use crate::pump::Pump;
 
 /// Bytes moved so far.
 #[derive(Debug, Default)]

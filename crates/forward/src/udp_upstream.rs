@@ -9,7 +9,6 @@ use tokio::net::UdpSocket;
 
 use crate::dial::fault_of;
 use crate::reasons::{DialFault, Dropped};
-use crate::ways::tunnel_fault;
 
 /// Datagrams taken out of the tunnel before others get their turn.
 const DATAGRAMS_AT_ONCE: usize = 64;
@@ -60,7 +59,7 @@ impl UdpUpstream {
             Self::Tunnel(flow) => match flow.send(datagram) {
                 Ok(()) => Sent::Yes,
                 Err(SendFault::Full) => Sent::DroppedInTunnel,
-                Err(SendFault::Ended(fault)) => Sent::Failed(tunnel_fault(fault)),
+                Err(SendFault::Ended(fault)) => Sent::Failed(fault.into()),
             },
         }
     }
@@ -104,7 +103,7 @@ impl UdpUpstream {
                 for _ in 0..DATAGRAMS_AT_ONCE {
                     match flow.try_receive() {
                         Some(Ok(datagram)) => take(&DatagramRun::of(&datagram)),
-                        Some(Err(fault)) => return Received::Failed(tunnel_fault(fault)),
+                        Some(Err(fault)) => return Received::Failed(fault.into()),
                         None => return Received::Empty,
                     }
                 }

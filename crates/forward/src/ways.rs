@@ -12,11 +12,12 @@ use edgemesh_tunnel::{FirstBytes, OpenFault, Target, Tunnel, TunnelStream, UdpFl
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
+use crate::connection_end::{Broken, Side};
 use crate::dial::fault_of;
 use crate::metrics::{self, Counters};
 use crate::portal::ActivePortal;
 use crate::reasons::DialFault;
-use crate::relay::{Broken, Moved, Side, relay};
+use crate::relay::{Moved, relay};
 use crate::udp_upstream::UdpUpstream;
 
 /// Leads to endpoints by the way that was planned for each.
@@ -81,7 +82,7 @@ impl Ways {
                         .map_err(|error| fault_of(&error))
                 }
                 Some(opening) => {
-                    let opened = opening?.await.map_err(tunnel_fault)?;
+                    let opened = opening?.await.map_err(DialFault::from)?;
                     Ok(TcpUpstream::Tunnel(Box::new(opened)))
                 }
             }
@@ -118,7 +119,7 @@ impl Ways {
                 let (tunnel, node) = self.peer_of(endpoint)?;
                 let flow: UdpFlow = tunnel
                     .open_udp(node, target(name, endpoint))
-                    .map_err(tunnel_fault)?;
+                    .map_err(DialFault::from)?;
                 Ok(UdpUpstream::Tunnel(Box::new(flow)))
             }
         }
@@ -181,39 +182,5 @@ fn target(name: &ServicePortName, endpoint: &PortalEndpoint) -> Target {
     Target {
         service_port: name.clone(),
         endpoint: endpoint.address,
-    }
-}
-
-/// What the tunnel's answer means for dialling.
-pub(crate) fn tunnel_fault(fault: OpenFault) -> DialFault {
-    match fault {
-        OpenFault::Refused => DialFault::Refused,
-        OpenFault::TimedOut => DialFault::TimedOut,
-        OpenFault::Unreachable => DialFault::Unreachable,
-        OpenFault::NotAnEndpoint => DialFault::NotAnEndpoint,
-        OpenFault::Filtered => DialFault::Filtered,
-        OpenFault::Busy => DialFault::Busy,
-        OpenFault::Draining => DialFault::ExitEnding,
-        OpenFault::UnknownPeer => DialFault::NoPeer,
-        OpenFault::PeerDown => DialFault::PeerDown,
-        OpenFault::ExitFailed | OpenFault::Offence => DialFault::ExitFailed,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::reasons::Blame;
-
-    #[test]
-    fn what_is_not_the_endpoints_fault_is_not_laid_to_it() {
-        for fault in OpenFault::ALL {
-            let expected = if fault.is_about_endpoint() {
-                Blame::Endpoint
-            } else {
-                Blame::Way
-            };
-            assert_eq!(tunnel_fault(fault).blame(), expected, "{fault}");
-        }
     }
 }

@@ -2,20 +2,15 @@
 //! by whichever way kube-proxy's mode asks for.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::backend_choice::{Signs, choose};
 use crate::error::RulesError;
-use crate::iptables::fail_open::FailOpen;
 use crate::iptables::probe::kube_services_in;
 use crate::leftover::remove_all_but;
-use crate::nf_tables::NfTables;
-use crate::nftables::backend::NftablesBackend;
-use crate::nftables::table_name::TableName;
 use crate::pulse::SignsOfLife;
+use crate::way::{Way, open_auto, open_iptables, open_nftables, signs_of_kube_proxy};
 use crate::{
-    BackendChoice, BackendKind, BackendSetting, Family, FlavourSetting, Pulse, Removed, Repair,
-    Ruleset,
+    Applied, BackendChoice, BackendKind, BackendSetting, Family, FlavourSetting, Pulse, Removed,
+    Ruleset, Switched, Verified,
 };
 
 /// Owner of one family's rules. It expects to be the only one on the node.
@@ -42,59 +37,6 @@ pub struct Backend {
 /// Added to why iptables is used, where that may not be enough.
 const BESIDE_NFTABLES_MODE: &str = "; but kube-proxy runs in nftables mode, and whose rules come \
                                     first depends on whose chains were made last";
-
-/// A way into the kernel.
-#[derive(Debug)]
-enum Way {
-    Iptables(Box<FailOpen>),
-    Nftables(Box<NftablesBackend>),
-}
-
-/// How the kernel was brought to hold what is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Nothing had to be done.
-    None,
-    /// By the difference to what was known to be there.
-    Incremental,
-    /// By the difference to what was read back.
-    ReadBack,
-    /// By making all of it anew, in one step (nftables).
-    Rewritten,
-}
-
-/// What [`Backend::apply`] did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
-    /// How.
-    pub change: Change,
-    /// Lines of the transaction: rules or elements added and deleted, chains made, jumps
-    /// moved.
-    pub lines: usize,
-    /// How long it took.
-    pub took: Duration,
-    /// What differed from what is wanted, if it was read back; that which is wanted since
-    /// this call counts too.
-    pub repairs: Vec<Repair>,
-}
-
-/// What [`Backend::verify`] found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verified {
-    /// What was put right; empty when all was as it should be.
-    pub repairs: Vec<Repair>,
-    /// Whether the rules had to be read back, or made anew, for that.
-    pub read_back: bool,
-    /// How long it took.
-    pub took: Duration,
-}
-
-/// What [`Backend::reconsider`] did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Switched {
-    /// Where the rules are now, and why.
-    pub choice: BackendChoice,
-}
 
 impl Backend {
     /// Chooses the way and makes ready; changes nothing.
@@ -398,93 +340,5 @@ impl Backend {
         } else {
             Err(RulesError::OtherFamily { given, own })
         }
-    }
-}
-
-impl Way {
-    fn table_name(&self) -> Option<TableName> {
-        match self {
-            Way::Iptables(_) => None,
-            Way::Nftables(nftables) => nftables.table_name(),
-        }
-    }
-
-    async fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<Applied, RulesError> {
-        match self {
-            Way::Iptables(iptables) => iptables.apply(wanted).await,
-            Way::Nftables(nftables) => nftables.apply(wanted).await,
-        }
-    }
-
-    async fn verify(&mut self, wanted: &Arc<Ruleset>) -> Result<Verified, RulesError> {
-        match self {
-            Way::Iptables(iptables) => iptables.verify(wanted).await,
-            Way::Nftables(nftables) => nftables.verify(wanted).await,
-        }
-    }
-
-    async fn remove(&mut self) -> Result<Removed, RulesError> {
-        match self {
-            Way::Iptables(iptables) => iptables.remove().await,
-            Way::Nftables(nftables) => nftables.remove().await,
-        }
-    }
-}
-
-async fn open_iptables(
-    family: Family,
-    flavour: FlavourSetting,
-    signs: &SignsOfLife,
-) -> Result<(Way, BackendChoice), RulesError> {
-    let iptables = FailOpen::open(family, flavour, signs.clone()).await?;
-    let choice = iptables.choice().clone().into();
-    Ok((Way::Iptables(Box::new(iptables)), choice))
-}
-
-async fn open_nftables(family: Family, signs: &SignsOfLife) -> Result<Way, RulesError> {
-    let nftables = NftablesBackend::open(family, signs.clone()).await?;
-    Ok(Way::Nftables(Box::new(nftables)))
-}
-
-async fn open_auto(
-    family: Family,
-    flavour: FlavourSetting,
-    signs: &SignsOfLife,
-) -> Result<(Way, BackendChoice), RulesError> {
-    let (iptables, found) = match FailOpen::open(family, flavour, signs.clone()).await {
-        Ok(iptables) => {
-            let choice = iptables.choice().clone();
-            (Some(iptables), Ok(choice))
-        }
-        Err(missing) => (None, Err(missing)),
-    };
-    let choice = choose(family, signs_of_kube_proxy(family), found)?;
-    let way = match (choice.kind, iptables) {
-        (BackendKind::Iptables(_), Some(iptables)) => Way::Iptables(Box::new(iptables)),
-        (BackendKind::Iptables(_), None) | (BackendKind::Nftables, _) => {
-            open_nftables(family, signs).await?
-        }
-    };
-    Ok((way, choice))
-}
-
-/// Asks the kernel alone; where it does not answer, there are none.
-fn signs_of_kube_proxy(family: Family) -> Signs {
-    // Of kube-proxy in nftables mode (kubernetes `pkg/proxy/nftables/proxier.go`): the chain
-    // that all its others are reached from. The table alone may be an empty remainder.
-    const TABLE: &str = "kube-proxy";
-    const CHAIN: &str = "services";
-    let Ok(mut nf_tables) = NfTables::open() else {
-        return Signs::default();
-    };
-    let mut has = |family, table, chain| {
-        nf_tables
-            .has_chain(family, table, chain)
-            .unwrap_or_default()
-    };
-    Signs {
-        nftables_mode: has(family, TABLE, CHAIN),
-        nftables_mode_in_other: has(family.other(), TABLE, CHAIN),
-        iptables_mode: has(family, "nat", crate::KUBE_SERVICES),
     }
 }

@@ -11,6 +11,7 @@ mod nat_view;
 #[cfg(test)]
 mod nat_view_tests;
 mod nft_chains;
+mod standing_rule;
 
 use crate::iptables::installed::{Tools, installed};
 use crate::{Family, Flavour};
@@ -18,8 +19,9 @@ use crate::{Family, Flavour};
 pub use kernel_path_view::{MasqueradeFound, PortalLeads, SentTo};
 pub use kube_proxy_element::{NftElement, kube_proxy_element};
 pub use kube_proxy_portals::kube_proxy_portals;
-pub use nat_view::{Hook, KubeAction, KubeRule, NatView, PortalFound, StandingRule};
+pub use nat_view::{Hook, KubeAction, KubeRule, NatView, PortalFound};
 pub use nft_chains::{BaseChain, base_chains};
+pub use standing_rule::StandingRule;
 
 pub use crate::nftables::own_tables::{
     ChainFound, ElementFound, SharedFound, TableFound, own_tables,

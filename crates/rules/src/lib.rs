@@ -27,6 +27,7 @@ mod network_events;
 mod nf_hook;
 mod nf_tables;
 mod nftables;
+mod outcome;
 mod portal_layout;
 mod precedence;
 mod pulse;
@@ -35,8 +36,9 @@ mod repair;
 mod ruleset;
 mod stale_flows;
 mod unchanged;
+mod way;
 
-pub use backend::{Applied, Backend, Change, Switched, Verified};
+pub use backend::Backend;
 pub use backend_choice::{BackendChoice, BackendKind, BackendSetting};
 pub use chain_names::{JUMP_COMMENT, KUBE_SERVICES, OwnChain};
 pub use cleanup::{CleanedUp, cleanup};
@@ -62,6 +64,7 @@ pub use iptables::{
 pub use kernel_path::{KernelEndpoint, KernelPath, Sharing};
 pub use network_events::{NetworkEvent, NetworkEvents};
 pub use nftables::{NftablesError, render_nftables, render_refusing};
+pub use outcome::{Applied, Change, Switched, Verified};
 pub use portal_layout::{Bucket, PortalChain, PortalLayout};
 pub use precedence::Misplacement;
 pub use pulse::Pulse;

@@ -39,6 +39,16 @@ impl PortalLayout {
             PortalLayout::InBoth | PortalLayout::ByAddress => self,
         }
     }
+
+    /// The chains of portals besides those of the hooks. They are there whether portals belong
+    /// into them or not, so that one more never concerns what leads to them.
+    pub(crate) fn buckets(self) -> impl Iterator<Item = Bucket> {
+        let has_them = match self {
+            PortalLayout::InBoth => false,
+            PortalLayout::ByAddress => true,
+        };
+        Bucket::all().filter(move |_| has_them)
+    }
 }
 
 /// The last bits of an address, and the chain of the portals whose address ends so.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::chain_names::{MASQUERADE, POSTROUTING, SERVICE_PREFIX};
-use crate::inspect::nat_view::{StandingRule, target};
+use crate::inspect::standing_rule::{StandingRule, target};
 use crate::iptables::options::Options;
 
 /// Where the rule of a portal leads.

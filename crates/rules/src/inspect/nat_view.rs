@@ -7,24 +7,11 @@ use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
 
 use crate::inspect::kernel_path_view::{KernelPathView, MasqueradeFound, PortalLeads, SentTo};
+use crate::inspect::standing_rule::{StandingRule, target};
 use crate::iptables::own_rule::{OwnRule, recognise};
 use crate::iptables::service_chain::PortalTarget;
 use crate::iptables::words::Words;
 use crate::{Bucket, KUBE_SERVICES, OwnChain};
-
-/// A rule as it stands in the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StandingRule {
-    /// Its chain.
-    pub chain: String,
-    /// Its place in the chain, counted from 1.
-    pub place: usize,
-    /// Its text as iptables-save prints it, without the chain.
-    pub text: String,
-    /// Packets that it matched; in nat tables, where only the first packet of a connection
-    /// comes by, these are connections.
-    pub packets: u64,
-}
 
 /// `PREROUTING` (pods and strangers) or `OUTPUT` (the host's own processes).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -358,14 +345,6 @@ fn rule(line: &str) -> Option<(u64, &str, &str)> {
         .split_once(' ')
         .unwrap_or((rest.strip_prefix("-A ")?, ""));
     Some((packets, chain, spec))
-}
-
-pub(super) fn target(spec: &str) -> Option<String> {
-    let mut words = Words::of(spec);
-    words
-        .by_ref()
-        .find(|word| matches!(word.as_ref(), "-j" | "--jump" | "-g" | "--goto"))?;
-    words.next().map(std::borrow::Cow::into_owned)
 }
 
 /// What a rule of kube-proxy's says of its portal.

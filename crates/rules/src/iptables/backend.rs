@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use crate::backend::{Applied, Change, Verified};
 use crate::chain_names::SERVICE_PREFIX;
 use crate::error::RulesError;
 use crate::iptables::difference::{Difference, Means, between};
@@ -15,6 +14,7 @@ use crate::iptables::last_read::{LastRead, difference_to};
 use crate::iptables::parse::Table;
 use crate::iptables::probe::{has_kube_proxy_in_nf_tables, probe, probe_again};
 use crate::iptables::transaction::{RULES_PER_STEP, Transaction};
+use crate::outcome::{Applied, Change, Verified};
 use crate::removal::{Removed, remove_all};
 use crate::unchanged::{Glance, Look, Watch};
 use crate::{

@@ -30,7 +30,7 @@ pub(crate) fn portal_chains(rules: &Ruleset) -> Vec<ChainContent<'_>> {
     OwnChain::BOTH
         .map(PortalChain::Hook)
         .into_iter()
-        .chain(buckets(rules.layout()).map(PortalChain::Bucket))
+        .chain(rules.layout().buckets().map(PortalChain::Bucket))
         .map(|chain| ChainContent {
             chain,
             head: head(rules, chain),
@@ -59,16 +59,6 @@ pub(crate) fn chains_of(
         PortalLayout::ByAddress => (None, Some(PortalChain::Bucket(Bucket::of(frontend.ip)))),
     };
     both.into_iter().flatten().chain(bucket)
-}
-
-/// The chains of a layout besides those of the hooks. They are there whether portals belong into
-/// them or not, so that one more never concerns what leads to them.
-pub(crate) fn buckets(layout: PortalLayout) -> impl Iterator<Item = Bucket> {
-    let has_them = match layout {
-        PortalLayout::InBoth => false,
-        PortalLayout::ByAddress => true,
-    };
-    Bucket::all().filter(move |_| has_them)
 }
 
 impl<'r> ChainContent<'r> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use edgemesh_plan::Frontend;
 
 use crate::chain_names::OwnChain;
-use crate::iptables::chain_content::{ChainContent, buckets, chains_of, portal_chains};
+use crate::iptables::chain_content::{ChainContent, chains_of, portal_chains};
 use crate::iptables::kernel_path_difference::{
     kernel_path_against, kernel_path_between, remove_kernel_path,
 };
@@ -83,8 +83,12 @@ pub(crate) fn between(known: &Ruleset, wanted: &Ruleset) -> Transaction {
             }
         }
     }
-    let kept: BTreeSet<_> = buckets(wanted.layout()).collect();
-    for gone in buckets(known.layout()).filter(|bucket| !kept.contains(bucket)) {
+    let kept: BTreeSet<_> = wanted.layout().buckets().collect();
+    for gone in known
+        .layout()
+        .buckets()
+        .filter(|bucket| !kept.contains(bucket))
+    {
         transaction.delete_chain(&gone.to_string());
     }
     transaction
@@ -256,7 +260,7 @@ pub(crate) fn referring_to<'t, 'a>(
 
 /// Deletes the chains of portals that no rule of ours leads to.
 fn surplus_buckets(difference: &mut Difference, table: &Table<'_>, wanted: &Ruleset) {
-    let kept: BTreeSet<_> = buckets(wanted.layout()).collect();
+    let kept: BTreeSet<_> = wanted.layout().buckets().collect();
     let mut surplus = Vec::new();
     for (&bucket, rules) in table.buckets.iter().filter(|(b, _)| !kept.contains(b)) {
         let name = bucket.to_string();

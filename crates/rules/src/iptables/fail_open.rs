@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Applied, Verified};
 use crate::error::RulesError;
 use crate::gate::{GateSets, remove_sets};
 use crate::iptables::backend::IptablesBackend;
 use crate::iptables::extensions::Lacking;
 use crate::iptables::trial::Trial;
+use crate::outcome::{Applied, Verified};
 use crate::pulse::SignsOfLife;
 use crate::{
     Family, FlavourChoice, FlavourSetting, Gate, NoFlavour, PortalLayout, Removed, Repair, Ruleset,

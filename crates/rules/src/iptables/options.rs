@@ -1,14 +1,13 @@
 //! A rule as the options that it is made of, in whatever order and spelling.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use edgemesh_catalog::Protocol;
 use ipnet::IpNet;
 
 use crate::gate::{alive_set, portals_set};
 use crate::ip_set::SetName;
-use crate::iptables::own_rule::last_bits;
 use crate::iptables::service_chain::Share;
 use crate::iptables::words::Words;
 use crate::{Bucket, Family};
@@ -225,6 +224,14 @@ fn number(text: &str) -> Option<u32> {
     match text.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
+    }
+}
+
+/// An address of which nothing but the last bits is there.
+pub(crate) fn last_bits(family: Family, bits: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::from(u32::from(bits)).into(),
+        Family::V6 => Ipv6Addr::from(u128::from(bits)).into(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use edgemesh_catalog::Protocol;
 use edgemesh_plan::Frontend;
@@ -11,8 +11,7 @@ use ipnet::IpNet;
 
 use crate::chain_names::{OwnChain, SERVICE_PREFIX};
 use crate::gate::{alive_set, portals_set};
-use crate::iptables::chain_content::buckets;
-use crate::iptables::options::Options;
+use crate::iptables::options::{Options, last_bits};
 use crate::iptables::service_chain::{PortalTarget, target};
 use crate::{Bucket, Family, Gate, Mark, PortalLayout, PortalRule, Ruleset};
 
@@ -149,7 +148,8 @@ pub(crate) fn layout_rules(
         PortalLayout::ByAddress if rules.extensions().portal_set => rules.tcp_forwarded_at(),
         PortalLayout::ByAddress | PortalLayout::InBoth => None,
     };
-    buckets(layout)
+    layout
+        .buckets()
         .map(move |bucket| OwnRule::ByAddress(family, bucket))
         .chain(rule_to_come.map(|agent| OwnRule::RuleToCome { agent }))
 }
@@ -274,14 +274,6 @@ impl fmt::Display for OwnRule<'_> {
                 }
             }
         }
-    }
-}
-
-/// An address of which nothing but the last bits is there.
-pub(crate) fn last_bits(family: Family, bits: u8) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::from(u32::from(bits)).into(),
-        Family::V6 => Ipv6Addr::from(u128::from(bits)).into(),
     }
 }
 

@@ -11,8 +11,8 @@ use super::refusal::Refusal;
 use super::sign_of_life::SignOfLife;
 use super::table::{Look, OwnTable};
 use super::table_name::TableName;
-use crate::backend::{Applied, Change, Verified};
 use crate::error::RulesError;
+use crate::outcome::{Applied, Change, Verified};
 use crate::pulse::SignsOfLife;
 use crate::{Family, Removed, Repair, Ruleset};
 
