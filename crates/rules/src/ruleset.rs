@@ -1,15 +1,14 @@
 //! What shall be in the kernel: the rules of one family, as plain data.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use edgemesh_catalog::{Protocol, ServicePortName, SharedMap};
+use edgemesh_catalog::{Protocol, SharedMap};
 use edgemesh_plan::Frontend;
 use ipnet::IpNet;
 
-use crate::{Extensions, Family, Gate, KernelPath, PortalLayout};
+use crate::{Extensions, Family, Gate, KernelPath, Mark, PortalLayout, RuleComment};
 
 /// The rules of one family. Both hooks have the same ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -347,122 +346,8 @@ impl Ruleset {
     }
 }
 
-/// One bit of the packet mark. By one the agent's own traffic passes its own rules, by
-/// another it is told what came through a portal.
-///
-/// kube-proxy uses 0x4000 and 0x8000 (its `--iptables-masquerade-bit` and kubelet's drop
-/// bit), Calico 0xffff0000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Mark {
-    bit: u8,
-}
-
-impl Mark {
-    /// The agent's default: 0x2000.
-    pub const AGENT: Mark = Mark { bit: 13 };
-
-    /// What came through a portal and is not the agent's: 0x1000. It is set where the kernel
-    /// has a part in portals, says that a packet may have to be masqueraded, and is taken off
-    /// in the same place.
-    pub const PORTAL: Mark = Mark { bit: 12 };
-
-    /// kube-proxy's own, unless it was started with another `--iptables-masquerade-bit`: 0x4000.
-    /// Beside its iptables rules it is set on what comes through a portal from outside the pods'
-    /// networks, and taken off with [`Self::PORTAL`].
-    pub const KUBE_PROXY: Mark = Mark { bit: 14 };
-
-    /// Bit number `bit` of the mark; none when the mark has no such bit (it has 32).
-    #[must_use]
-    pub fn new(bit: u8) -> Option<Self> {
-        (bit < 32).then_some(Self { bit })
-    }
-
-    /// The mark's value (`SO_MARK` of the agent's sockets), at the same time its mask.
-    #[must_use]
-    pub fn value(self) -> u32 {
-        1 << self.bit
-    }
-}
-
-impl fmt::Display for Mark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.value())
-    }
-}
-
-/// The text by which a rule names its service port: `namespace/name:port`.
-///
-/// Names come from the cluster. Whatever isn't part of a Kubernetes name is replaced by
-/// `_`, so that no name can end the quotes that it stands in, or the line; the text is
-/// cut at 255 bytes, netfilter's limit (`struct xt_comment_info`, 256 with its end).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RuleComment(Arc<str>);
-
-impl RuleComment {
-    const MOST_BYTES: usize = 255;
-
-    /// The comment for `text`.
-    #[must_use]
-    pub fn new(text: &str) -> Self {
-        if text.is_empty() {
-            return Self("_".into());
-        }
-        if text.len() <= Self::MOST_BYTES && text.chars().all(is_plain) {
-            return Self(text.into());
-        }
-        let plain: String = text
-            .chars()
-            .map(|c| if is_plain(c) { c } else { '_' })
-            .take(Self::MOST_BYTES)
-            .collect();
-        Self(plain.into())
-    }
-
-    /// Whether this is the very name of the service port. Nothing is stored to find out,
-    /// so that what is the same for thousands of rules needs not be made again.
-    #[must_use]
-    pub fn is_name_of(&self, name: &ServicePortName) -> bool {
-        let mut rest = Expected(self.as_str());
-        write!(rest, "{name}").is_ok() && rest.0.is_empty()
-    }
-
-    /// The text as it stands in the rule.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<&ServicePortName> for RuleComment {
-    fn from(name: &ServicePortName) -> Self {
-        Self::new(&name.to_string())
-    }
-}
-
-impl fmt::Display for RuleComment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Takes only the text it expects, part by part.
-struct Expected<'a>(&'a str);
-
-impl Write for Expected<'_> {
-    fn write_str(&mut self, part: &str) -> fmt::Result {
-        self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
-        Ok(())
-    }
-}
-
-fn is_plain(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/' | ':')
-}
-
 #[cfg(test)]
 mod tests {
-    use edgemesh_catalog::ObjectName;
-
     use super::*;
 
     fn frontend(ip: &str, protocol: Protocol) -> Frontend {
@@ -482,40 +367,6 @@ mod tests {
     }
 
     #[test]
-    fn a_service_ports_name_is_kept_as_it_is() {
-        let name = "kube-system/kube-dns.v1:dns-tcp";
-        assert_eq!(RuleComment::new(name).as_str(), name);
-    }
-
-    #[test]
-    fn a_comment_is_told_from_that_of_another_port() {
-        let name = |port: &str| ServicePortName {
-            service: ObjectName::new("default", "web"),
-            port: port.into(),
-            protocol: Protocol::Tcp,
-        };
-        let comment = RuleComment::from(&name("http"));
-        assert!(comment.is_name_of(&name("http")));
-        assert!(!comment.is_name_of(&name("https")));
-        assert!(!comment.is_name_of(&name("")));
-    }
-
-    #[test]
-    fn a_hostile_name_cannot_leave_its_quotes_or_its_line() {
-        let hostile = "x\" -j ACCEPT\n-A INPUT -j DROP\\\0ü";
-        assert_eq!(
-            RuleComment::new(hostile).as_str(),
-            "x__-j_ACCEPT_-A_INPUT_-j_DROP___"
-        );
-    }
-
-    #[test]
-    fn a_comment_never_exceeds_netfilters_limit() {
-        assert_eq!(RuleComment::new(&"ü".repeat(400)).as_str().len(), 255);
-        assert_eq!(RuleComment::new("").as_str(), "_");
-    }
-
-    #[test]
     fn a_portal_of_the_other_family_or_of_sctp_is_not_taken() {
         let mut rules = Ruleset::new("169.254.96.16".parse().unwrap(), 20008, Mark::AGENT);
         let v6 = frontend("fd00::1", Protocol::Tcp);
@@ -529,12 +380,5 @@ mod tests {
             "10.96.0.1:80/sctp can't be intercepted: only TCP and UDP can"
         );
         assert!(rules.portals().is_empty());
-    }
-
-    #[test]
-    fn the_agents_mark_is_a_single_bit() {
-        assert_eq!(Mark::AGENT.to_string(), "0x2000");
-        assert_eq!(Mark::new(31).map(Mark::value), Some(0x8000_0000));
-        assert_eq!(Mark::new(32), None);
     }
 }

@@ -8,7 +8,8 @@ use tokio::time::timeout;
 
 use crate::chain_names::SERVICE_PREFIX;
 use crate::error::RulesError;
-use crate::iptables::difference::{Difference, Means, between};
+use crate::iptables::changes::Difference;
+use crate::iptables::difference::{Means, between};
 use crate::iptables::installed::Tools;
 use crate::iptables::last_read::{LastRead, difference_to};
 use crate::iptables::parse::Table;

@@ -6,6 +6,7 @@ use edgemesh_plan::Frontend;
 
 use crate::chain_names::OwnChain;
 use crate::iptables::chain_content::{ChainContent, chains_of, portal_chains};
+use crate::iptables::changes::{ChangedPortal, Difference, Removal, referring_to};
 use crate::iptables::kernel_path_difference::{
     kernel_path_against, kernel_path_between, remove_kernel_path,
 };
@@ -19,13 +20,6 @@ use crate::{PortalChain, PortalLayout, PortalRule, Repair, Ruleset};
 /// From this many deletions on a chain is made anew: each deletion by text makes
 /// iptables search the chain, so that many cost more than a full rewrite.
 const MOST_DELETIONS: usize = 256;
-
-/// The changes, and for each what was otherwise than it should be.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Difference {
-    pub(crate) transaction: Transaction,
-    pub(crate) repairs: Vec<Repair>,
-}
 
 /// How chains that differ are set right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,28 +157,6 @@ struct RuleChanges<'a> {
     new: Vec<OwnRule<'a>>,
 }
 
-/// A portal that is not the same before and after.
-pub(crate) struct ChangedPortal<'a> {
-    pub(crate) frontend: &'a Frontend,
-    pub(crate) old: Option<&'a PortalRule>,
-    pub(crate) new: Option<&'a PortalRule>,
-}
-
-impl<'a> ChangedPortal<'a> {
-    /// The rule before and after.
-    fn rules(
-        &self,
-        known: &Ruleset,
-        wanted: &Ruleset,
-    ) -> (Option<OwnRule<'a>>, Option<OwnRule<'a>>) {
-        (
-            self.old.map(|rule| portal_rule(known, self.frontend, rule)),
-            self.new
-                .map(|rule| portal_rule(wanted, self.frontend, rule)),
-        )
-    }
-}
-
 /// The portals that are not the same, or all, when the same portal may be another rule.
 fn changed_portals<'a>(
     known: &'a Ruleset,
@@ -199,14 +171,6 @@ fn changed_portals<'a>(
     merged(known.portals().iter(), wanted.portals().iter())
         .map(changed)
         .collect()
-}
-
-/// The changes that take out all that is ours.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Removal {
-    pub(crate) transaction: Transaction,
-    /// Rules of others that lead into a chain of ours: these chains can only be emptied.
-    pub(crate) kept_by: Vec<String>,
 }
 
 /// What has to be done so that nothing of ours is left.
@@ -227,35 +191,6 @@ pub(crate) fn removal(table: &Table<'_>) -> Removal {
     }
     remove_kernel_path(&mut removal, table);
     removal
-}
-
-impl Removal {
-    /// Deletes a chain, or only empties it where somebody else's rule leads into it.
-    pub(crate) fn remove_chain(&mut self, table: &Table<'_>, chain: &str, is_empty: bool) {
-        let before = self.kept_by.len();
-        self.kept_by
-            .extend(referring_to(table, chain).map(str::to_owned));
-        if self.kept_by.len() == before {
-            self.transaction.delete_chain(chain);
-        } else if !is_empty {
-            self.transaction.empty(chain);
-        }
-    }
-}
-
-/// Rules of others that lead into a chain of ours.
-pub(crate) fn referring_to<'t, 'a>(
-    table: &'t Table<'a>,
-    chain: &str,
-) -> impl Iterator<Item = &'a str> + use<'t, 'a> {
-    let jumps = ["-j ", "-g "].map(|option| format!("{option}{chain}"));
-    table.references.iter().copied().filter(move |rule| {
-        jumps.iter().any(|jump| {
-            rule.find(jump.as_str())
-                .and_then(|at| rule.get(at + jump.len()..))
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
-        })
-    })
 }
 
 /// Deletes the chains of portals that no rule of ours leads to.

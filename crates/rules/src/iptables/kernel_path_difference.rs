@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use edgemesh_plan::Frontend;
 
 use crate::chain_names::{MASQUERADE, POSTROUTING};
-use crate::iptables::difference::{ChangedPortal, Difference, Removal, referring_to};
+use crate::iptables::changes::{ChangedPortal, Difference, Removal, referring_to};
 use crate::iptables::masquerade::{BEFORE_HAIRPINS, hairpin, masquerade_rules};
 use crate::iptables::options::same_rule;
 use crate::iptables::parse::Table;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::Ruleset;
-use crate::iptables::difference::{Difference, Means, against};
+use crate::iptables::changes::Difference;
+use crate::iptables::difference::{Means, against};
 use crate::iptables::parse::Table;
 use crate::unchanged::LINES_PER_LOOK;
 

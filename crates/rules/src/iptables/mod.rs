@@ -2,6 +2,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod chain_content;
+pub(crate) mod changes;
 pub(crate) mod difference;
 pub(crate) mod door;
 mod extensions;
