@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::background::in_background;
 use super::change::between;
 use super::kernel_support::KernelSupport;
 use super::nftables_error::NftablesError;
@@ -256,14 +257,5 @@ fn applied(change: Change, lines: usize, started: Instant, repairs: Vec<Repair>)
         lines,
         took: started.elapsed(),
         repairs,
-    }
-}
-
-pub(super) async fn in_background<T: Send + 'static>(
-    job: impl FnOnce() -> T + Send + 'static,
-) -> T {
-    match tokio::task::spawn_blocking(job).await {
-        Ok(outcome) => outcome,
-        Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
     }
 }

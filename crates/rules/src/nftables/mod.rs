@@ -15,6 +15,7 @@
 //! and no program needs to be installed. nft lists the table as it lists any other.
 
 pub(crate) mod backend;
+mod background;
 mod change;
 mod element;
 mod expression;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::backend::in_background;
+use super::background::in_background;
 use super::nftables_error::NftablesError;
 use super::refuse_table::RefuseTable;
 use super::refusing_rules::SetChanges;
