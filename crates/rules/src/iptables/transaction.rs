@@ -165,21 +165,17 @@ impl Transaction {
 
     /// The whole as one atomic step.
     pub(crate) fn text(&self) -> String {
-        let (new, parts) = (self.new_chains(), self.changes());
-        let bytes: usize = parts.iter().map(|part| part.text.len()).sum();
-        let mut text = String::with_capacity(new.len() + bytes + 16);
-        let parts = parts.iter().map(|part| part.text.as_ref());
-        section(&mut text, [new.as_str()].into_iter().chain(parts));
+        let changes = self.changes();
+        let mut pieces = self.new_chains();
+        pieces.extend(changes.iter().map(|part| part.text.as_ref()));
+        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let mut text = String::with_capacity(bytes + 16);
+        section(&mut text, pieces);
         text
     }
 
     /// The chains that are made anew, and the rules that lead to one of them right behind it.
-    fn new_chains(&self) -> String {
-        let mut text: String = self
-            .buckets
-            .values()
-            .map(|new| new.begun.as_str())
-            .collect();
+    fn new_chains(&self) -> Vec<&str> {
         let chains = self.whole_chains.iter();
         let mut by_chain: BTreeMap<&Backwards, Vec<&str>> = chains
             .map(|(name, text)| (name, vec![text.as_str()]))
@@ -187,8 +183,8 @@ impl Transaction {
         for (chain, rule) in self.buckets.values().flat_map(|new| &new.leading_on) {
             by_chain.entry(chain).or_default().push(rule);
         }
-        text.extend(by_chain.into_values().flatten());
-        text
+        let begun = self.buckets.values().map(|new| new.begun.as_str());
+        begun.chain(by_chain.into_values().flatten()).collect()
     }
 
     /// The same as several steps of about `most` rules each, one after the other, for a
